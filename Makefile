@@ -1,0 +1,53 @@
+# make serve    serve models/ on 127.0.0.1:8080 (ARGS="--port 9000" adds flags)
+# make test     lint, types, import contract, tests
+# make test-full  the same, with the long checks at their full size
+# make lock     resolve the dependencies again
+#
+# Each does its own set-up: a virtual environment in .venv with the locked dependencies.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: serve test test-full lint lock clean
+
+serve: $(VENV)/.serve
+	$(BIN)/modelhost serve $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+test-full: lint
+	MODELHOST_TEST_FULL=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# --no-deps: everything is in the lock; the package itself is linked, so edits need no new install.
+$(VENV)/.serve: lock/serve.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r lock/serve.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.test: lock/test.txt $(VENV)/.serve
+	$(PIP) --require-hashes -r lock/test.txt
+	touch $@
+
+# One resolution for all platforms and for Python 3.11 and newer; hashes, and no index in the files.
+lock: $(VENV)/.test
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
+	  pyproject.toml lock/build.in -o lock/serve.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  pyproject.toml lock/build.in --group test -c lock/serve.txt -o lock/test.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The HTTP surface: codecs, routes, error table, metrics."""

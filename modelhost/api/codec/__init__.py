@@ -1,0 +1,25 @@
+"""Pure synchronous functions between V2 request and response bytes and named tensors.
+
+No HTTP framework, no model runtime and no memory manager in here: the caller reserves
+`decode_cost_bytes` before it decodes, and maps the errors to statuses.
+"""
+
+from __future__ import annotations
+
+from modelhost.api.codec.compression import decompress
+from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
+from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
+from modelhost.api.codec.request import decode_request, parse_header_length
+from modelhost.api.codec.response import encode_response
+
+__all__ = [
+    "EncodedResponse",
+    "InferRequest",
+    "OutputRequest",
+    "decode_cost_bytes",
+    "decode_request",
+    "decompress",
+    "encode_response",
+    "json_cost_bytes",
+    "parse_header_length",
+]

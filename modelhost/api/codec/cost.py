@@ -1,0 +1,100 @@
+"""Upper bounds for the memory that decoding a body takes, from counts at C speed.
+
+The figures are resident bytes on 64-bit CPython, at the worst moment, beyond the body itself.
+orjson also allocates a buffer of 12 bytes per byte of text, of which it touches 16 bytes per value
+and a copy of the text; the untouched rest is address space, not memory, and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from modelhost.tensors import TensorSpec
+
+_FIXED: Final = 1 << 14  # big buffers end within a page; the small objects of any request
+# Per value: parser node 16, list entry 8, float or int 32 (rounded up by the small-object
+# allocator); the node is gone when the flat lists (2 * 9) and the array (8 + 1 for checks) come.
+_VALUE: Final = 32 + 8 + 28
+_LIST: Final = 112  # header 56, collector 16, rounding up of header and entries
+_DICT: Final = 240  # object 64, collector 16, first key table 160
+_KEY: Final = 112  # key tables are at most a third full, and the old one is still there on growth
+_TEXT_NARROW: Final = 16 + 64  # parser node; str header and rounding where all is ASCII
+_TEXT_WIDE: Final = 16 + 96
+_ENTRIES: Final = 9 + 8  # list entry with over-allocation; entry of the object array
+
+_COUNTED: Final = b',[{":'
+_CHUNK_BYTES: Final = 1 << 16  # fits the second-level cache
+_NUMPY_PAYS_BYTES: Final = 1 << 14  # below, five bytes.count are faster
+
+
+def decode_cost_bytes(body: bytes | memoryview, *, header_length: int | None, inputs: Mapping[str, TensorSpec]) -> int:
+    """Returns an upper bound for the bytes that `decode_request` of `body` holds at its peak.
+
+    The body itself is not included. Covers the JSON part, aligned copies of raw numeric tensors and
+    the strings of raw BYTES tensors. Raises nothing.
+    """
+    text_length = len(body) if header_length is None else header_length
+    text, raw = bytes(body[:text_length]), memoryview(body)[text_length:]
+    cost = json_cost_bytes(text)
+    if not raw:
+        return cost
+    cost += len(text)  # the JSON part is cut out of the body
+    if any(spec.datatype == "BYTES" for spec in inputs.values()):
+        return cost + _texts_cost_bytes(bytes(raw), framed=header_length != 0)
+    return cost + len(raw)
+
+
+def json_cost_bytes(text: bytes) -> int:
+    """Returns an upper bound for the bytes held by parsing `text` and turning it into arrays.
+
+    `text` need not be valid JSON. Every value but the first follows a comma or opens a container,
+    and every string, key or value, has two quotes, so the counts bound the objects.
+    """
+    commas, lists, dicts, quotes, colons = _counts(text)
+    width = _char_bytes(text)
+    string = _TEXT_NARROW if width == 1 else _TEXT_WIDE
+    return (
+        _FIXED
+        # The parser's copy, and one more as str: in the values, or whole in the parser's error.
+        + (1 + width) * len(text)
+        + _VALUE * (commas + lists + dicts + 1)
+        + _LIST * lists
+        + _DICT * dicts
+        + _KEY * colons
+        + string * (quotes // 2)
+    )
+
+
+def _texts_cost_bytes(raw: bytes, *, framed: bool) -> int:
+    """Bounds the bytes held by decoding the BYTES elements in `raw`, or all of it as one."""
+    # The length of an element below 256 bytes has three zero bytes; UTF-8 text hardly has any.
+    elements = min(len(raw) // 4, raw.count(0) // 3 + len(raw) // 256 + 1) if framed else 1
+    width = _char_bytes(raw)
+    string = _TEXT_NARROW if width == 1 else _TEXT_WIDE
+    return (1 + width) * len(raw) + (string + _ENTRIES) * elements
+
+
+def _counts(text: bytes) -> list[int]:
+    if len(text) < _NUMPY_PAYS_BYTES:
+        return [text.count(char) for char in _COUNTED]
+    counts = [0] * len(_COUNTED)
+    codes = np.frombuffer(text, dtype=np.uint8)
+    for start in range(0, len(codes), _CHUNK_BYTES):
+        chunk = codes[start : start + _CHUNK_BYTES]
+        for which, char in enumerate(_COUNTED):
+            counts[which] += int(np.count_nonzero(chunk == char))
+    return counts
+
+
+def _char_bytes(text: bytes) -> int:
+    """Bounds the bytes per byte of `text` in a str, whose widest character decides for all."""
+    escapes = b"\\" in text and b"\\u" in text
+    if text.isascii() and not escapes:
+        return 1
+    # Characters past U+FFFF are four bytes in UTF-8, and escaped surrogates (d8 to df) in JSON.
+    if any(lead in text for lead in (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")):
+        return 4
+    return 4 if escapes and (b"\\ud" in text or b"\\uD" in text) else 2

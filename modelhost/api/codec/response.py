@@ -1,0 +1,103 @@
+"""From output arrays to a V2 response body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import orjson
+
+from modelhost.api.codec.binary_tensors import encode_texts
+from modelhost.api.codec.json_tensors import check_json
+from modelhost.api.codec.messages import EncodedResponse, OutputRequest
+from modelhost.errors import UnrepresentableOutput
+from modelhost.tensors import DTYPES, Array, TensorSpec, datatype_of
+
+_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
+
+
+def encode_response(
+    *,
+    model_name: str,
+    model_version: str,
+    request_id: str,
+    outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]],
+) -> EncodedResponse:
+    """Returns the response with `outputs` in the order given, each as JSON or as raw bytes.
+
+    Datatype and shape are those of the arrays; data is row major. `id` is left out where
+    `request_id` is "". Raises UnrepresentableOutput where an array has no V2 datatype or JSON
+    cannot carry it (FP16, NaN, Infinity).
+    """
+    document: dict[str, object] = {"model_name": model_name, "model_version": model_version}
+    if request_id:
+        document["id"] = request_id
+    chunks: list[bytes | memoryview] = [b""]  # the JSON goes first, once it is known
+    document["outputs"] = [_encode(*output, chunks) for output in outputs]
+    try:
+        text = orjson.dumps(document, option=_OPTIONS)
+    except orjson.JSONEncodeError as error:
+        raise _not_unicode(outputs, str(error)) from None
+    if len(chunks) == 1 and not any(asked.binary for asked, _, _ in outputs):
+        return EncodedResponse(text, None)
+    chunks[0] = text
+    return EncodedResponse(b"".join(chunks), len(text))
+
+
+def _encode(
+    asked: OutputRequest, spec: TensorSpec, array: Array, chunks: list[bytes | memoryview]
+) -> dict[str, object]:
+    """Returns the output's JSON object; a binary one also appends its bytes to `chunks`."""
+    datatype = datatype_of(array.dtype)
+    if datatype is None:
+        raise UnrepresentableOutput(
+            f"output '{asked.name}' ({spec.describe()}): V2 has no datatype for numpy {array.dtype}"
+        )
+    tensor: dict[str, object] = {
+        "name": asked.name,
+        "datatype": datatype,
+        "shape": list(array.shape),
+    }
+    flat = array.ravel()  # a view where the array is contiguous already
+    if datatype == "BYTES":
+        texts = _texts(asked.name, flat)
+        raw: bytes | memoryview = encode_texts(asked.name, texts) if asked.binary else b""
+        data: object = texts
+    elif asked.binary:
+        raw, data = _little_endian(flat, datatype), None
+    else:
+        check_json(asked.name, datatype, flat)
+        raw, data = b"", flat
+    if asked.binary:
+        # Clients take a parameters object without binary_data_size for an error.
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        chunks.append(raw)
+    else:
+        tensor["data"] = data
+    return tensor
+
+
+def _little_endian(flat: Array, datatype: str) -> memoryview:
+    """Returns the bytes of `flat`, without a copy on little-endian machines."""
+    wire = flat.astype(DTYPES[datatype].newbyteorder("<"), copy=False)
+    return wire.view(np.uint8).data
+
+
+def _texts(name: str, flat: Array) -> list[str]:
+    texts: list[str] = flat.tolist()
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UnrepresentableOutput(f"output '{name}': element {index} is {type(text).__name__}, expected text")
+    return texts
+
+
+def _not_unicode(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]], reason: str) -> UnrepresentableOutput:
+    """Finds the text output that JSON refused: one with a lone surrogate."""
+    for asked, _, array in outputs:
+        if datatype_of(array.dtype) == "BYTES":
+            try:
+                encode_texts(asked.name, _texts(asked.name, array.ravel()))
+            except UnrepresentableOutput as error:
+                return error
+    return UnrepresentableOutput(f"the response has no JSON form: {reason}")

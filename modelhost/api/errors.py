@@ -1,0 +1,103 @@
+"""Every error that modelhost raises, as an HTTP answer: one table, one shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from modelhost import errors
+
+log = logging.getLogger("modelhost")
+
+#: Status by class; a subclass without a line of its own has its nearest base's.
+STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
+    errors.InvalidRequest: 400,
+    errors.UnrepresentableOutput: 400,
+    errors.ModelNotFound: 404,
+    errors.RequestTooLarge: 413,
+    errors.ModelBroken: 500,
+    errors.RunFailed: 500,
+    errors.ConfigError: 500,
+    errors.InsufficientMemory: 503,
+    errors.Overloaded: 503,
+    errors.DeadlineExceeded: 503,
+    errors.HostClosed: 503,
+    errors.NeverFits: 507,
+    errors.MemoryRefusal: 503,
+    errors.ModelHostError: 500,
+}
+
+#: What a client should wait before it tries again: a queue drains in about a second, memory comes
+#: back when somebody else's runs end.
+_RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
+    errors.InsufficientMemory: 2,
+    errors.Overloaded: 1,
+    errors.DeadlineExceeded: 1,
+    errors.HostClosed: 5,
+}
+
+
+class JsonResponse(Response):
+    """JSON by orjson. The content type is exactly `application/json`: some clients compare it so."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encodes the content."""
+        return orjson.dumps(content)
+
+
+def status_of(error: errors.ModelHostError) -> int:
+    """Returns the status of an error, by the nearest class in the table."""
+    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+
+
+def respond(error: errors.ModelHostError) -> Response:
+    """Returns the answer for an error: `{"error": text, "code": ..., figures}`."""
+    body = {"error": str(error), "code": error.code, **error.details()}
+    headers: dict[str, str] = {}
+    retry_after_s = _RETRY_AFTER_S.get(type(error))
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+        body["retry_after_s"] = retry_after_s
+    return JsonResponse(body, status_of(error), headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every failure of `app` answer in our shape, those of the framework included."""
+
+    async def on_host_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.ModelHostError)
+        return respond(error)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        return JsonResponse({"error": text, "code": "http"}, error.status_code, dict(error.headers or {}))
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return JsonResponse({"error": text, "code": "invalid_request"}, 400)
+
+    async def on_bug(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JsonResponse({"error": f"internal error: {type(error).__name__}: {error}", "code": "internal"}, 500)
+
+    async def on_no_memory(request: Request, error: Exception) -> Response:
+        # The C library refused an allocation: an address-space limit, most likely.
+        text = f"{request.method} {request.url.path}: memory could not be allocated: {error}"
+        return respond(errors.InsufficientMemory(text, needed_bytes=0, available_bytes=0))
+
+    app.add_exception_handler(MemoryError, on_no_memory)
+    app.add_exception_handler(errors.ModelHostError, on_host_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_bug)

@@ -1,0 +1,168 @@
+"""The request story: decode, lease, run, encode, end the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from modelhost.api.body import ByteBudget, ByteHold, read_body
+from modelhost.api.codec import (
+    EncodedResponse,
+    InferRequest,
+    decode_cost_bytes,
+    decode_request,
+    decompress,
+    encode_response,
+    parse_header_length,
+)
+from modelhost.api.disconnect import DisconnectWatch
+from modelhost.api.metrics import Metrics
+from modelhost.errors import InsufficientMemory, ModelHostError
+from modelhost.host import Host
+from modelhost.pool import Lease
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
+from modelhost.tensors import Array
+from modelhost.units import format_bytes
+
+T = TypeVar("T")
+
+#: JSON above this is decoded on an inference thread, so that the event loop is not held up: this
+#: much takes about 2 ms. Binary tensors are views on the body and cost nothing.
+_DECODE_INLINE_BYTES: Final = 64 << 10
+
+#: nginx's status for a client that did not wait; nobody is there to read it.
+_CLIENT_GONE: Final = Response(status_code=499)
+
+
+class InferRoutes:
+    """Answers `POST /v2/models/{name}[/versions/{version}]/infer`."""
+
+    def __init__(self, host: Host, metrics: Metrics) -> None:
+        self._host, self._metrics = host, metrics
+
+    def open(self) -> None:
+        """Takes the budgets of the host, which has opened."""
+        self._budget = ByteBudget(self._host.budgets.decoding_bytes, max_waiting=self._host.settings.server.max_queue)
+
+    async def infer(self, request: Request) -> Response:
+        """One inference request, from its arrival to its answer."""
+        started, began = asyncio.get_running_loop().time(), time.perf_counter()
+        name, version = request.path_params["name"], request.path_params.get("version")
+        try:
+            self._refuse_exhausted()
+            file, face = await self._host.pool.describe(name, version)
+            with self._budget.hold() as hold:
+                body = await self._read(request, hold)
+                with DisconnectWatch(request.receive) as watch:
+                    response = await self._answer(request, body, hold, file, face, started)
+            if watch.is_gone:
+                response = _CLIENT_GONE
+        except ClientDisconnect:
+            response = _CLIENT_GONE
+        except ModelHostError as error:
+            self._metrics.observe(name, error.code, time.perf_counter() - began)
+            raise
+        else:
+            self._metrics.observe(name, "ok", time.perf_counter() - began)
+        return response
+
+    async def _answer(
+        self,
+        request: Request,
+        body: bytes,
+        hold: ByteHold,
+        file: ModelFile,
+        face: LoadedModel | Inspection,
+        started: float,
+    ) -> Response:
+        decoded = await self._decode(request, body, hold, face)
+        timeout_s = self._host.settings.server.request_timeout_s
+        if decoded.timeout_s is not None:
+            timeout_s = min(timeout_s, decoded.timeout_s)
+        deadline = started + timeout_s
+        lease = await self._host.pool.acquire(file.name, file.version, deadline=deadline)
+        try:
+            encoded = await self._run(lease, decoded, deadline)
+        finally:
+            lease.end()
+        return _response(encoded)
+
+    async def _run(self, lease: Lease, decoded: InferRequest, deadline: float) -> EncodedResponse:
+        """Runs and encodes on an inference thread; the outputs never leave it."""
+        key, specs, asked = lease.key, lease.outputs, decoded.outputs
+
+        def encode(results: list[Array]) -> EncodedResponse:
+            return encode_response(
+                model_name=key.name,
+                model_version=key.version,
+                request_id=decoded.id,
+                outputs=[(out, specs[out.name], value) for out, value in zip(asked, results, strict=True)],
+            )
+
+        return await lease.run_checked(decoded.feeds, [out.name for out in asked], encode, deadline=deadline)
+
+    # --- the body ------------------------------------------------------------------------------------
+
+    async def _read(self, request: Request, hold: ByteHold) -> bytes:
+        max_bytes = self._host.budgets.request_bytes
+        body = await read_body(request, hold, max_bytes=max_bytes)
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() == "identity":
+            return body
+        await hold.grow(min(max_bytes, self._budget.limit_bytes - hold.size_bytes))
+        inflated = await self._on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
+        hold.shrink(len(inflated))
+        return inflated
+
+    async def _decode(
+        self, request: Request, body: bytes, hold: ByteHold, face: LoadedModel | Inspection
+    ) -> InferRequest:
+        length = parse_header_length(request.headers.get("inference-header-content-length"), len(body))
+        text_bytes = len(body) if length is None else length
+        max_decoded = self._budget.limit_bytes
+        inputs, outputs = face.inputs, face.outputs
+
+        def decode() -> InferRequest:
+            return decode_request(
+                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=max_decoded
+            )
+
+        if text_bytes <= _DECODE_INLINE_BYTES and len(body) <= _DECODE_INLINE_BYTES:
+            return decode()
+        await hold.grow(decode_cost_bytes(body, header_length=length, inputs=inputs))
+        has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
+        if text_bytes <= _DECODE_INLINE_BYTES and not has_text:
+            return decode()
+        return await self._on_thread(decode)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        runner, cancel = self._host.pool.runner, CancelToken()
+        return await runner.result(runner.submit(work, cancel=cancel), cancel=cancel)
+
+    def _refuse_exhausted(self) -> None:
+        """Refuses work while usage is within `memory.min_free` of the limit: it might be what is killed."""
+        memory = self._host.memory
+        if not memory.is_exhausted:
+            return
+        info = memory.memory_info()
+        free_bytes = info.limit_bytes - info.usage_bytes
+        if free_bytes < info.min_free_bytes:
+            raise InsufficientMemory(
+                f"{format_bytes(free_bytes)} are left of {format_bytes(info.limit_bytes)}, less than "
+                f"memory.min_free ({format_bytes(info.min_free_bytes)})",
+                needed_bytes=info.min_free_bytes,
+                available_bytes=max(0, free_bytes),
+            )
+
+
+def _response(encoded: EncodedResponse) -> Response:
+    if encoded.header_length is None:
+        return Response(encoded.body, media_type="application/json")
+    headers = {"Inference-Header-Content-Length": str(encoded.header_length)}
+    return Response(encoded.body, media_type="application/octet-stream", headers=headers)

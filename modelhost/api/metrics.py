@@ -1,0 +1,118 @@
+"""Figures for Prometheus: read from snapshots when asked, except what a request itself leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from modelhost.host import Host
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """One registry for one host; nothing is global, so that several hosts can live in one process."""
+
+    def __init__(self, host: Host) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        # By outcome and not by model: a host of ten thousand models would hold ten thousand of these.
+        self._requests = Histogram(
+            "modelhost_request_seconds",
+            "Inference requests from arrival to answer, by outcome.",
+            ["outcome"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._by_outcome: dict[str, Histogram] = {}
+        self._registry.register(_HostCollector(host))
+
+    def observe(self, model: str, outcome: str, took_s: float) -> None:
+        """Counts one inference request; `outcome` is `ok` or the error's code."""
+        child = self._by_outcome.get(outcome)
+        if child is None:
+            child = self._by_outcome[outcome] = self._requests.labels(outcome)
+        child.observe(took_s)
+
+    def render(self) -> bytes:
+        """Returns the text format."""
+        return generate_latest(self._registry)
+
+
+class _HostCollector:
+    """Reads the host's own figures when they are asked for."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing ahead of time: the host is not open yet when this is registered."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields memory, ledger and pool figures."""
+        yield from self._memory()
+        yield from self._pool()
+
+    def _memory(self) -> Iterator[Metric]:
+        memory = self._host.memory
+        info, totals = memory.memory_info(), memory.ledger.totals
+        for name, value, text in (
+            ("limit_bytes", info.limit_bytes, "Memory limit in force."),
+            ("usage_bytes", info.usage_bytes, "Memory that the kernel cannot take back."),
+            ("baseline_bytes", info.baseline_bytes, "Usage with no model loaded."),
+            ("warning_bytes", info.warning_bytes, "Idle models leave from here on."),
+            ("critical_bytes", info.critical_bytes, "Loads are refused from here on."),
+            ("loading_bytes", totals.loading_bytes, "Reserved by loads in progress."),
+            ("resident_bytes", totals.resident_bytes, "Measured for loaded models."),
+            ("leaving_bytes", totals.leaving_bytes, "On the way back."),
+            ("level", int(info.level), "0 normal, 1 warning, 2 critical."),
+        ):
+            yield GaugeMetricFamily(f"modelhost_memory_{name}", text, value)
+        yield CounterMetricFamily(
+            "modelhost_memory_shortfall_bytes",
+            "Bytes that did not come back after unloads.",
+            memory.shortfall_bytes_total,
+        )
+        events = CounterMetricFamily("modelhost_memory_events", "Memory events by kind.", labels=["kind"])
+        for kind, count in memory.history.counts.items():
+            events.add_metric([kind], count)
+        yield events
+
+    def _pool(self) -> Iterator[Metric]:
+        snapshot = self._host.pool.snapshot()
+        counters = snapshot.counters
+        models = GaugeMetricFamily("modelhost_models", "Models in the pool by state.", labels=["state"])
+        states: dict[str, int] = {}
+        for model in snapshot.models:
+            states[model.state] = states.get(model.state, 0) + 1
+        for state, count in states.items():
+            models.add_metric([state], count)
+        yield models
+        yield GaugeMetricFamily("modelhost_waiting", "Requests that wait for a model.", snapshot.waiting)
+        yield GaugeMetricFamily(
+            "modelhost_runs_in_flight", "Runs in progress or waiting for a thread.", snapshot.in_flight
+        )
+        for name, value, text in (
+            ("loads", counters.loads, "Models loaded."),
+            ("load_seconds", counters.load_seconds, "Time spent loading."),
+            ("load_failures", counters.load_failures, "Loads that failed."),
+            ("evictions", counters.evictions, "Models that left to make room."),
+            ("unloads", counters.unloads, "Models unloaded on request."),
+            ("load_overshoot_bytes", counters.overshoot_bytes, "Bytes that loads took beyond their estimate."),
+        ):
+            yield CounterMetricFamily(f"modelhost_{name}", text, value)
+        refusals = CounterMetricFamily("modelhost_refusals", "Requests refused before a run, by code.", labels=["code"])
+        for code, count in counters.refusals.items():
+            refusals.add_metric([code], count)
+        yield refusals
+        committed = GaugeMetricFamily(
+            "modelhost_model_committed_bytes", "Memory held by each loaded model.", labels=["model", "version"]
+        )
+        for model in snapshot.models:
+            if model.committed_bytes:
+                committed.add_metric([model.name, model.version], model.committed_bytes)
+        yield committed

@@ -1,0 +1,80 @@
+"""`modelhost memory`: what a running host holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from modelhost.cli.client import request
+from modelhost.cli.options import url_option
+from modelhost.cli.table import format_table
+from modelhost.units import format_bytes
+
+_BAR_WIDTH = 60
+
+
+@click.command("memory", short_help="Show what a running host holds.")
+@url_option
+@click.option("--json", "as_json", is_flag=True, help="The host's own JSON.")
+@click.option("--cleanup", is_flag=True, help="Unload every idle model that is not pinned first.")
+@click.option("--events", default=5, show_default=True, type=click.IntRange(0), help="How many events to show.")
+def command(url: str, as_json: bool, cleanup: bool, events: int) -> None:
+    """Show limit, usage, thresholds, models and the last events of a running host."""
+    answer = request(url, "/memory/cleanup", {})["memory"] if cleanup else request(url, "/memory")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    click.echo(_summary(answer))
+    if answer["models"]:
+        click.echo("\n" + _models(answer["models"]))
+    if events and answer["events"]:
+        click.echo("\nlast events:")
+        for event in answer["events"][-events:]:
+            click.echo("  " + _event(event))
+
+
+def _summary(info: dict[str, Any]) -> str:
+    limit: int = info["limit_bytes"]
+
+    def column(size_bytes: int) -> int:
+        return min(_BAR_WIDTH - 1, size_bytes * _BAR_WIDTH // limit)
+
+    bar = list("#" * column(info["usage_bytes"]) + "." * (_BAR_WIDTH - column(info["usage_bytes"])))
+    bar[column(info["warning_bytes"])] = "w"
+    bar[column(info["critical_bytes"])] = "C"
+    return "\n".join(
+        [
+            f"level {info['level']}: {format_bytes(info['usage_bytes'])} of {format_bytes(limit)} "
+            f"({info['limit_source']}) in use, {format_bytes(info['available_bytes'])} for loads",
+            f"[{''.join(bar)}]",
+            f"baseline {format_bytes(info['baseline_bytes'])}, w warning {format_bytes(info['warning_bytes'])}, "
+            f"C critical {format_bytes(info['critical_bytes'])}, reserved {format_bytes(info['reserved_bytes'])}",
+        ]
+    )
+
+
+def _models(models: list[dict[str, Any]]) -> str:
+    now = time.time()
+    rows = [
+        [
+            model["name"],
+            model["version"],
+            model["state"] + (" (pinned)" if model["pinned"] else ""),
+            format_bytes(model["committed_bytes"]),
+            str(model["leases"]),
+            f"{now - model['last_used']:.0f} s ago" if model["last_used"] else "never",
+        ]
+        for model in sorted(models, key=lambda model: -model["committed_bytes"])
+    ]
+    return format_table(["model", "version", "state", "committed", "leases", "last used"], rows)
+
+
+def _event(event: dict[str, Any]) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+    text = f"{at} {event['kind']}: level {event['level']}, {format_bytes(event['usage_bytes'])} ({event['cause']})"
+    if "freed_bytes" in event:
+        text += f", freed {format_bytes(event['freed_bytes'])} of {format_bytes(event['expected_bytes'])}"
+    return text

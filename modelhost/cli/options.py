@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def settings_options(command: F) -> F:
+    """Adds `--models` and `--config`."""
+    models = click.option(
+        "--models",
+        "models_directory",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Directory with the models. [default: models]",
+    )
+    config = click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Settings file. [default: modelhost.toml, where there is one]",
+    )
+    return models(config(command))
+
+
+def url_option(command: F) -> F:
+    """Adds `--url`."""
+    return click.option(
+        "--url",
+        default="http://127.0.0.1:8080",
+        show_default=True,
+        envvar="MODELHOST_URL",
+        help="A running host.",
+    )(command)

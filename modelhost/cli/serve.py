@@ -1,0 +1,151 @@
+"""`modelhost serve`: the host behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from modelhost.cli.options import settings_options
+from modelhost.config import Settings, load_settings
+from modelhost.errors import ConfigError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from modelhost.host import Host
+
+
+@click.command("serve", short_help="Serve a directory of models over HTTP.")
+@settings_options
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one. [default: 8080]")
+@click.option(
+    "--memory-limit", metavar="SIZE", help='Upper bound such as "256MB"; only lowers the kernel\'s own limit.'
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def command(
+    models_directory: Path | None,
+    config_file: Path | None,
+    host: str | None,
+    port: int | None,
+    memory_limit: str | None,
+    log_level: str,
+) -> None:
+    """Serve a directory of models over HTTP (the V2 inference protocol).
+
+    Nothing is loaded at start: a model loads when the first request for it arrives, and leaves when
+    memory is needed for others. Every setting can be given in modelhost.toml, as MODELHOST_SECTION_KEY
+    in the environment, or (the common ones) here; flags win.
+
+    \b
+    Examples:
+      modelhost serve --models models
+      modelhost serve --models models --memory-limit 256MB --port 9000
+      MODELHOST_MEMORY_WARNING=66% modelhost serve --config modelhost.toml
+    """
+    # First of all, before anything allocates tensors: see modelhost/memory/allocator.py.
+    from modelhost.memory import allocator
+
+    allocator.configure()
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
+    )
+    settings = load_settings(
+        file=config_file,
+        flags={
+            "models.directory": models_directory,
+            "server.host": host,
+            "server.port": port,
+            "memory.limit": memory_limit,
+        },
+    )
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    import uvicorn
+
+    from modelhost.api.app import create_app
+    from modelhost.host import Host
+
+    host = Host(settings)
+    listener = _bind(settings.server.host, settings.server.port)
+    server: uvicorn.Server
+    failure: list[ConfigError] = []
+    app = create_app(host, on_ready=lambda: _announce(host, server, listener), on_failure=failure.append)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop=_loop(),
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_s)),
+        )
+    )
+    server.run(sockets=[listener])
+    if failure:
+        raise failure[0]
+
+
+def _loop() -> str:
+    return "asyncio" if sys.platform == "win32" else "uvloop"
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    """Takes the port before anything is loaded, so that a port in use is the first thing said."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {address}:{port}: {error.strerror}; choose another with --port") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _announce(host: Host, server: uvicorn.Server, listener: socket.socket) -> None:
+    """Says where the host listens once it really does."""
+
+    async def when_started() -> None:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
+            await asyncio.sleep(0.005)
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        for line in await _welcome(host, f"http://{shown}:{port}"):
+            click.echo(line)
+
+    host.background = asyncio.get_running_loop().create_task(when_started())
+
+
+async def _welcome(host: Host, url: str) -> list[str]:
+    from modelhost.cli.example import example_curl
+    from modelhost.units import format_bytes
+
+    info, catalog = host.memory.memory_info(), host.pool.catalog
+    broken = f", {len(catalog.problems)} broken (see the log)" if catalog.problems else ""
+    lines = [
+        f"modelhost listens on {url}",
+        f"  models:  {len(catalog.names)} in {host.settings.models.directory}{broken}; loaded on demand",
+        f"  memory:  limit {format_bytes(info.limit_bytes)} ({info.limit_source}), "
+        f"host itself {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "
+        f"critical {format_bytes(info.critical_bytes)}",
+    ]
+    example = await example_curl(host.pool, url)
+    if example is not None:
+        lines += ["Try it:", f"  {example}"]
+    return lines

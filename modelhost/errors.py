@@ -1,0 +1,181 @@
+"""Every error that modelhost raises, ordered as a request meets them.
+
+The classes know causes and figures, not HTTP: `api/errors.py` maps each to a status in one table.
+`code` is stable and meant for programs; `details()` are the figures behind the sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from modelhost.units import format_bytes
+
+
+class ModelHostError(Exception):
+    """Base of everything raised on purpose; `code` names the cause for programs."""
+
+    code: ClassVar[str] = "internal"
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {}
+
+
+# --- start -------------------------------------------------------------------------------------
+
+
+class ConfigError(ModelHostError):
+    """A setting is unknown, malformed, or impossible together with the others."""
+
+    code = "config"
+
+
+# --- what the client sent ------------------------------------------------------------------------
+
+
+class InvalidRequest(ModelHostError):
+    """The request is not what the protocol or the model expects; the message says which part."""
+
+    code = "invalid_request"
+
+
+class InvalidTensor(InvalidRequest):
+    """A named tensor is not what the model expects."""
+
+    code = "invalid_tensor"
+
+    def __init__(self, tensor: str, *, expected: str, got: str) -> None:
+        super().__init__(f"tensor '{tensor}': expected {expected}, got {got}")
+        self.tensor, self.expected, self.got = tensor, expected, got
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"tensor": self.tensor, "expected": self.expected, "got": self.got}
+
+
+class RequestTooLarge(ModelHostError):
+    """The body, or what it takes to decode it, is over the configured bound."""
+
+    code = "request_too_large"
+
+    def __init__(self, what: str, *, size_bytes: int, limit_bytes: int, advice: str = "") -> None:
+        tail = f"; {advice}" if advice else ""
+        super().__init__(
+            f"{what} {format_bytes(size_bytes)} ({size_bytes} bytes), "
+            f"the limit is {format_bytes(limit_bytes)} ({limit_bytes} bytes){tail}"
+        )
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
+
+
+# --- finding the model ----------------------------------------------------------------------------
+
+
+class ModelNotFound(ModelHostError):
+    """No such model name, or no such version of it, was found in the repository."""
+
+    code = "model_not_found"
+
+
+class ModelBroken(ModelHostError):
+    """The model's files cannot be loaded; carries the reason that the runtime gave."""
+
+    code = "model_broken"
+
+    def __init__(self, name: str, version: str, reason: str) -> None:
+        super().__init__(f"model '{name}' version {version} cannot be loaded: {reason}")
+        self.name, self.version, self.reason = name, version, reason
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"model": self.name, "version": self.version, "reason": self.reason}
+
+
+# --- admission --------------------------------------------------------------------------------------
+
+
+class MemoryRefusal(ModelHostError):
+    """Base of the two refusals for memory; carries what was asked, what is there, who holds the rest."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int,
+        available_bytes: int,
+        held_by: tuple[dict[str, Any], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes, self.available_bytes, self.held_by = needed_bytes, available_bytes, held_by
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {
+            "needed_bytes": self.needed_bytes,
+            "available_bytes": self.available_bytes,
+            "held_by": list(self.held_by),
+        }
+
+
+class InsufficientMemory(MemoryRefusal):
+    """There is no memory now; it may fit later."""
+
+    code = "insufficient_memory"
+
+
+class NeverFits(MemoryRefusal):
+    """It would not fit even if everything else left."""
+
+    code = "never_fits"
+
+
+class Overloaded(ModelHostError):
+    """A bounded queue is full."""
+
+    code = "overloaded"
+
+    def __init__(self, queue: str, *, waiting: int, limit: int) -> None:
+        super().__init__(f"{queue} is full: {waiting} waiting, the limit is {limit}")
+        self.queue, self.waiting, self.limit = queue, waiting, limit
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"queue": self.queue, "waiting": self.waiting, "limit": self.limit}
+
+
+class DeadlineExceeded(ModelHostError):
+    """The caller's deadline passed before the work was done."""
+
+    code = "timeout"
+
+    def __init__(self, what: str, *, waited_s: float) -> None:
+        super().__init__(f"{what} did not finish within {waited_s:.3g} s")
+        self.waited_s = waited_s
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"waited_s": self.waited_s}
+
+
+class HostClosed(ModelHostError):
+    """The host is shutting down, or was never opened."""
+
+    code = "closed"
+
+
+# --- the run ----------------------------------------------------------------------------------------
+
+
+class RunFailed(ModelHostError):
+    """The model was loaded and its run failed for a reason that is not the input's."""
+
+    code = "run_failed"
+
+
+class UnrepresentableOutput(ModelHostError):
+    """An output holds a value that the requested encoding cannot carry."""
+
+    code = "unrepresentable_output"

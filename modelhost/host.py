@@ -1,0 +1,160 @@
+"""Builds everything from settings, opens and closes it in order; has no other verbs.
+
+async with Host(settings) as host:
+    async with host.pool.lease("digits") as lease:
+        answer = await lease.run({"image": pixels})
+    print(host.memory.memory_info())
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modelhost.config import Settings
+from modelhost.errors import ConfigError, ModelHostError
+from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
+from modelhost.memory.thresholds import resolve
+from modelhost.pool import Pool, Runner
+from modelhost.repository import Repository
+from modelhost.runtime.base import Runtime
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+_MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How the room above critical is shared, in bytes.
+
+    At 256 MB: 64 MB of room, of which 16 MB are for bodies being decoded and 48 MB for activations.
+    """
+
+    activation_ceiling_bytes: int
+    decoding_bytes: int
+    request_bytes: int
+
+    @classmethod
+    def resolve(cls, settings: Settings, *, limit_bytes: int, usage_bytes: int) -> Budgets:
+        """Fills in what the settings leave to us. Raises ConfigError where thresholds are impossible."""
+        room = resolve(settings.memory, limit_bytes=limit_bytes, baseline_bytes=usage_bytes).activation_room_bytes
+        room = min(room, limit_bytes // 4)
+        server, memory = settings.server, settings.memory
+        decoding = room // 4 if server.max_decoding_bytes == "auto" else server.max_decoding_bytes
+        request = (
+            max(_MB, min(limit_bytes // 16, 64 * _MB, decoding))
+            if server.max_request_bytes == "auto"
+            else server.max_request_bytes
+        )
+        ceiling = room - decoding if memory.activation_ceiling == "auto" else memory.activation_ceiling
+        if ceiling < _MB:
+            raise ConfigError(
+                f"server.max_decoding_bytes ({format_bytes(decoding)}) leaves {format_bytes(ceiling)} of the "
+                f"{format_bytes(room)} above memory.critical for activations; at least 1 MB is needed"
+            )
+        return cls(ceiling, decoding, request)
+
+
+RuntimeFactory = Callable[[Settings, Budgets], Runtime]
+
+
+def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
+    """Makes the ONNX Runtime runtime; it can be set up once in a process."""
+    from modelhost.runtime.ort import OrtRuntime  # the heavy import belongs to hosts that run models
+
+    return OrtRuntime(
+        activation_ceiling_bytes=budgets.activation_ceiling_bytes,
+        intra_op_threads=settings.runtime.intra_op_threads,
+    )
+
+
+class Host:
+    """A model host, open while its context is. All of it belongs to one event loop."""
+
+    memory: MemoryManager
+    pool: Pool
+    runtime: Runtime
+    budgets: Budgets
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        runtime_factory: RuntimeFactory = onnx_runtime,
+        probe: MemoryProbe | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.is_ready = False
+        self.background: object = None
+        self._runtime_factory = runtime_factory
+        self._probe = probe
+
+    async def __aenter__(self) -> Host:
+        """Opens: allocator, limits, runtime, repository, baseline, sampler, preloads. Raises ConfigError."""
+        settings = self.settings
+        allocator.configure()
+        probe = self._probe or Probe(settings.memory.limit)
+        self.budgets = Budgets.resolve(settings, limit_bytes=probe.limit_bytes, usage_bytes=probe.usage().usage_bytes)
+        self.runtime = self._runtime_factory(settings, self.budgets)
+        self.memory = MemoryManager(settings.memory, probe=probe)
+        self.memory.add_trimmer(self.runtime.trim)
+        repository = Repository(settings.models.directory)
+        self.pool = Pool(
+            repository=repository,
+            runtime=self.runtime,
+            memory=self.memory,
+            runner=Runner(threads=settings.server.run_threads or _cores(), max_waiting=settings.server.max_queue),
+            settings=settings.pool,
+            models=settings.models,
+        )
+        try:
+            await self.pool.catalog.scan()
+            self._report_problems()
+            # What start-up has left behind is not the baseline.
+            gc.collect()
+            gc.freeze()
+            await self.memory.trim()
+            self.memory.set_baseline()
+            self.memory.start()
+            await self._preload()
+        except BaseException:
+            await self._close()
+            raise
+        self.is_ready = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Closes, in the opposite order."""
+        self.is_ready = False
+        await self._close()
+
+    async def _close(self) -> None:
+        await self.pool.close()
+        await self.memory.close()
+
+    async def _preload(self) -> None:
+        for entry in self.settings.models.preload:
+            try:
+                loaded = await self.pool.load(entry.name, entry.version)
+            except ModelHostError as error:
+                if not entry.optional:
+                    raise ConfigError(f"models.preload: '{entry.name}' could not be loaded: {error}") from error
+                log.warning("optional preload '%s' could not be loaded: %s", entry.name, error)
+            else:
+                log.info("preloaded %s:%s, %s", loaded.name, loaded.version, format_bytes(loaded.committed_bytes))
+
+    def _report_problems(self) -> None:
+        for name, reason in self.pool.catalog.problems.items():
+            log.warning("model '%s' is not served: %s", name, reason)
+        for name in self.settings.models.pinned:
+            if name not in self.pool.catalog.names:
+                log.warning("models.pinned names '%s', which is not in the repository", name)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

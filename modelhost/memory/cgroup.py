@@ -1,0 +1,126 @@
+"""Where the kernel's memory limits for this process stand, for cgroup v2 and v1.
+
+The limit in force is the smallest one on the way from the process's own group to the root; what is
+left is the smallest room on that way, since an ancestor also counts the groups beside ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+#: v1 writes "no limit" as the largest multiple of the page size below 2**63.
+_NO_LIMIT_FROM: Final = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One group on the way to the root that has a limit of its own."""
+
+    path: Path
+    version: int
+    limit_bytes: int
+
+    def read(self) -> LevelUsage:
+        """Reads what the group uses now. Raises OSError where the group is gone."""
+        if self.version == 2:
+            current = int((self.path / "memory.current").read_bytes())
+            prefix = b""
+        else:
+            current = int((self.path / "memory.usage_in_bytes").read_bytes())
+            prefix = b"total_"  # with the groups below it, as the limit counts them
+        stat = dict(line.split() for line in (self.path / "memory.stat").read_bytes().splitlines())
+        inactive = int(stat.get(prefix + b"inactive_file", 0))
+        active = int(stat.get(prefix + b"active_file", 0))
+        return LevelUsage(current, inactive, active)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelUsage:
+    """Raw figures of one group, in bytes."""
+
+    current_bytes: int
+    inactive_file_bytes: int
+    active_file_bytes: int
+
+    @property
+    def unreclaimable_bytes(self) -> int:
+        """What the kernel cannot take back: all but file pages (shmem and kernel memory stay in)."""
+        return max(0, self.current_bytes - self.inactive_file_bytes - self.active_file_bytes)
+
+
+def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
+    """Returns the groups with a limit, the process's own first; empty where no limit is set.
+
+    `proc` is a directory with `cgroup` and `mountinfo` in it. Mount points in `mountinfo` are used
+    as they stand there.
+    """
+    try:
+        memberships = (proc / "cgroup").read_text().splitlines()
+        mounts = list(_mounts((proc / "mountinfo").read_text()))
+    except OSError:
+        return ()
+    v1 = [line.split(":", 2)[2] for line in memberships if "memory" in line.split(":", 2)[1].split(",")]
+    v2 = [line.split(":", 2)[2] for line in memberships if line.startswith("0::")]
+    # A `0::` line is also there where v1 holds the memory controller: v1 is asked first, and a v2
+    # group without memory files yields nothing.
+    for version, paths, kind in ((1, v1, "cgroup"), (2, v2, "cgroup2")):
+        for path in paths:
+            for mount in mounts:
+                if mount.kind == kind and (version == 2 or "memory" in mount.options):
+                    return tuple(_limited(mount, path, version))
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    root: str
+    point: Path
+    kind: str
+    options: frozenset[str]
+
+
+def _mounts(mountinfo: str) -> Iterator[_Mount]:
+    """Reads the lines of proc(5) `mountinfo`: `… root point … - kind source super-options`."""
+    for line in mountinfo.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields, tail = left.split(), right.split()
+        if separator and len(fields) >= 5 and len(tail) >= 3 and tail[0] in ("cgroup", "cgroup2"):
+            point = fields[4].encode().decode("unicode_escape")  # blanks are written \040
+            yield _Mount(fields[3], Path(point), tail[0], frozenset(tail[2].split(",")))
+
+
+def _limited(mount: _Mount, path: str, version: int) -> Iterator[Level]:
+    file = "memory.max" if version == 2 else "memory.limit_in_bytes"
+    for group in _to_root(mount, path):
+        try:
+            text = (group / file).read_text().strip()
+        except OSError:
+            continue  # the root group of v2 has no such file
+        if text != "max" and int(text) < _NO_LIMIT_FROM:
+            yield Level(group, version, int(text))
+
+
+def _to_root(mount: _Mount, path: str) -> Iterator[Path]:
+    """Yields the process's group and its ancestors as they are seen under the mount point.
+
+    Inside a v1 container, and in v2 with the host's namespace, `path` is the name on the host and
+    only the part below the mount's root is there; in a cgroup namespace `path` may even start with
+    `/..`. Whatever cannot be found below the mount point is the mount point itself.
+    """
+    relative = PurePosixPath(path)
+    root = PurePosixPath(mount.root)
+    below = relative.relative_to(root) if relative.is_relative_to(root) else PurePosixPath()
+    if ".." in below.parts:
+        below = PurePosixPath()
+    below = PurePosixPath(*(part for part in below.parts if part != "/"))
+    group = mount.point / below
+    if not group.is_dir():
+        group = mount.point
+    while True:
+        yield group
+        if group == mount.point:
+            return
+        group = group.parent

@@ -1,0 +1,122 @@
+"""What happened to memory, as values: levels, recoveries, and the bounded history of both."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+#: A recovery is complete when this share of what the victims were recorded to hold came back …
+RECOVERED_SHARE: Final = 0.9
+#: … give or take this much: other threads allocate too, and the first load of a process leaves some
+#: 2 MB of kernels' tables behind that no later load needs again.
+NOISE_BYTES: Final = 2 << 20
+
+
+class Level(IntEnum):
+    """How near usage is to the limit."""
+
+    NORMAL = 0
+    WARNING = 1
+    CRITICAL = 2
+
+    @property
+    def label(self) -> str:
+        """The name on the wire and in logs."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One verified clean-up round. Bytes are committed memory of the process."""
+
+    cause: str
+    victims: tuple[str, ...]
+    before_bytes: int
+    after_bytes: int
+    expected_bytes: int
+    duration_s: float
+    trimmed: bool
+    """Whether the first reading fell short and the heaps were trimmed before the second."""
+
+    @property
+    def freed_bytes(self) -> int:
+        """What came back; negative where other work took more in the meantime."""
+        return self.before_bytes - self.after_bytes
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """What was expected and did not come back, 0 within the tolerance."""
+        if self.freed_bytes >= min(self.expected_bytes * RECOVERED_SHARE, self.expected_bytes - NOISE_BYTES):
+            return 0
+        return self.expected_bytes - self.freed_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the figures for JSON and logs."""
+        return {
+            "victims": list(self.victims),
+            "before_bytes": self.before_bytes,
+            "after_bytes": self.after_bytes,
+            "freed_bytes": self.freed_bytes,
+            "expected_bytes": self.expected_bytes,
+            "shortfall_bytes": self.shortfall_bytes,
+            "trimmed": self.trimmed,
+            "duration_s": round(self.duration_s, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEvent:
+    """One entry of the history. `at` is Unix time in seconds."""
+
+    at: float
+    kind: str
+    level: Level
+    usage_bytes: int
+    cause: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the event for JSON."""
+        return {
+            "at": round(self.at, 3),
+            "kind": self.kind,
+            "level": self.level.label,
+            "usage_bytes": self.usage_bytes,
+            "cause": self.cause,
+            **self.details,
+        }
+
+
+class History:
+    """The last events, oldest first, and how many there were of each kind. One thread, the owner's."""
+
+    def __init__(self, size: int, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._events: deque[MemoryEvent] = deque(maxlen=size)
+        self._wall_clock = wall_clock
+        self.counts: dict[str, int] = {}
+
+    def add(
+        self, kind: str, *, level: Level, usage_bytes: int, cause: str, details: Mapping[str, Any] | None = None
+    ) -> MemoryEvent:
+        """Appends an event and returns it; the oldest is forgotten when the history is full."""
+        event = MemoryEvent(self._wall_clock(), kind, level, usage_bytes, cause, details or {})
+        self._events.append(event)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        return event
+
+    def snapshot(self) -> tuple[MemoryEvent, ...]:
+        """Returns the events that are kept."""
+        return tuple(self._events)
+
+
+def next_level(current: Level, usage_bytes: int, *, warning: int, critical: int, hysteresis: int) -> Level:
+    """Returns the level that `usage_bytes` means: entered at its threshold, left `hysteresis` below it."""
+    if usage_bytes >= critical or (current == Level.CRITICAL and usage_bytes >= critical - hysteresis):
+        return Level.CRITICAL
+    if usage_bytes >= warning or (current >= Level.WARNING and usage_bytes >= warning - hysteresis):
+        return Level.WARNING
+    return Level.NORMAL

@@ -1,0 +1,413 @@
+"""The memory manager: levels, reservations, verified clean-up. Knows no models and no ONNX Runtime.
+
+Everything here runs on the event-loop thread, except what `change` and the plans' `act` do: they run
+on the manager's one memory thread. One thread for all loads and unloads is what makes their figures
+exact: a measurement around one of them cannot see another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from modelhost.config import MemorySettings
+from modelhost.errors import InsufficientMemory, NeverFits
+from modelhost.memory import allocator
+from modelhost.memory.events import History, Level, MemoryEvent, Recovery, next_level
+from modelhost.memory.ledger import Ledger, Reservation
+from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
+from modelhost.memory.thresholds import Thresholds, resolve
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """One look at memory. All in bytes on the scale of the limit."""
+
+    limit_bytes: int
+    limit_source: LimitSource
+    baseline_bytes: int
+    usage_bytes: int
+    reserved_bytes: int
+    warning_bytes: int
+    critical_bytes: int
+    min_free_bytes: int
+    level: Level
+    raw: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether idle models should leave (true at critical too)."""
+        return self.level >= Level.WARNING
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether loads are refused."""
+        return self.level >= Level.CRITICAL
+
+    @property
+    def available_bytes(self) -> int:
+        """What a load may still take: critical less usage and what others have reserved."""
+        return max(0, self.critical_bytes - self.usage_bytes - self.reserved_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupGoal:
+    """What a clean-up round is for: `excess_bytes` should come back; `everything` asks for all that can."""
+
+    excess_bytes: int
+    everything: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupPlan:
+    """Victims that were chosen and are already out of reach for new work.
+
+    `act` frees them, on the memory thread; `expected_bytes` is what they were recorded to hold.
+    """
+
+    victims: tuple[str, ...]
+    expected_bytes: int
+    act: Callable[[], None]
+    done: Callable[[], None] = lambda: None
+    """Called on the event-loop thread when `act` has returned or failed."""
+
+
+class Cleaner(Protocol):
+    """Whoever holds memory that it can give back. Decides at once, acts through the plan."""
+
+    def __call__(self, goal: CleanupGoal) -> CleanupPlan | None:
+        """Returns what will be freed, or None where nothing can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A change of the process's committed memory. `quiet`: nothing else was running meanwhile."""
+
+    delta_bytes: int
+    quiet: bool
+
+
+class MemoryManager:
+    """Owns the thresholds, the level and the ledger.
+
+    Use it as an async context manager: it measures the baseline and samples usage until it is left.
+    `quiet_marker` returns a value that changes with every inference run, or None while one is going
+    on; measurements across a change of it are not exact.
+    """
+
+    def __init__(
+        self,
+        settings: MemorySettings | None = None,
+        *,
+        probe: MemoryProbe | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings or MemorySettings()
+        self.probe: MemoryProbe = probe or Probe(self.settings.limit)
+        self.ledger = Ledger()
+        self.history = History(self.settings.event_history)
+        self.quiet_marker: Callable[[], object | None] = lambda: 0
+        self.shortfall_bytes_total = 0
+        self._clock = clock
+        self._thresholds: Thresholds | None = None
+        self._level = Level.NORMAL
+        self._usage_bytes = 0
+        self._cleaner: Cleaner | None = None
+        self._trimmers: list[Callable[[], object]] = []
+        self._change_listeners: list[Callable[[], None]] = []
+        self._changes = 0
+        self._trimmed_at: object | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="modelhost-memory")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sampler: asyncio.Task[None] | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> MemoryManager:
+        self.set_baseline()
+        self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def set_baseline(self) -> Thresholds:
+        """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
+        usage = self.probe.usage().usage_bytes
+        self._thresholds = resolve(self.settings, limit_bytes=self.probe.limit_bytes, baseline_bytes=usage)
+        return self._thresholds
+
+    def start(self) -> None:
+        """Starts the sampler."""
+        self._sampler = self._spawn(self._sample())
+
+    async def close(self) -> None:
+        """Stops the sampler and waits for the change in progress; harmless when closed."""
+        if self._sampler is not None:
+            self._sampler.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._thread.shutdown()
+
+    # --- asking ------------------------------------------------------------------------------------
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds in force. Raises RuntimeError before `set_baseline`."""
+        if self._thresholds is None:
+            raise RuntimeError("the memory manager has no baseline yet: enter it, or call set_baseline()")
+        return self._thresholds
+
+    @property
+    def level(self) -> Level:
+        """The level at the last look."""
+        return self._level
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether less than `memory.min_free` was left at the last look."""
+        return self._usage_bytes > self.thresholds.limit_bytes - self.thresholds.min_free_bytes
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a load or a clean-up is in progress; its outcome is not in the figures yet."""
+        return self._changes > 0
+
+    def memory_info(self) -> MemoryInfo:
+        """Looks at usage now, notes a change of level, and returns the figures."""
+        usage = self._look("request")
+        found = self.thresholds
+        return MemoryInfo(
+            limit_bytes=found.limit_bytes,
+            limit_source=self.probe.limit_source,
+            baseline_bytes=found.baseline_bytes,
+            usage_bytes=usage.usage_bytes,
+            reserved_bytes=self.ledger.totals.loading_bytes,
+            warning_bytes=found.warning_bytes,
+            critical_bytes=found.critical_bytes,
+            min_free_bytes=found.min_free_bytes,
+            level=self._level,
+            raw=dict(usage.raw),
+        )
+
+    # --- reserving ---------------------------------------------------------------------------------
+
+    def reserve(self, size_bytes: int, *, owner: str = "load") -> Reservation:
+        """Claims `size_bytes` for a load, before it starts.
+
+        Raises NeverFits where the baseline and the claim together reach critical, InsufficientMemory
+        where usage and all claims do. Takes nothing where it raises.
+        """
+        found = self.thresholds
+        if found.baseline_bytes + size_bytes >= found.critical_bytes:
+            raise NeverFits(
+                f"{owner} needs {format_bytes(size_bytes)}; with nothing else loaded "
+                f"{format_bytes(found.critical_bytes - found.baseline_bytes)} are there",
+                needed_bytes=size_bytes,
+                available_bytes=found.critical_bytes - found.baseline_bytes,
+            )
+        info = self.memory_info()
+        if size_bytes >= info.available_bytes:
+            raise InsufficientMemory(
+                f"{owner} needs {format_bytes(size_bytes)}, {format_bytes(info.available_bytes)} are free below "
+                f"critical ({format_bytes(found.critical_bytes)} of {format_bytes(found.limit_bytes)})",
+                needed_bytes=size_bytes,
+                available_bytes=info.available_bytes,
+            )
+        return self.ledger.reserve(owner, size_bytes)
+
+    # --- changing ----------------------------------------------------------------------------------
+
+    async def change(self, work: Callable[[], T]) -> tuple[T, Measured]:
+        """Runs `work` on the memory thread; returns its result and what it did to committed memory."""
+
+        def measured() -> tuple[T, Measured]:
+            marker = self.quiet_marker()
+            before = self.probe.committed_bytes()
+            result = work()
+            delta = self.probe.committed_bytes() - before
+            return result, Measured(delta, marker is not None and marker == self.quiet_marker())
+
+        return await self._on_thread(measured)
+
+    async def attempt_cleanup(self, *, everything: bool = False, cause: str = "request") -> Recovery | None:
+        """Frees what the level asks for, and verifies that it came back.
+
+        At normal only free heap pages are returned; at warning idle models leave until usage is
+        below warning; at critical, or with `everything`, all that can leave does. Returns None where
+        there was nothing to free.
+        """
+        self._look(cause)
+        if everything or (self._level is not Level.NORMAL and self.quiet_marker() != self._trimmed_at):
+            await self.trim()
+            self._look(cause)
+        if self._cleaner is None or (self._level is Level.NORMAL and not everything):
+            return None
+        found = self.thresholds
+        target = found.warning_bytes - found.hysteresis_bytes
+        excess = self.probe.usage().usage_bytes - target
+        plan = self._cleaner(CleanupGoal(excess, everything or self._level is Level.CRITICAL))
+        return None if plan is None else await self.recover(plan, cause=cause)
+
+    async def recover(self, plan: CleanupPlan, *, cause: str) -> Recovery:
+        """Carries out `plan` on the memory thread, verifies it, and books a shortfall."""
+
+        def act() -> Recovery:
+            started = self._clock()
+            before = self.probe.committed_bytes()
+            plan.act()
+            after, trimmed = self.probe.committed_bytes(), False
+            recovery = Recovery(
+                cause, plan.victims, before, after, plan.expected_bytes, self._clock() - started, trimmed
+            )
+            if recovery.shortfall_bytes:
+                self._trim_now()
+                after = self.probe.committed_bytes()
+                recovery = Recovery(
+                    cause, plan.victims, before, after, plan.expected_bytes, self._clock() - started, True
+                )
+            return recovery
+
+        try:
+            recovery = await self._on_thread(act, always=plan.done)
+        finally:
+            usage = self._look(cause)
+        self._book(recovery, usage)
+        return recovery
+
+    async def trim(self, *, deep: bool = True) -> None:
+        """Returns free arena pages to the kernel, and with `deep` the heap's, which takes milliseconds."""
+        self._trimmed_at = self.quiet_marker()
+        await self._on_thread(self._trim_now if deep else self._trim_cheaply)
+
+    def record(self, kind: str, *, cause: str, details: dict[str, Any]) -> MemoryEvent:
+        """Adds an event of another's making to the history."""
+        return self.history.add(
+            kind, level=self._level, usage_bytes=self.probe.usage().usage_bytes, cause=cause, details=details
+        )
+
+    # --- being told --------------------------------------------------------------------------------
+
+    def set_cleaner(self, cleaner: Cleaner) -> None:
+        """Names the one who gives memory back when the level asks for it."""
+        self._cleaner = cleaner
+
+    def add_trimmer(self, trimmer: Callable[[], object]) -> None:
+        """Adds something that returns free memory cheaply, called on the memory thread."""
+        self._trimmers.append(trimmer)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever a change has ended and at every sample: figures may be better now."""
+        self._change_listeners.append(listener)
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.sample_interval_s)
+            try:
+                await self._sample_once()
+            except OSError:
+                log.exception("memory could not be read")
+
+    async def _sample_once(self) -> None:
+        """One look; acts on the level, and returns what idle runs left in the arena."""
+        self._look("sample")
+        marker = self.quiet_marker()
+        if self.is_changing:
+            pass  # the memory thread is busy, and a load's peak is no reason to evict for
+        elif self._level is not Level.NORMAL:
+            await self.attempt_cleanup(cause=f"level {self._level.label}")
+        elif marker is not None and marker != self._trimmed_at:
+            await self.trim(deep=False)
+        self._notify()
+
+    def _look(self, cause: str) -> Usage:
+        """Reads usage and notes a change of level, once."""
+        usage = self.probe.usage()
+        self._usage_bytes = usage.usage_bytes
+        found = self._thresholds
+        if found is None:
+            return usage
+        level = next_level(
+            self._level,
+            usage.usage_bytes,
+            warning=found.warning_bytes,
+            critical=found.critical_bytes,
+            hysteresis=found.hysteresis_bytes,
+        )
+        if level is not self._level:
+            previous, self._level = self._level, level
+            self.history.add(
+                "level", level=level, usage_bytes=usage.usage_bytes, cause=cause, details={"from": previous.label}
+            )
+            log.log(
+                logging.INFO if level < previous else logging.WARNING,
+                "memory level %s -> %s at %s of %s (%s)",
+                previous.label,
+                level.label,
+                format_bytes(usage.usage_bytes),
+                format_bytes(found.limit_bytes),
+                cause,
+            )
+        return usage
+
+    def _book(self, recovery: Recovery, usage: Usage) -> None:
+        details = recovery.as_dict()
+        self.history.add(
+            "recovery", level=self._level, usage_bytes=usage.usage_bytes, cause=recovery.cause, details=details
+        )
+        if recovery.shortfall_bytes:
+            self.shortfall_bytes_total += recovery.shortfall_bytes
+            self.history.add(
+                "shortfall", level=self._level, usage_bytes=usage.usage_bytes, cause=recovery.cause, details=details
+            )
+            log.warning(
+                "%s of %s did not come back after %s left (%s)",
+                format_bytes(recovery.shortfall_bytes),
+                format_bytes(recovery.expected_bytes),
+                ", ".join(recovery.victims),
+                recovery.cause,
+            )
+
+    async def _on_thread(self, work: Callable[[], T], *, always: Callable[[], None] = lambda: None) -> T:
+        """Runs `work` on the memory thread to its end, even if the caller is cancelled meanwhile."""
+        self._changes += 1
+
+        async def run() -> T:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            finally:
+                self._changes -= 1
+                always()
+                self._notify()
+
+        return await asyncio.shield(self._spawn(run()))
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _notify(self) -> None:
+        for listener in self._change_listeners:
+            listener()
+
+    def _trim_cheaply(self) -> None:
+        for trimmer in self._trimmers:
+            trimmer()
+
+    def _trim_now(self) -> None:
+        self._trim_cheaply()
+        allocator.trim()

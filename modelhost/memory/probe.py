@@ -1,0 +1,107 @@
+"""What kernel and process say about memory, in one place, with the raw figures beside the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from modelhost.memory.cgroup import find_levels
+
+LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One look: `usage_bytes` is what counts against the limit, `raw` the figures it was made from."""
+
+    usage_bytes: int
+    raw: Mapping[str, int] = field(default_factory=dict)
+
+
+class MemoryProbe(Protocol):
+    """What the manager asks; `Probe` asks the kernel, tests script the answers."""
+
+    limit_bytes: int
+    limit_source: LimitSource
+
+    def usage(self) -> Usage:
+        """Reads the usage that counts against the limit. Takes some 50 to 150 microseconds."""
+
+    def committed_bytes(self) -> int:
+        """Reads the process's own anonymous memory exactly. Takes up to a few milliseconds."""
+
+
+class Probe:
+    """Reads the kernel's figures. Any thread; holds no state but the paths.
+
+    The limit is the smallest of the cgroup's, the machine's and `configured_limit_bytes`. Usage is
+    read on the same scale: the cgroup's where it sets a limit, else the process's own committed
+    memory where a configured limit is the smallest, else the machine's.
+    """
+
+    def __init__(self, configured_limit_bytes: int | None = None, *, proc: Path = Path("/proc/self")) -> None:
+        import psutil  # here because only a host that measures needs it
+
+        self._virtual_memory = psutil.virtual_memory
+        self._proc = proc
+        machine_bytes = int(self._virtual_memory().total)
+        # A group's limit above the machine's memory limits nothing.
+        self._levels = tuple(level for level in find_levels(proc) if level.limit_bytes < machine_bytes)
+        self.limit_source: LimitSource
+        if self._levels:
+            tightest = min(self._levels, key=lambda level: level.limit_bytes)
+            self.limit_bytes = tightest.limit_bytes
+            self.limit_source = "cgroup v2" if tightest.version == 2 else "cgroup v1"
+        else:
+            self.limit_bytes, self.limit_source = machine_bytes, "machine"
+        self.kernel_limit_bytes = self.limit_bytes
+        if configured_limit_bytes is not None and configured_limit_bytes < self.limit_bytes:
+            self.limit_bytes, self.limit_source = configured_limit_bytes, "setting"
+
+    def usage(self) -> Usage:
+        """Reads the usage that counts against the limit."""
+        if self._levels:
+            return self._cgroup_usage()
+        if self.limit_source == "setting":
+            return self._process_usage()
+        return self._machine_usage()
+
+    def committed_bytes(self) -> int:
+        """Reads `Anonymous` of smaps_rollup: exact, where the counters in `status` are batched."""
+        try:
+            with (self._proc / "smaps_rollup").open("rb") as stream:
+                for line in stream:
+                    if line.startswith(b"Anonymous:"):
+                        return int(line.split()[1]) * 1024
+        except OSError:
+            pass  # sandboxes without smaps_rollup have statm
+        return self._process_usage().usage_bytes
+
+    def _cgroup_usage(self) -> Usage:
+        """The usage that leaves as little room under the limit as the tightest level has left."""
+        room_bytes: int | None = None
+        raw: dict[str, int] = {}
+        for level in self._levels:
+            figures = level.read()
+            left = level.limit_bytes - figures.unreclaimable_bytes
+            if room_bytes is None or left < room_bytes:
+                room_bytes, raw = left, {"level_limit_bytes": level.limit_bytes, **asdict(figures)}
+        assert room_bytes is not None
+        return Usage(max(0, self.kernel_limit_bytes - room_bytes), raw)
+
+    def _process_usage(self) -> Usage:
+        resident, shared = ((self._proc / "statm").read_bytes().split())[1:3]
+        anonymous = (int(resident) - int(shared)) * _PAGE_BYTES
+        return Usage(anonymous, {"resident_bytes": int(resident) * _PAGE_BYTES, "anonymous_bytes": anonymous})
+
+    def _machine_usage(self) -> Usage:
+        memory = self._virtual_memory()
+        return Usage(
+            int(memory.total - memory.available),
+            {"total_bytes": int(memory.total), "available_bytes": int(memory.available)},
+        )

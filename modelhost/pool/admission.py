@@ -1,0 +1,94 @@
+"""Whether a model may load now. Pure: figures in, a decision out; may be asked as often as one likes.
+
+The cases, in the order in which they are tried:
+
+1. It would not fit with nothing else loaded: refuse for good, before anything is evicted.
+2. It fits below warning as things are: load.
+3. Runs may have left free memory in the arena: trim, and ask again.
+4. Idle models that leave bring the projection below warning, or all of them at least below critical:
+   evict, and ask again with the figures read anew.
+5. What stands in the way is in use, loading or leaving: wait.
+6. Nothing that could come free would help: refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelhost.pool.eviction import Candidate, choose_victims
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the decision rests on. Bytes on the scale of the limit."""
+
+    usage_bytes: int
+    reserved_bytes: int
+    """Claims of loads that may not show in usage yet."""
+    baseline_bytes: int
+    warning_bytes: int
+    critical_bytes: int
+    idle: Sequence[Candidate]
+    """Least recently used first."""
+    in_use_bytes: int
+    """May come free when leases end: unpinned models in use, and what their runs hold."""
+    can_trim: bool
+    """Runs have ended since the last trim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Reserve and load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Return what finished runs left, then ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Let these go, then ask again."""
+
+    victims: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again when a lease ends or memory changes; refuse with these figures when patience ends."""
+
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do not load; `never`: nor later."""
+
+    available_bytes: int
+    never: bool
+
+
+Decision = Load | Trim | Evict | Wait | Refuse
+
+
+def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int) -> Decision:
+    """Decides on a load that holds `resident_bytes` afterwards and `peak_bytes` at its highest."""
+    largest = figures.critical_bytes - figures.baseline_bytes
+    if peak_bytes >= largest:  # 1
+        return Refuse(largest, never=True)
+    base = figures.usage_bytes + figures.reserved_bytes
+    over_warning = base + resident_bytes - figures.warning_bytes + 1
+    over_critical = base + peak_bytes - figures.critical_bytes + 1
+    if over_warning <= 0 and over_critical <= 0:  # 2
+        return Load()
+    if figures.can_trim:  # 3
+        return Trim()
+    victims = choose_victims(figures.idle, max(over_warning, over_critical))
+    freed = sum(victim.committed_bytes for victim in victims)
+    if over_critical <= freed:  # 4
+        return Evict(victims) if victims else Load()
+    available = max(0, figures.critical_bytes - base + freed)
+    if over_critical <= freed + figures.in_use_bytes:  # 5
+        return Wait(available)
+    return Refuse(available, never=False)  # 6

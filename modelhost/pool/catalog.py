@@ -1,0 +1,99 @@
+"""Which models there are: the repository's index, kept fresh, with the settings' options on top."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from modelhost.config import ModelOptions, ModelsSettings
+from modelhost.errors import ModelNotFound
+from modelhost.repository import ModelFile, Repository
+
+T = TypeVar("T")
+
+#: A look-up that finds nothing scans again, at most this often, and …
+_RESCAN_MIN_S = 1.0
+#: … at most for this share of the time: a scan of 10,000 folders takes a second or so.
+_RESCAN_SHARE = 1 / 20
+
+
+class Catalog:
+    """Finds models by name. Event-loop thread; scans run on `executor`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        settings: ModelsSettings,
+        executor: Executor,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._executor = executor
+        self._clock = clock
+        self._next_scan = 0.0
+        self._scan: asyncio.Future[None] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all models that can be served, sorted."""
+        return tuple(self._repository.names())
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What was found broken: name to reason."""
+        return self._repository.problems
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """The versions of a model, lowest first. Raises ModelNotFound."""
+        return self._repository.versions(name)
+
+    def find(self, name: str, version: str | None = None) -> ModelFile:
+        """Looks a model up; the highest version by default. Raises ModelNotFound or ModelBroken."""
+        return self._repository.find(name, version)
+
+    def options(self, file: ModelFile) -> ModelOptions:
+        """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
+        override = self._settings.options.get(file.name)
+        options = file.options
+        if override is not None:
+            options = options.model_copy(update=override.model_dump(exclude_unset=True))
+        if file.name in self._settings.pinned and not options.pinned:
+            options = options.model_copy(update={"pinned": True})
+        return options
+
+    async def find_fresh(self, name: str, version: str | None = None) -> ModelFile:
+        """Like `find`, but looks at the disk again, within reason, before it says that there is none."""
+        try:
+            return self.find(name, version)
+        except ModelNotFound:
+            if self._clock() < self._next_scan:
+                raise
+        await self.scan()
+        return self.find(name, version)
+
+    async def scan(self) -> None:
+        """Looks at the disk again; calls that overlap share one scan."""
+        if self._scan is None:
+            self._scan = asyncio.get_running_loop().run_in_executor(self._executor, self._scan_timed)
+            self._scan.add_done_callback(self._scanned)
+        await asyncio.shield(self._scan)
+
+    async def on_disk(self, work: Callable[[], T]) -> T:
+        """Runs `work`, which reads files, on the disk thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _scan_timed(self) -> None:
+        started = self._clock()
+        self._repository.scan()
+        took_s = self._clock() - started
+        self._next_scan = self._clock() + max(_RESCAN_MIN_S, took_s / _RESCAN_SHARE)
+
+    def _scanned(self, scan: asyncio.Future[None]) -> None:
+        self._scan = None
+        if not scan.cancelled():
+            scan.exception()  # the callers that wait have it; without any it is not worth a warning

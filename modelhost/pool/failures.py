@@ -1,0 +1,44 @@
+"""Failed loads, remembered for a short, growing time, so that a broken model cannot keep the host busy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelhost.errors import ModelHostError
+from modelhost.pool.key import ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: ModelHostError
+    count: int
+    until: float
+
+
+class Failures:
+    """One entry for each version that failed at its last load. Times are the caller's, in seconds."""
+
+    def __init__(self, *, backoff_s: float, backoff_max_s: float) -> None:
+        self._backoff_s, self._backoff_max_s = backoff_s, backoff_max_s
+        self._failures: dict[ModelKey, _Failure] = {}
+
+    def note(self, key: ModelKey, error: ModelHostError, now: float) -> None:
+        """Remembers a failure: `backoff_s` the first time, twice as long after each further one."""
+        count = self._failures[key].count + 1 if key in self._failures else 1
+        # The exponent is bounded so that the float is.
+        wait_s = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(count - 1, 60))
+        self._failures[key] = _Failure(error, count, now + wait_s)
+
+    def recent(self, key: ModelKey, now: float) -> ModelHostError | None:
+        """Returns the error of a failure that is too fresh to try again."""
+        failure = self._failures.get(key)
+        return failure.error if failure is not None and now < failure.until else None
+
+    def last(self, key: ModelKey) -> ModelHostError | None:
+        """Returns the error of the last load where it failed, however long ago."""
+        failure = self._failures.get(key)
+        return failure.error if failure is not None else None
+
+    def forget(self, key: ModelKey) -> None:
+        """Forgets what is remembered of `key`: it loaded, or somebody asks for another try."""
+        self._failures.pop(key, None)

@@ -1,0 +1,268 @@
+"""The pool as others see it: leases, explicit loads and unloads, views. See DESIGN.md beside this file.
+
+Everything here runs on the event-loop thread. State changes in plain functions that never wait;
+coroutines only orchestrate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from modelhost.config import ModelsSettings, PoolSettings
+from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError, Overloaded
+from modelhost.memory import MemoryManager, Recovery
+from modelhost.pool.catalog import Catalog
+from modelhost.pool.key import ModelKey
+from modelhost.pool.lease import Lease
+from modelhost.pool.runner import Runner
+from modelhost.pool.scheduler import Scheduler
+from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.snapshot import ModelInfo, PoolSnapshot
+from modelhost.pool.table import SlotTable, info
+from modelhost.pool.waiter import Waiter
+from modelhost.repository import ModelFile, Repository
+from modelhost.runtime.base import Inspection, LoadedModel, Runtime
+
+
+class Pool:
+    """Loads models when a lease is asked for, and lets idle ones go when memory asks for it.
+
+    `runner` has the inference threads; loads and unloads run on the memory manager's thread, looks
+    at files on one of the pool's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        repository: Repository,
+        runtime: Runtime,
+        memory: MemoryManager,
+        runner: Runner,
+        settings: PoolSettings,
+        models: ModelsSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.runner = runner
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="modelhost-disk")
+        self.catalog = Catalog(repository, models, self._disk, clock=clock)
+        self._runtime, self._memory, self._settings, self._clock = runtime, memory, settings, clock
+        self._table = SlotTable(runner, wall_clock=wall_clock)
+        self._scheduler = Scheduler(
+            table=self._table,
+            catalog=self.catalog,
+            runtime=runtime,
+            memory=memory,
+            runner=runner,
+            settings=settings,
+            clock=clock,
+        )
+        self._unloaded: set[str] = set()  # names that were unloaded on request and not wanted since
+        self._is_closed = False
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lease(
+        self, name: str, version: str | None = None, *, deadline: float | None = None
+    ) -> AsyncIterator[Lease]:
+        """Holds a model loaded for the scope; see `acquire`."""
+        lease = await self.acquire(name, version, deadline=deadline)
+        try:
+            yield lease
+        finally:
+            lease.end()
+
+    async def acquire(self, name: str, version: str | None = None, *, deadline: float | None = None) -> Lease:
+        """Returns a lease, which the caller has to end; loads the model where it is not loaded.
+
+        Waits until `deadline` (the event loop's clock) or `pool.wait_timeout_s`. Raises ModelNotFound,
+        ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
+        """
+        file = await self.catalog.find_fresh(name, version)
+        if self._is_closed:
+            raise HostClosed("the host is shutting down")
+        slot = self._table.get(_key(file))
+        if slot is not None and slot.state is SlotState.READY:
+            return self._table.grant(slot)
+        return await self._wait_for_grant(file, deadline)
+
+    async def _wait_for_grant(self, file: ModelFile, deadline: float | None) -> Lease:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        until = started + self._settings.wait_timeout_s
+        slot, waiter = self._join(file)
+        try:
+            async with asyncio.timeout_at(until if deadline is None else min(deadline, until)):
+                lease = await waiter.wait()
+        except BaseException as error:
+            self._leave(slot, waiter)
+            if isinstance(error, TimeoutError):
+                error = DeadlineExceeded(f"loading {slot.key}", waited_s=loop.time() - started)
+            if isinstance(error, ModelHostError):
+                self._scheduler.counters.refuse(error.code)
+                # Waiters share one error; each raises its own, else tracebacks pile up on it.
+                raise copy.copy(error) from None
+            raise
+        self._unloaded.discard(file.name)
+        return lease
+
+    def _join(self, file: ModelFile) -> tuple[Slot, Waiter[Lease]]:
+        """Adds a waiter to the model's slot, and a slot where there is none."""
+        waiting = self._table.waiting
+        if waiting >= self._settings.max_waiting:
+            self._scheduler.counters.refuse(Overloaded.code)
+            raise Overloaded("the queue for models", waiting=waiting, limit=self._settings.max_waiting)
+        key = _key(file)
+        slot = self._table.get(key)
+        if slot is None:
+            failure = self._scheduler.failures.recent(key, self._clock())
+            if failure is not None:
+                raise copy.copy(failure)
+            slot = Slot(key, file, pinned=self.catalog.options(file).pinned)
+            self._table.add(slot)
+            self._scheduler.enqueue(slot)
+        waiter: Waiter[Lease] = Waiter()
+        slot.waiters.append(waiter)
+        return slot, waiter
+
+    def _leave(self, slot: Slot, waiter: Waiter[Lease]) -> None:
+        """Ends a wait without a lease: gives back one that was just handed over, drops a load that
+        has not begun and that nobody else wants."""
+        lease = waiter.leave()
+        if lease is not None:
+            lease.end()
+        if waiter in slot.waiters:
+            slot.waiters.remove(waiter)
+            if not slot.waiters and slot.state is SlotState.QUEUED:
+                self._scheduler.forget(slot)
+
+    # --- explicit load and unload ------------------------------------------------------------------
+
+    async def load(self, name: str, version: str | None = None) -> ModelInfo:
+        """Loads a model, again where its files have changed; returns when it is ready.
+
+        Forgets a remembered failure first. Raises what `acquire` raises.
+        """
+        await self.catalog.scan()
+        file = self.catalog.find(name, version)
+        key = _key(file)
+        self._scheduler.failures.forget(key)
+        slot = self._table.get(key)
+        if slot is not None and slot.state is SlotState.READY and slot.inspection is not None:
+            on_disk = await self.catalog.on_disk(lambda: self._runtime.fingerprint(file.path))
+            if on_disk != slot.inspection.fingerprint:
+                await self._unload_slot(slot, cause="files changed")
+        lease = await self.acquire(file.name, file.version)
+        self._unloaded.discard(file.name)
+        slot = self._table.get(key)
+        assert slot is not None  # the lease holds it
+        loaded = info(slot)
+        lease.end()
+        return loaded
+
+    async def unload(self, name: str, version: str | None = None) -> tuple[Recovery, ...]:
+        """Unloads a model (all its versions by default); returns when its memory is back.
+
+        Waits for its leases to end, up to `pool.wait_timeout_s`, and grants no new one meanwhile;
+        the unload goes on when that time is over. A model that is not loaded is no error.
+        Raises ModelNotFound or DeadlineExceeded.
+        """
+        file = await self.catalog.find_fresh(name, version)
+        if version is None:
+            self._unloaded.add(file.name)
+        slots = [slot for slot in self._table if slot.key.name == name and version in (None, slot.key.version)]
+        recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
+        return tuple(recovery for recovery in recoveries if recovery is not None)
+
+    async def _unload_slot(self, slot: Slot, *, cause: str) -> Recovery | None:
+        """Lets one slot go, after its load and its leases; None where it held nothing of its own."""
+        if slot.state is SlotState.LOADING:
+            try:
+                (await self.acquire(slot.key.name, slot.key.version)).end()
+            except ModelHostError:
+                return None
+        if slot.state in (SlotState.QUEUED, SlotState.GONE):
+            return None
+        waiter: Waiter[Recovery | None] = Waiter()
+        slot.departures.append(waiter)
+        if slot.state is SlotState.READY and slot.leases:
+            slot.move(SlotState.DRAINING)
+        elif slot.state is SlotState.READY:
+            self._scheduler.depart(slot, cause=cause)
+        try:
+            async with asyncio.timeout(self._settings.wait_timeout_s):
+                return await waiter.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"unloading {slot.key}, which has {slot.leases} leases,", waited_s=self._settings.wait_timeout_s
+            ) from None
+        finally:
+            waiter.leave()
+
+    # --- views ---------------------------------------------------------------------------------------
+
+    def is_ready(self, name: str, version: str | None = None) -> bool:
+        """Says whether an inference request would be served, as far as is known: loading on demand counts.
+
+        False after an explicit unload until the next load, and after a failed load. Raises
+        ModelNotFound or ModelBroken.
+        """
+        file = self.catalog.find(name, version)
+        return name not in self._unloaded and self._scheduler.failures.last(_key(file)) is None
+
+    def state_of(self, key: ModelKey) -> tuple[str, str]:
+        """Returns state and reason of a version, in the repository extension's words."""
+        slot = self._table.get(key)
+        if slot is not None and slot.state is not SlotState.QUEUED:
+            return _WIRE_STATES.get(slot.state, "UNLOADING"), ""
+        failure = self._scheduler.failures.last(key)
+        if failure is not None:
+            return "UNAVAILABLE", str(failure)
+        return "UNAVAILABLE", "unloaded" if key.name in self._unloaded else ""
+
+    async def describe(self, name: str, version: str | None = None) -> tuple[ModelFile, LoadedModel | Inspection]:
+        """Returns a version's file and what has its inputs and outputs, without loading it.
+
+        Raises ModelNotFound or ModelBroken.
+        """
+        file = await self.catalog.find_fresh(name, version)
+        slot = self._table.get(_key(file))
+        if slot is not None and slot.model is not None:
+            return file, slot.model
+        return file, await self._scheduler.inspect(file)
+
+    def snapshot(self) -> PoolSnapshot:
+        """Returns what the pool holds now."""
+        return PoolSnapshot(
+            models=tuple(info(slot) for slot in self._table),
+            waiting=self._table.waiting,
+            in_flight=self.runner.in_flight,
+            reservations=self._memory.ledger.open_count,
+            counters=copy.deepcopy(self._scheduler.counters),
+        )
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Refuses new work, waits for what is under way, and unloads everything; harmless when closed."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await self._scheduler.close()
+        await asyncio.get_running_loop().run_in_executor(self._disk, self.runner.close)
+        await asyncio.sleep(0)  # the runs that have just returned end their leases on the loop
+        await self._scheduler.unload_idle()
+        self._disk.shutdown()
+
+
+_WIRE_STATES = {SlotState.LOADING: "LOADING", SlotState.READY: "READY"}
+
+
+def _key(file: ModelFile) -> ModelKey:
+    return ModelKey(file.name, file.version)

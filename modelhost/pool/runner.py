@@ -1,0 +1,100 @@
+"""The inference threads: a bounded queue of jobs, each of which ends exactly once on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from modelhost.errors import DeadlineExceeded, Overloaded
+from modelhost.runtime.base import CancelToken
+
+T = TypeVar("T")
+
+
+class Runner:
+    """Runs blocking work on `threads` threads. Methods are for the event-loop thread.
+
+    A job that was submitted always ends: its `on_end` is called on the event loop when the work has
+    returned, however long after its requester was cancelled. That is what leases hang on.
+    """
+
+    def __init__(self, *, threads: int, max_waiting: int) -> None:
+        self.threads, self.max_waiting = threads, max_waiting
+        self.started = 0
+        self.in_flight = 0
+        """Jobs that are running or wait for a thread."""
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
+
+    def quiet_marker(self) -> object | None:
+        """A value that changes with every job, or None while one is in flight."""
+        return None if self.in_flight else self.started
+
+    def submit(
+        self,
+        work: Callable[[], T],
+        *,
+        cancel: CancelToken,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> asyncio.Future[T]:
+        """Queues `work`. Raises Overloaded where the queue is full; then `on_end` is not called."""
+        waiting = self.in_flight - self.threads
+        if waiting >= self.max_waiting:
+            raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def finish(result: Any, error: BaseException | None) -> None:
+            self.in_flight -= 1
+            on_end()
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def job() -> None:
+            result, error = None, None
+            if not cancel.is_cancelled:  # else abandoned while it waited for a thread
+                try:
+                    result = work()
+                except BaseException as caught:
+                    error = caught
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(finish, result, error)
+
+        self._executor.submit(job)
+        self.started += 1
+        self.in_flight += 1
+        return future
+
+    async def result(self, future: asyncio.Future[T], *, cancel: CancelToken, deadline: float | None = None) -> T:
+        """Waits for a submitted job; `deadline` is on the event loop's clock.
+
+        Cancelling the caller, or the deadline, triggers `cancel` and does not wait for the work to
+        notice. Raises DeadlineExceeded, or what the work raises.
+        """
+        loop = asyncio.get_running_loop()
+        timer = None
+        if deadline is not None:
+            timer = loop.call_at(deadline, _expire, future, loop.time(), deadline)
+        try:
+            return await future
+        except (asyncio.CancelledError, DeadlineExceeded):
+            cancel.cancel()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def close(self) -> None:
+        """Waits for the jobs in flight; blocks."""
+        self._executor.shutdown()
+
+
+def _expire(future: asyncio.Future[Any], started: float, deadline: float) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded("the run", waited_s=max(0.0, deadline - started)))

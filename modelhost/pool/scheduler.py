@@ -1,0 +1,349 @@
+"""What happens to the queue: decide, then act. The only place that starts loads and departures.
+
+`pump` is called whenever something that it looks at may have changed. One action is in progress at a
+time, since the next decision needs its outcome; it ends in another call of `pump`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from modelhost.config import PoolSettings
+from modelhost.errors import HostClosed, InsufficientMemory, ModelBroken, ModelHostError, NeverFits
+from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
+from modelhost.pool.admission import Evict, Figures, Load, Refuse, Trim, Wait, decide
+from modelhost.pool.catalog import Catalog
+from modelhost.pool.eviction import Candidate, choose_victims
+from modelhost.pool.failures import Failures
+from modelhost.pool.key import ModelKey
+from modelhost.pool.loader import Footprints
+from modelhost.pool.runner import Runner
+from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.snapshot import PoolCounters
+from modelhost.pool.table import SlotTable, info
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadError, LoadPlan, Runtime
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+#: Holders of memory that a refusal names, largest first.
+_HOLDERS_NAMED = 10
+
+
+class Scheduler:
+    """Serves the table's queue. Event-loop thread; loads and unloads run on the memory thread."""
+
+    def __init__(
+        self,
+        *,
+        table: SlotTable,
+        catalog: Catalog,
+        runtime: Runtime,
+        memory: MemoryManager,
+        runner: Runner,
+        settings: PoolSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = PoolCounters()
+        self.failures = Failures(backoff_s=settings.failure_backoff_s, backoff_max_s=settings.failure_backoff_max_s)
+        self._table, self._catalog, self._runtime = table, catalog, runtime
+        self._memory, self._runner, self._settings, self._clock = memory, runner, settings, clock
+        self._footprints = Footprints()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+        self._is_acting = False  # a load, eviction or trim that was decided here is in progress
+        self._trimmed_after = 0  # runs that had been started at the last trim
+        table.released = self._released
+        memory.set_cleaner(self._clean)
+        memory.on_change(self.pump)
+        memory.quiet_marker = runner.quiet_marker
+
+    async def inspect(self, file: ModelFile) -> Inspection:
+        """Reads the face of a model. Raises ModelBroken."""
+        options = self._catalog.options(file)
+        try:
+            return await self._catalog.on_disk(lambda: self._runtime.inspect(file.path, options))
+        except LoadError as error:
+            raise ModelBroken(file.name, file.version, str(error)) from None
+
+    # --- events ------------------------------------------------------------------------------------
+
+    def enqueue(self, slot: Slot) -> None:
+        """Starts on a slot that has just been queued."""
+        self._spawn(self._inspect(slot))
+
+    def forget(self, slot: Slot) -> None:
+        """Drops a queued slot that nobody waits for any more."""
+        self._table.drop(slot, HostClosed("nobody waits for it"))
+
+    def depart(self, slot: Slot, *, cause: str) -> None:
+        """Takes an idle slot out of reach at once and gives its memory back; its departures are told."""
+        plan = self._plan_departure([slot])
+        departures, slot.departures = slot.departures, []
+
+        async def run() -> None:
+            recovery: Recovery | None = None
+            try:
+                recovery = await self._memory.recover(plan, cause=cause)
+                self.counters.unloads += 1
+            finally:
+                for waiter in departures:
+                    waiter.set(recovery)
+
+        self._spawn(run())
+
+    def _released(self, slot: Slot) -> None:
+        if slot.state is SlotState.DRAINING:
+            self.depart(slot, cause="unload")
+        elif self._table.queue:
+            self.pump()
+
+    async def close(self) -> None:
+        """Refuses what is queued and waits for what is under way."""
+        self._is_closed = True
+        for slot in tuple(self._table.queue):
+            self._table.drop(slot, HostClosed("the host is shutting down"))
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def unload_idle(self) -> None:
+        """Gives back the memory of all idle models."""
+        idle = [slot for slot in self._table if slot.is_idle]
+        if idle:
+            await self._memory.recover(self._plan_departure(idle), cause="shutdown")
+
+    # --- deciding ----------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Decides on the queue, first come first, until something is under way.
+
+        One action at a time: the next decision needs its outcome. A load that has to wait for leases
+        to end does not hold up one behind it that fits.
+        """
+        if self._is_acting or self._memory.is_changing or not self._table.queue:
+            return
+        for slot in tuple(self._table.queue):
+            if slot.inspection is None or slot.state is not SlotState.QUEUED:
+                continue
+            if self._act(slot):
+                return
+
+    def _act(self, slot: Slot) -> bool:
+        """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
+        assert slot.inspection is not None
+        figures = self._figures()
+        plan = self._footprints.plan(
+            slot.key, slot.inspection, budget_bytes=figures.critical_bytes - figures.baseline_bytes
+        )
+        decision = decide(figures, resident_bytes=plan.resident_bytes, peak_bytes=plan.peak_bytes)
+        if not isinstance(decision, Wait):
+            slot.blocked_since = None
+        match decision:
+            case Load():
+                self._begin(self._load(slot, plan))
+                return True
+            case Trim():
+                self._trimmed_after = self._runner.started
+                self._begin(self._memory.trim(deep=False))
+                return True
+            case Evict(victims):
+                self.counters.evictions += len(victims)
+                departure = self._plan_departure(self._slots_of(victims))
+                log.info("%s leave for %s", ", ".join(departure.victims), slot.key)
+                self._begin(self._memory.recover(departure, cause=f"load of {slot.key}"))
+                return True
+            case Wait(available_bytes):
+                now = self._clock()
+                slot.blocked_since = now if slot.blocked_since is None else slot.blocked_since
+                if now - slot.blocked_since >= self._settings.memory_wait_s:
+                    self._table.drop(slot, self._refusal(slot.key, plan, available_bytes, never=False))
+            case Refuse(available_bytes, never):
+                self._table.drop(slot, self._refusal(slot.key, plan, available_bytes, never=never))
+        return False
+
+    def _figures(self) -> Figures:
+        memory = self._memory.memory_info()
+        in_use = self._table.in_use()
+        in_use_bytes = sum(slot.committed_bytes for slot in in_use if not slot.pinned)
+        if in_use or self._runner.in_flight:
+            in_use_bytes += memory.limit_bytes - memory.critical_bytes  # what their runs may hold
+        # A model that drains or that others are unloading comes back too.
+        in_use_bytes += self._memory.ledger.totals.leaving_bytes
+        return Figures(
+            usage_bytes=memory.usage_bytes,
+            reserved_bytes=memory.reserved_bytes,
+            baseline_bytes=memory.baseline_bytes,
+            warning_bytes=memory.warning_bytes,
+            critical_bytes=memory.critical_bytes,
+            idle=self._table.candidates(),
+            in_use_bytes=in_use_bytes,
+            can_trim=self._runner.started != self._trimmed_after,
+        )
+
+    def _refusal(self, key: ModelKey, plan: LoadPlan, available_bytes: int, *, never: bool) -> ModelHostError:
+        holders = sorted(self._table, key=lambda slot: -slot.committed_bytes)
+        held_by = tuple(info(slot).as_dict() for slot in holders if slot.committed_bytes)[:_HOLDERS_NAMED]
+        thresholds = self._memory.thresholds
+        room = (
+            f"{format_bytes(available_bytes)} {'would be' if never else 'are'} free below critical "
+            f"({format_bytes(thresholds.critical_bytes)} of {format_bytes(thresholds.limit_bytes)})"
+        )
+        needs = f"loading {key} needs {format_bytes(plan.peak_bytes)}"
+        if never:
+            text = f"{needs} and can never fit: with nothing else loaded {room}"
+        else:
+            names = ", ".join(f"{holder['name']} {format_bytes(holder['committed_bytes'])}" for holder in held_by)
+            text = f"{needs}; {room}, and what is loaded is in use or pinned: {names or 'nothing'}"
+        kind = NeverFits if never else InsufficientMemory
+        log.warning("refused: %s", text)
+        return kind(text, needed_bytes=plan.peak_bytes, available_bytes=available_bytes, held_by=held_by)
+
+    # --- acting ------------------------------------------------------------------------------------
+
+    def _begin(self, action: Coroutine[Any, Any, Any]) -> None:
+        """Starts the one action in progress; the pump runs again when it has ended, whatever came of it."""
+        self._is_acting = True
+
+        async def run() -> None:
+            try:
+                await action
+            except Exception:
+                log.exception("an action of the pool failed")
+            finally:
+                self._is_acting = False
+                self.pump()
+
+        self._spawn(run())
+
+    async def _inspect(self, slot: Slot) -> None:
+        """Reads the face of a queued slot's model; a broken one is dropped."""
+        try:
+            slot.inspection = await self.inspect(slot.file)
+        except Exception as error:
+            self._fail(slot, error)
+        else:
+            self.pump()
+
+    def _load(self, slot: Slot, plan: LoadPlan) -> Coroutine[Any, Any, None]:
+        """Reserves at once; the coroutine loads, settles and grants."""
+        slot.move(SlotState.LOADING)
+        self._table.queue.remove(slot)
+        slot.reservation = self._memory.ledger.reserve(str(slot.key), plan.peak_bytes)
+        cancel, inspection, file = CancelToken(), slot.inspection, slot.file
+        assert inspection is not None
+
+        def work() -> LoadedModel:
+            return self._runtime.load(file.path, plan, inspection, cancel)
+
+        async def run() -> None:
+            timer = asyncio.get_running_loop().call_later(self._settings.load_timeout_s, cancel.cancel)
+            started = self._clock()
+            try:
+                model, measured = await self._memory.change(work)
+            except BaseException as error:
+                self._fail(slot, error)
+                if not isinstance(error, Exception):
+                    raise
+                return
+            finally:
+                timer.cancel()
+            took_s = self._clock() - started
+            size_bytes = self._footprints.settle(slot.key, inspection, plan, measured)
+            self._loaded(slot, model, plan, size_bytes, took_s)
+
+        return run()
+
+    def _loaded(self, slot: Slot, model: LoadedModel, plan: LoadPlan, size_bytes: int, took_s: float) -> None:
+        """Settles the reservation and grants the waiters, those that are still there."""
+        assert slot.reservation is not None
+        slot.reservation.settle(size_bytes)
+        slot.model = model
+        self.failures.forget(slot.key)
+        self.counters.loads += 1
+        self.counters.load_seconds += took_s
+        log.info("loaded %s in %.0f ms, %s", slot.key, took_s * 1e3, format_bytes(size_bytes))
+        if size_bytes > plan.resident_bytes:
+            over_bytes = size_bytes - plan.resident_bytes
+            self.counters.overshoot_bytes += over_bytes
+            self._memory.record(
+                "overshoot",
+                cause=f"load of {slot.key}",
+                details={"expected_bytes": plan.resident_bytes, "measured_bytes": size_bytes},
+            )
+        self._table.ready(slot)
+
+    def _fail(self, slot: Slot, error: BaseException) -> None:
+        """Ends a load that failed: no reservation and no waiter is left, and the failure is remembered."""
+        if slot.reservation is not None:
+            slot.reservation.end()
+            slot.reservation = None
+        if slot.state is SlotState.GONE:
+            return
+        broken = error
+        if not isinstance(broken, ModelBroken):
+            reason = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+            broken = ModelBroken(slot.key.name, slot.key.version, reason)
+        self.counters.load_failures += 1
+        self.failures.note(slot.key, broken, self._clock())
+        log.warning("%s", broken)
+        self._table.drop(slot, broken)
+
+    def _plan_departure(self, slots: Iterable[Slot]) -> CleanupPlan:
+        """Takes idle (or drained) slots out of reach, and returns how to give their memory back."""
+        leaving = list(slots)
+        models: list[LoadedModel] = []
+        for slot in leaving:
+            self._table.withdraw(slot)
+            assert slot.model is not None
+            assert slot.reservation is not None
+            models.append(slot.model)
+            slot.model = None
+            slot.reservation.leave()
+
+        def act() -> None:
+            while models:
+                models.pop().close()
+
+        return CleanupPlan(
+            victims=tuple(str(slot.key) for slot in leaving),
+            expected_bytes=sum(slot.committed_bytes for slot in leaving),
+            act=act,
+            done=lambda: self._departed(leaving),
+        )
+
+    def _departed(self, slots: Iterable[Slot]) -> None:
+        """Ends the reservations; a slot that is wanted again goes back to the queue."""
+        for slot in slots:
+            assert slot.reservation is not None
+            slot.reservation.end()
+            slot.reservation = None
+            if slot.waiters and not self._is_closed:
+                self._table.requeue(slot)
+                self.enqueue(slot)
+            else:
+                self._table.drop(slot, HostClosed("the host is shutting down"))
+
+    def _clean(self, goal: CleanupGoal) -> CleanupPlan | None:
+        """Answers the memory manager: idle models in LRU order, or all of them."""
+        wanted = math.inf if goal.everything else goal.excess_bytes
+        victims = choose_victims(self._table.candidates(), wanted)
+        if not victims:
+            return None
+        self.counters.evictions += len(victims)
+        plan = self._plan_departure(self._slots_of(victims))
+        log.info("%s leave", ", ".join(plan.victims))
+        return plan
+
+    def _slots_of(self, victims: Iterable[Candidate]) -> list[Slot]:
+        return [slot for victim in victims if (slot := self._table.get(victim.key)) is not None]
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

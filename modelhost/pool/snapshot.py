@@ -1,0 +1,52 @@
+"""What the pool says of itself, as frozen values: for routes, metrics, logs and tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model that has a slot. `last_used` is Unix time in seconds, None before the first lease."""
+
+    name: str
+    version: str
+    state: str
+    committed_bytes: int
+    leases: int
+    pinned: bool
+    last_used: float | None
+    waiting: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class PoolCounters:
+    """Totals since the start."""
+
+    loads: int = 0
+    load_failures: int = 0
+    load_seconds: float = 0.0
+    evictions: int = 0
+    unloads: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+    overshoot_bytes: int = 0
+
+    def refuse(self, code: str) -> None:
+        """Counts a refusal by its code."""
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """One look at the pool."""
+
+    models: tuple[ModelInfo, ...]
+    waiting: int
+    in_flight: int
+    reservations: int
+    counters: PoolCounters

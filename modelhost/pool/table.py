@@ -1,0 +1,147 @@
+"""The pool's mutable state: slots, queue, idle order. Plain functions that never wait.
+
+Only `pool.py` and `scheduler.py` touch it, on the event-loop thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from cachetools import LRUCache
+
+from modelhost.errors import ModelHostError
+from modelhost.pool.eviction import Candidate
+from modelhost.pool.key import ModelKey
+from modelhost.pool.lease import Lease
+from modelhost.pool.runner import Runner
+from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.snapshot import ModelInfo
+
+
+class SlotTable:
+    """Every model that is wanted, loading, loaded or leaving has its slot here, others have none.
+
+    `released` is called with a slot whose last lease has just ended.
+    """
+
+    def __init__(self, runner: Runner, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self.queue: list[Slot] = []
+        """QUEUED slots, first come first."""
+        self.released: Callable[[Slot], None] = lambda slot: None
+        self._slots: dict[ModelKey, Slot] = {}
+        # A model enters when its last lease ends and leaves at the next grant, so that iteration is
+        # in the order of last use; the cache keeps the sum of their sizes.
+        self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf, getsizeof=lambda slot: slot.committed_bytes)
+        self._runner = runner
+        self._wall_clock = wall_clock
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(tuple(self._slots.values()))
+
+    def get(self, key: ModelKey) -> Slot | None:
+        """Returns the model's slot, or None for a model that is on disk only."""
+        return self._slots.get(key)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a lease."""
+        return sum(len(slot.waiters) for slot in self._slots.values())
+
+    @property
+    def idle_bytes(self) -> int:
+        """What the idle models are recorded to hold."""
+        return int(self._idle.currsize)
+
+    def candidates(self) -> list[Candidate]:
+        """The idle models, least recently used first."""
+        return [Candidate(slot.key, slot.committed_bytes, slot.pinned) for slot in self._idle.values()]
+
+    def in_use(self) -> list[Slot]:
+        """The slots with leases."""
+        return [slot for slot in self._slots.values() if slot.leases]
+
+    # --- coming and going --------------------------------------------------------------------------
+
+    def add(self, slot: Slot) -> None:
+        """Takes a new slot in; it is queued."""
+        self._slots[slot.key] = slot
+        self.queue.append(slot)
+
+    def ready(self, slot: Slot) -> None:
+        """Makes a loaded slot ready and grants its waiters, those that are still there."""
+        slot.move(SlotState.READY)
+        waiters, slot.waiters = slot.waiters, []
+        for waiter in waiters:
+            if waiter.is_waiting:
+                waiter.set(self.grant(slot))
+        if slot.leases == 0:
+            self._idle[slot.key] = slot
+
+    def withdraw(self, slot: Slot) -> None:
+        """Takes an idle or drained slot out of reach: it grants nothing from here on."""
+        slot.move(SlotState.UNLOADING)
+        self._idle.pop(slot.key, None)
+
+    def requeue(self, slot: Slot) -> None:
+        """Queues a slot whose memory has gone while requests came in."""
+        slot.move(SlotState.QUEUED)
+        slot.blocked_since = None
+        slot.inspection = None  # the files may be others now
+        self.queue.append(slot)
+
+    def drop(self, slot: Slot, error: ModelHostError) -> None:
+        """Takes a slot that holds nothing out of the table and fails its waiters with `error`."""
+        if slot in self.queue:
+            self.queue.remove(slot)
+        slot.move(SlotState.GONE)
+        self._slots.pop(slot.key, None)
+        waiters, slot.waiters = slot.waiters, []
+        for waiter in waiters:
+            waiter.fail(error)
+        departures, slot.departures = slot.departures, []
+        for departure in departures:
+            departure.set(None)
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    def grant(self, slot: Slot) -> Lease:
+        """Counts a lease and makes it; the slot cannot be a victim from here on."""
+        assert slot.model is not None
+        self._hold(slot)
+        return Lease(
+            slot.key,
+            slot.model,
+            self._runner,
+            hold=lambda: self._hold(slot),
+            release=lambda: self._release(slot),
+        )
+
+    def _hold(self, slot: Slot) -> None:
+        if slot.leases == 0:
+            self._idle.pop(slot.key, None)
+        slot.leases += 1
+        slot.last_used = self._wall_clock()
+
+    def _release(self, slot: Slot) -> None:
+        slot.leases -= 1
+        slot.last_used = self._wall_clock()
+        if slot.leases == 0:
+            if slot.state is SlotState.READY:
+                self._idle[slot.key] = slot
+            self.released(slot)
+
+
+def info(slot: Slot) -> ModelInfo:
+    """Returns what a slot says of itself."""
+    return ModelInfo(
+        name=slot.key.name,
+        version=slot.key.version,
+        state=slot.state.value,
+        committed_bytes=slot.committed_bytes,
+        leases=slot.leases,
+        pinned=slot.pinned,
+        last_used=slot.last_used or None,
+        waiting=len(slot.waiters),
+    )

@@ -1,0 +1,68 @@
+"""Sizes and thresholds as people write them, and as messages print them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+#: K, M and G are powers of 1024, as in `docker run --memory 256m`: a limit that is written the same
+#: way on both sides has to mean the same bytes.
+_SUFFIXES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>[kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Returns `size_bytes` as messages print it: `18.4 MB`, with 1 MB = 2**20 bytes."""
+    if abs(size_bytes) < 1 << 20:
+        return f"{size_bytes / 1024:.1f} KB"
+    return f"{size_bytes / (1 << 20):.1f} MB"
+
+
+def parse_size(text: str | int) -> int:
+    """Returns the bytes that `text` means: `268435456`, `"256MB"`, `"256m"`, `"1.5GiB"`.
+
+    Raises ValueError that names what is accepted.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise ValueError(f"a size cannot be negative, got {text}")
+        return text
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f'expected bytes or a size such as "256MB" or "1.5GB", got {text!r}')
+    return int(float(match["number"]) * _SUFFIXES[match["suffix"].lower()])
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdSpec:
+    """A memory threshold before the limit and the baseline are known.
+
+    `kind` says what `value` is: `bytes`, a `share` of the limit (0 to 1), an `offset` in bytes above
+    the baseline, or `auto` (value unused).
+    """
+
+    kind: Literal["auto", "bytes", "share", "offset"]
+    value: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str | int) -> ThresholdSpec:
+        """Reads `"auto"`, `"170MB"`, `"66%"` or `"+50MB"`. Raises ValueError that names these forms."""
+        words = str(text).strip()
+        try:
+            if words.lower() == "auto":
+                return cls("auto", 0, words)
+            if words.endswith("%"):
+                share = float(words[:-1]) / 100
+                if not 0 < share <= 1:
+                    raise ValueError
+                return cls("share", share, words)
+            if words.startswith("+"):
+                return cls("offset", parse_size(words[1:]), words)
+            return cls("bytes", parse_size(int(words) if words.isdigit() else words), words)
+        except ValueError:
+            raise ValueError(
+                f'expected "auto", a size ("170MB"), a share of the limit ("66%") or an offset above '
+                f'the baseline ("+50MB"), got {text!r}'
+            ) from None

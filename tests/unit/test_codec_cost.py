@@ -1,0 +1,183 @@
+"""The bound for the memory that decoding takes, against what a fresh process really used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+import modelhost
+from modelhost.api.codec import decode_cost_bytes, json_cost_bytes
+from modelhost.tensors import TensorSpec
+
+N = 200_000
+#: The kernel counts resident pages in batches per processor (the probe stays on one).
+COUNTING_ERROR_BYTES = 1 << 20
+FLOATS = [b"0.1", b"0.1234567", b"0.12345678901234567", b"-1.2345678901234567e-10"]
+
+#: Prints by how many bytes decoding the body in the file makes the process grow at its peak.
+PROBE = """
+import os, re, sys
+import numpy as np
+from modelhost.api.codec import decode_request
+from modelhost.errors import ModelHostError
+from modelhost.tensors import TensorSpec
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return int(re.search(key + r":\\s+(\\d+)", file.read())[1]) * 1024
+
+def decode(body, header):
+    try:
+        return decode_request(body, header_length=header, inputs=inputs, outputs={},
+                              max_decoded_bytes=1 << 40)
+    except ModelHostError as error:
+        return error
+
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+path, datatype, rank, header = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+inputs = {"x": TensorSpec("x", datatype, (-1,) * rank)}
+# Code that runs for the first time is read from its file, which also counts as resident.
+decode(('["' + "a" * 300_000 + '\U0001f600"]').encode(), None)
+with open(path, "rb", buffering=0) as file:
+    body = file.read()
+before = status("VmRSS")
+result = decode(body, header if header >= 0 else None)
+print(status("VmHWM") - before, type(result).__name__)
+"""
+
+
+def grown(path: Path, body: bytes, datatype: str, rank: int, header: int = -1) -> tuple[int, str]:
+    path.write_bytes(body)
+    root = str(Path(modelhost.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(path), datatype, str(rank), str(header)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    size, kind = done.stdout.split()
+    return int(size), kind
+
+
+def wrap(datatype: str, shape: list[int], data: bytes) -> bytes:
+    head = orjson.dumps({"name": "x", "datatype": datatype, "shape": shape})[:-1]
+    return b'{"inputs":[' + head + b',"data":' + data + b"}]}"
+
+
+def items(item: bytes, count: int = N, separator: bytes = b",") -> bytes:
+    return b"[" + separator.join([item] * count) + b"]"
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "empty lists": lambda: items(b"[]"),
+    "lists of empty lists": lambda: items(b"[[]]"),
+    "lists of one": lambda: items(b"[0.1]"),
+    "deep lists": lambda: items(b"[" * 100 + b"]" * 100, N // 100),
+    "empty objects": lambda: items(b"{}"),
+    "objects of one": lambda: items(b'{"a":1}'),
+    "objects of six": lambda: items(b'{"a":0.1,"b":2,"c":3,"d":4,"e":5,"f":6}', N // 4),
+    "deep objects": lambda: items(b'{"a":' * 100 + b"1" + b"}" * 100, N // 100),
+    "one big object": lambda: b"{" + b",".join(b'"%x":0.1' % i for i in range(N)) + b"}",
+    "object of objects": lambda: b"{" + b",".join(b'"%x":{}' % i for i in range(N)) + b"}",
+    "long keys": lambda: b"{" + b",".join(b'"%099d":1' % i for i in range(N)) + b"}",
+    "short strings": lambda: items(b'"ab"'),
+    "two-byte characters": lambda: items('"é"'.encode()),
+    "three-byte characters": lambda: items('"日"'.encode()),
+    "four-byte characters": lambda: items('"😀"'.encode()),
+    "widened string": lambda: b'["' + b"a" * 10_000_000 + '😀"]'.encode(),
+    "widened by an escape": lambda: b'["' + b"a" * 10_000_000 + b'\\uD83D\\ude00"]',
+    "doubled by an escape": lambda: b'["' + b"a" * 10_000_000 + b'\\u65e5"]',
+    "escapes": lambda: b'["' + b"\\n" * 5_000_000 + b'"]',
+    "white space": lambda: b" " * 10_000_000 + b"[]",
+    "error after numbers": lambda: items(b"0.1")[:-1] + b"x",
+    "error after a wide string": lambda: b'["' + b"a" * 10_000_000 + '😀"x'.encode(),
+}
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_document_takes_more_than_the_bound(name: str, tmp_path: Path) -> None:
+    body = HOSTILE[name]()
+    used, _ = grown(tmp_path / "body", body, "FP32", 1)
+    assert used <= json_cost_bytes(body) + COUNTING_ERROR_BYTES
+
+
+@needs_proc
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+@pytest.mark.parametrize("number", FLOATS)
+def test_floats_take_no_more_than_the_bound_and_no_less_than_half(number: bytes, datatype: str, tmp_path: Path) -> None:
+    body = wrap(datatype, [N], items(number))
+    used, kind = grown(tmp_path / "body", body, datatype, 1)
+    assert kind == "InferRequest"
+    bound = json_cost_bytes(body)
+    assert used <= bound + COUNTING_ERROR_BYTES
+    assert bound <= 2 * used
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data"),
+    [
+        ("FP32", [N // 4, 4], items(items(b"0.12345", 4), N // 4)),
+        ("FP64", [N // 4, 2, 2], items(items(items(b"0.12345", 2), 2), N // 4)),
+        ("FP64", [N, 1], items(b"[0.1]")),
+        ("FP64", [1, N], b"[" + items(b"0.1") + b"]"),
+        ("INT64", [N], items(b"1")),
+        ("UINT8", [N], items(b"255")),
+        ("BOOL", [N], items(b"true")),
+        ("BYTES", [N], items(b'"some text"')),
+        ("BYTES", [N], items('"日本"'.encode())),
+    ],
+)
+def test_valid_data_takes_no_more_than_the_bound(datatype: str, shape: list[int], data: bytes, tmp_path: Path) -> None:
+    body = wrap(datatype, shape, data)
+    used, kind = grown(tmp_path / "body", body, datatype, len(shape))
+    assert kind == "InferRequest"
+    assert used <= json_cost_bytes(body) + COUNTING_ERROR_BYTES
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "ab", "é", "日", "😀", "a sentence of some length", "a" * 300, "a" * 299 + "😀"],
+)
+def test_raw_texts_take_no_more_than_the_bound(text: str, tmp_path: Path) -> None:
+    encoded = text.encode()
+    count = max(20_000, N // (len(encoded) // 8 + 1))
+    raw = (len(encoded).to_bytes(4, "little") + encoded) * count
+    entry = {"name": "x", "datatype": "BYTES", "shape": [count]}
+    head = orjson.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(raw)}}]})
+    used, kind = grown(tmp_path / "body", head + raw, "BYTES", 1, len(head))
+    assert kind == "InferRequest"
+    spec = {"x": TensorSpec("x", "BYTES", (-1,))}
+    bound = decode_cost_bytes(head + raw, header_length=len(head), inputs=spec)
+    assert used <= bound + COUNTING_ERROR_BYTES
+
+
+def test_raw_numbers_cost_at_most_their_aligned_copy() -> None:
+    raw = np.zeros(N, np.float32).tobytes()
+    spec = {"x": TensorSpec("x", "FP32", (-1,))}
+    alone = decode_cost_bytes(b"{}", header_length=2, inputs=spec)
+    cost = decode_cost_bytes(b"{}" + raw, header_length=2, inputs=spec)
+    assert cost == alone + len(raw) + 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, (1 << 14) - 1, 1 << 14, (1 << 16) + 1, 200_000])
+def test_the_counts_are_those_of_every_chunk(length: int) -> None:
+    """One value, list, object, string and key more costs the same at any length of the text."""
+    padding = b" " * length
+    fixed = json_cost_bytes(padding) - 2 * length
+    assert json_cost_bytes(b"") == fixed
+    for part in (b",", b"[", b"{", b'""', b":"):
+        added = json_cost_bytes(part) - fixed
+        assert added == json_cost_bytes(padding + part) - fixed - 2 * length

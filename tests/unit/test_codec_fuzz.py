@@ -1,0 +1,91 @@
+"""Whatever comes in, decoding gives a request or one of our own errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelhost.api.codec import decode_cost_bytes, decode_request, parse_header_length
+from modelhost.errors import ModelHostError
+from modelhost.tensors import DTYPES, TensorSpec, check_feeds
+
+OUTPUTS = {"y": TensorSpec("y", "FP32", (-1,))}
+SPECS = st.dictionaries(
+    st.sampled_from(["x", "w"]),
+    st.tuples(
+        st.sampled_from([*DTYPES, "BF16"]),
+        st.none() | st.lists(st.integers(-1, 3), max_size=3).map(tuple),
+    ),
+    min_size=1,
+).map(lambda drawn: {name: TensorSpec(name, *rest) for name, rest in drawn.items()})
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)
+SCALARS = st.none() | st.booleans() | st.integers(-3, 300) | NUMBERS | TEXTS
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3))
+
+
+def fields(**strategies: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects in which each field may be missing, right or anything."""
+    return st.fixed_dictionaries({}, optional={name: strategy | VALUES for name, strategy in strategies.items()})
+
+
+INPUT = fields(
+    name=st.sampled_from(["x", "w"]),
+    datatype=st.sampled_from([*DTYPES]),
+    shape=st.lists(st.integers(0, 3) | st.integers(0, 2**64 - 1), max_size=3),
+    data=st.lists(SCALARS, max_size=6),
+    parameters=fields(binary_data_size=st.integers(0, 12)),
+)
+OUTPUT = fields(name=st.just("y"), parameters=fields(binary_data=st.booleans()))
+DOCUMENT = fields(
+    id=TEXTS,
+    inputs=st.lists(INPUT, max_size=3),
+    outputs=st.lists(OUTPUT, max_size=2),
+    parameters=fields(timeout=st.integers(0, 10**9), binary_data_output=st.booleans()),
+)
+
+
+def decode(body: bytes, header: str | None, specs: dict[str, TensorSpec]) -> None:
+    try:
+        length = parse_header_length(header, len(body))
+        request = decode_request(body, header_length=length, inputs=specs, outputs=OUTPUTS, max_decoded_bytes=1 << 22)
+    except ModelHostError:
+        return
+    check_feeds(specs, request.feeds)
+    assert all(value.flags.aligned for value in request.feeds.values())
+    assert decode_cost_bytes(body, header_length=length, inputs=specs) <= 1 << 22
+
+
+@given(st.binary(max_size=100), st.none() | st.text(max_size=5) | st.integers().map(str), SPECS)
+def test_random_bytes(body: bytes, header: str | None, specs: dict[str, TensorSpec]) -> None:
+    decode(body, header, specs)
+
+
+@given(DOCUMENT | VALUES, st.binary(max_size=24), st.booleans(), SPECS)
+@settings(max_examples=500)
+def test_random_documents(document: Any, raw: bytes, given_header: bool, specs: dict[str, TensorSpec]) -> None:
+    text = orjson.dumps(document)
+    decode(text + raw, str(len(text)) if given_header else None, specs)
+
+
+@given(st.data(), SPECS)
+@settings(max_examples=300)
+def test_requests_that_nearly_fit(data: st.DataObject, specs: dict[str, TensorSpec]) -> None:
+    inputs, raw = [], b""
+    for spec in specs.values():
+        dims = spec.shape if spec.shape is not None else (-1,)
+        shape = [data.draw(st.integers(0, 3)) if size < 0 else size for size in dims]
+        entry: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": shape}
+        if data.draw(st.booleans()):
+            part = data.draw(st.binary(max_size=24))
+            entry["parameters"] = {"binary_data_size": len(part)}
+            raw += part
+        else:
+            entry["data"] = data.draw(st.lists(SCALARS | st.lists(SCALARS, max_size=3), max_size=9))
+        inputs.append(entry)
+    text = orjson.dumps({"inputs": inputs})
+    decode(text + raw, str(len(text)), specs)

@@ -90,7 +90,6 @@ class Host:
     ) -> None:
         self.settings = settings or Settings()
         self.is_ready = False
-        self.background: object = None
         self._runtime_factory = runtime_factory
         self._probe = probe
 

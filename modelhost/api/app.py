@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -18,13 +20,13 @@ from modelhost.host import Host
 def create_app(
     host: Host,
     *,
-    on_ready: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None,
     on_failure: Callable[[ConfigError], None] | None = None,
 ) -> FastAPI:
     """Returns the application for `host`, which it opens at start-up and closes at shutdown.
 
-    `on_ready` is called when the host is open and preloaded; `on_failure` with what stopped the
-    start, which ends quietly then, where a server would print a traceback.
+    `on_ready` runs beside the server once the host is open and preloaded; `on_failure` is called
+    with what stopped the start, which ends quietly then, where a server would print a traceback.
     """
     metrics = Metrics(host)
     infer = InferRoutes(host, metrics)
@@ -37,11 +39,13 @@ def create_app(
             if on_failure is None:
                 raise
             on_failure(error)
-            raise SystemExit(1) from None
+            raise RuntimeError("the host could not be opened") from error
         try:
             infer.open()
-            on_ready()
+            announcing = None if on_ready is None else asyncio.get_running_loop().create_task(on_ready())
             yield
+            if announcing is not None:
+                announcing.cancel()
         finally:
             await host.__aexit__()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
-from modelhost.errors import InvalidRequest, Overloaded, RequestTooLarge
+from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 
 #: What a body of unstated length is given at first; it gets as much again whenever that is full.
 _CHUNKED_STEP_BYTES = 256 << 10
@@ -114,40 +114,56 @@ class ByteHold:
         self.size_bytes = 0
 
 
-async def read_body(request: Request, hold: ByteHold, *, max_bytes: int) -> bytes:
-    """Returns the body, having claimed its bytes from `hold`.
+async def read_body(request: Request, hold: ByteHold, *, max_bytes: int, deadline: float | None = None) -> bytes:
+    """Returns the body, having claimed its bytes from `hold`; `deadline` is on the event loop's clock.
 
     Raises RequestTooLarge before reading where the length is stated, and as soon as it is passed
-    where it is not; InvalidRequest where the length is no number.
+    where it is not; InvalidRequest where the length is no number; DeadlineExceeded where the client
+    takes too long; ClientDisconnect.
     """
     stated = request.headers.get("content-length")
     if stated is not None:
-        if not stated.isdecimal():
+        if not (stated.isascii() and stated.isdecimal()):
             raise InvalidRequest(f"Content-Length: expected a number of bytes, got {stated!r}")
         _check(int(stated), max_bytes)
         await hold.grow(int(stated))
-    received = 0
-    claimed = hold.size_bytes
-    chunks: list[bytes] = []
-    async for chunk in _chunks(request):
-        received += len(chunk)
+    message = await request.receive()
+    first = _body_of(message)
+    if not message.get("more_body"):
+        if stated is None:
+            _check(len(first), max_bytes)
+            await hold.grow(len(first))
+        return first
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await _read_rest(request, first, hold, max_bytes)
+    except TimeoutError:
+        waited_s = asyncio.get_running_loop().time() - began
+        raise DeadlineExceeded("receiving the body", waited_s=waited_s) from None
+
+
+async def _read_rest(request: Request, first: bytes, hold: ByteHold, max_bytes: int) -> bytes:
+    chunks, received, claimed = [first], len(first), hold.size_bytes
+    while True:
         _check(received, max_bytes)
         while received > claimed:
             await hold.grow(_CHUNKED_STEP_BYTES)
             claimed += _CHUNKED_STEP_BYTES
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    while True:
         message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        if body := message.get("body"):
-            yield body
+        chunk = _body_of(message)
+        chunks.append(chunk)
+        received += len(chunk)
         if not message.get("more_body"):
-            return
+            _check(received, max_bytes)
+            return b"".join(chunks)
+
+
+def _body_of(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    body: bytes = message.get("body", b"")
+    return body
 
 
 def _check(size_bytes: int, max_bytes: int) -> None:

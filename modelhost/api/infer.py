@@ -36,6 +36,9 @@ T = TypeVar("T")
 #: much takes about 2 ms. Binary tensors are views on the body and cost nothing.
 _DECODE_INLINE_BYTES: Final = 64 << 10
 
+#: What decoded tensors hold for each byte of small JSON, at most.
+_KEPT_FACTOR: Final = 16
+
 #: nginx's status for a client that did not wait; nobody is there to read it.
 _CLIENT_GONE: Final = Response(status_code=499)
 
@@ -58,7 +61,7 @@ class InferRoutes:
             self._refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
             with self._budget.hold() as hold:
-                body = await self._read(request, hold)
+                body = await self._read(request, hold, started)
                 with DisconnectWatch(request.receive) as watch:
                     response = await self._answer(request, body, hold, file, face, started)
             if watch.is_gone:
@@ -109,9 +112,10 @@ class InferRoutes:
 
     # --- the body ------------------------------------------------------------------------------------
 
-    async def _read(self, request: Request, hold: ByteHold) -> bytes:
+    async def _read(self, request: Request, hold: ByteHold, started: float) -> bytes:
         max_bytes = self._host.budgets.request_bytes
-        body = await read_body(request, hold, max_bytes=max_bytes)
+        deadline = started + self._host.settings.server.request_timeout_s
+        body = await read_body(request, hold, max_bytes=max_bytes, deadline=deadline)
         coding = request.headers.get("content-encoding", "identity")
         if coding.strip().lower() == "identity":
             return body
@@ -133,7 +137,10 @@ class InferRoutes:
                 body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=max_decoded
             )
 
-        if text_bytes <= _DECODE_INLINE_BYTES and len(body) <= _DECODE_INLINE_BYTES:
+        if len(body) <= _DECODE_INLINE_BYTES:
+            # One is decoded at a time, and what stays of it is at most this: a text of two characters
+            # is some 70 bytes as an element of an array.
+            await hold.grow(_KEPT_FACTOR * text_bytes)
             return decode()
         await hold.grow(decode_cost_bytes(body, header_length=length, inputs=inputs))
         has_text = any(spec.datatype == "BYTES" for spec in inputs.values())

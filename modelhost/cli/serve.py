@@ -80,7 +80,13 @@ def _serve(settings: Settings) -> None:
     listener = _bind(settings.server.host, settings.server.port)
     server: uvicorn.Server
     failure: list[ConfigError] = []
-    app = create_app(host, on_ready=lambda: _announce(host, server, listener), on_failure=failure.append)
+
+    def on_failure(error: ConfigError) -> None:
+        failure.append(error)
+        # The server would print the framework's traceback for what is one line of ours.
+        logging.getLogger("uvicorn.error").disabled = True
+
+    app = create_app(host, on_ready=lambda: _announce(host, server, listener), on_failure=on_failure)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -95,7 +101,11 @@ def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_s)),
         )
     )
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        if not failure:
+            raise
     if failure:
         raise failure[0]
 
@@ -118,18 +128,14 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(host: Host, server: uvicorn.Server, listener: socket.socket) -> None:
+async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket) -> None:
     """Says where the host listens once it really does."""
-
-    async def when_started() -> None:
-        while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
-            await asyncio.sleep(0.005)
-        address, port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        for line in await _welcome(host, f"http://{shown}:{port}"):
-            click.echo(line)
-
-    host.background = asyncio.get_running_loop().create_task(when_started())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
+        await asyncio.sleep(0.005)
+    address, port = listener.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    for line in await _welcome(host, f"http://{shown}:{port}"):
+        click.echo(line)
 
 
 async def _welcome(host: Host, url: str) -> list[str]:

@@ -17,5 +17,5 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in cells:
         for parts in zip_longest(*row, fillvalue=""):
             padded = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())  # noqa: PERF401 - a comprehension over both loops reads worse
+            lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)

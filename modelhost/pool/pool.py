@@ -173,10 +173,11 @@ class Pool:
         the unload goes on when that time is over. A model that is not loaded is no error.
         Raises ModelNotFound or DeadlineExceeded.
         """
-        file = await self.catalog.find_fresh(name, version)
-        if version is None:
-            self._unloaded.add(file.name)
         slots = [slot for slot in self._table if slot.key.name == name and version in (None, slot.key.version)]
+        if not slots:  # what is loaded can be unloaded even if its files have gone
+            await self.catalog.find_fresh(name, version)
+        if version is None:
+            self._unloaded.add(name)
         recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
         return tuple(recovery for recovery in recoveries if recovery is not None)
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from cachetools import LRUCache
+
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, InsufficientMemory, ModelBroken, ModelHostError, NeverFits
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
@@ -31,6 +33,9 @@ from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadErr
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
+
+#: Faces of models that are not loaded; some kilobytes each.
+_INSPECTIONS_KEPT = 256
 
 #: Holders of memory that a refusal names, largest first.
 _HOLDERS_NAMED = 10
@@ -55,6 +60,7 @@ class Scheduler:
         self._table, self._catalog, self._runtime = table, catalog, runtime
         self._memory, self._runner, self._settings, self._clock = memory, runner, settings, clock
         self._footprints = Footprints()
+        self._inspections: LRUCache[ModelKey, Inspection] = LRUCache(_INSPECTIONS_KEPT)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
         self._is_acting = False  # a load, eviction or trim that was decided here is in progress
@@ -65,12 +71,21 @@ class Scheduler:
         memory.quiet_marker = runner.quiet_marker
 
     async def inspect(self, file: ModelFile) -> Inspection:
-        """Reads the face of a model. Raises ModelBroken."""
-        options = self._catalog.options(file)
+        """Reads the face of a model, or remembers it while the file stays the same. Raises ModelBroken."""
+        key, options = ModelKey(file.name, file.version), self._catalog.options(file)
+        known = self._inspections.get(key)
+
+        def look() -> Inspection:
+            if known is not None and self._runtime.fingerprint(file.path) == known.fingerprint:
+                return known
+            return self._runtime.inspect(file.path, options)
+
         try:
-            return await self._catalog.on_disk(lambda: self._runtime.inspect(file.path, options))
+            inspection = await self._catalog.on_disk(look)
         except LoadError as error:
             raise ModelBroken(file.name, file.version, str(error)) from None
+        self._inspections[key] = inspection
+        return inspection
 
     # --- events ------------------------------------------------------------------------------------
 

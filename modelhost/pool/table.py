@@ -87,6 +87,7 @@ class SlotTable:
     def requeue(self, slot: Slot) -> None:
         """Queues a slot whose memory has gone while requests came in."""
         slot.move(SlotState.QUEUED)
+        _tell_departed(slot)
         slot.blocked_since = None
         slot.inspection = None  # the files may be others now
         self.queue.append(slot)
@@ -100,9 +101,7 @@ class SlotTable:
         waiters, slot.waiters = slot.waiters, []
         for waiter in waiters:
             waiter.fail(error)
-        departures, slot.departures = slot.departures, []
-        for departure in departures:
-            departure.set(None)
+        _tell_departed(slot)
 
     # --- leases ------------------------------------------------------------------------------------
 
@@ -131,6 +130,13 @@ class SlotTable:
             if slot.state is SlotState.READY:
                 self._idle[slot.key] = slot
             self.released(slot)
+
+
+def _tell_departed(slot: Slot) -> None:
+    """Answers who waits for the slot's memory and came when it was already on its way."""
+    departures, slot.departures = slot.departures, []
+    for waiter in departures:
+        waiter.set(None)
 
 
 def info(slot: Slot) -> ModelInfo:

@@ -6,7 +6,7 @@ The classes know causes and figures, not HTTP: `api/errors.py` maps each to a st
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from modelhost.units import format_bytes
 
@@ -15,6 +15,12 @@ class ModelHostError(Exception):
     """Base of everything raised on purpose; `code` names the cause for programs."""
 
     code: ClassVar[str] = "internal"
+
+    def twin(self) -> Self:
+        """Returns the same error without its traceback: several waiters may raise one failure each."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def details(self) -> dict[str, Any]:
         """Returns the figures behind the message, ready for JSON."""

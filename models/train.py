@@ -34,6 +34,7 @@ Tensors = Mapping[str, Array]
 
 MODELS = Path(__file__).resolve().parent
 SEED = 0
+FAINTEST = 1e-6  # an image is scaled by its darkest pixel, but by no less
 TOLERANCE = 1e-4  # graphs compute in float32, scikit-learn in float64
 TABLE_HEAD = """\
 | model | training rows | held-out rows | measure | on held-out rows | file size, bytes |
@@ -43,8 +44,13 @@ TABLE_BEGIN, TABLE_END = "<!-- figures: written by train.py -->\n", "<!-- end of
 
 # The oldest versions that hold all operators used: more runtimes can read the files.
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3], producer_name: "modelhost">'
+# Each image is scaled by its own darkest pixel first, so that 0..16, 0..1 and 0..255 mean the same;
+# one without ink stays zeros.
 DIGITS = """digits (float[batch, 1, 8, 8] image) => (float[batch, 10] logits) {
-    maps = Conv <pads = [1, 1, 1, 1]> (image, kernels, biases)
+    darkest = ReduceMax <axes = [1, 2, 3], keepdims = 1> (image)
+    scale = Max (darkest, faintest)
+    ink = Div (image, scale)
+    maps = Conv <pads = [1, 1, 1, 1]> (ink, kernels, biases)
     edges = Relu (maps)
     pooled = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (edges)
     features = Flatten (pooled)
@@ -101,11 +107,10 @@ def patches(images: Array) -> Floats:
 def learn_filters(images: Array) -> tuple[Floats, Floats]:
     """Return kernels [16, 9] and biases [16]: the main directions of image patches, both signs.
 
-    A ReLU keeps one side of a direction, hence each one twice. Pixels are 0..16, so a sixteenth
-    brings the features to about one.
+    A ReLU keeps one side of a direction, hence each one twice.
     """
     pca = PCA(n_components=8, random_state=SEED).fit(patches(images).reshape(-1, 9))
-    kernels = np.concatenate([pca.components_, -pca.components_]) / 16
+    kernels = np.concatenate([pca.components_, -pca.components_])
     return kernels, -kernels @ pca.mean_
 
 
@@ -121,12 +126,14 @@ def train_digits() -> Trained:
     data = load_digits()
     images = data.images.astype(np.float32).reshape(-1, 1, 8, 8)
     train_x, test_x, train_y, test_y = split(images, data.target, by=data.target)
-    kernels, biases = learn_filters(train_x)
-    train_f, test_f = (convolve(part, kernels, biases) for part in (train_x, test_x))
+    train_ink, test_ink = (part / part.max(axis=(1, 2, 3), keepdims=True) for part in (train_x, test_x))
+    kernels, biases = learn_filters(train_ink)
+    train_f, test_f = (convolve(part, kernels, biases) for part in (train_ink, test_ink))
     dense = LogisticRegression(C=10.0, max_iter=2000).fit(train_f, train_y)
     proto = build(
         DIGITS,
-        "Handwritten digits 0..9: one logit per digit from an 8x8 image with pixels 0..16.",
+        "Handwritten digits 0..9: one logit per digit from an 8x8 image, ink above 0 on any scale.",
+        faintest=np.array(FAINTEST),
         kernels=kernels.reshape(16, 1, 3, 3),
         biases=biases,
         dense=dense.coef_.T,

@@ -1,20 +1,32 @@
-"""Request bodies: bounded in size each, and in sum."""
+"""Bodies in both directions: bounded in size each, and in sum."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 
 #: What a body of unstated length is given at first; it gets as much again whenever that is full.
 _CHUNKED_STEP_BYTES = 256 << 10
 
+#: A large answer is handed to the server in pieces of this size; it waits for the client between them.
+_PIECE_BYTES = 256 << 10
+
 #: How long a request waits for others' bodies to be done with.
 _WAIT_S = 10.0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    size_bytes: int
+    held_bytes: int
+    granted: asyncio.Future[None]
 
 
 class ByteBudget:
@@ -27,7 +39,7 @@ class ByteBudget:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._max_waiting = max_waiting
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiters: deque[_Waiter] = deque()
 
     @property
     def waiting(self) -> int:
@@ -38,33 +50,30 @@ class ByteBudget:
         """Returns a claim of nothing, to be grown and to be ended."""
         return ByteHold(self)
 
-    async def take(self, size_bytes: int) -> None:
-        """Takes bytes, waiting for them where others hold them.
+    async def take(self, size_bytes: int, *, held_bytes: int, what: str, advice: str) -> None:
+        """Takes bytes for one who holds `held_bytes`, waiting for them where others hold them.
 
-        Raises RequestTooLarge where there are not as many at all, Overloaded where the wait is over
-        or the line is full. Takes nothing where it raises.
+        `what` and `advice` are for the error. Raises RequestTooLarge where there are not as many at
+        all, Overloaded where the wait is over, the line is full, or everybody who holds bytes waits
+        for more. Takes nothing where it raises.
         """
-        if size_bytes > self.limit_bytes:
-            raise RequestTooLarge(
-                "decoding this request takes",
-                size_bytes=size_bytes,
-                limit_bytes=self.limit_bytes,
-                advice="send fewer rows at once, or binary tensors",
-            )
+        if held_bytes + size_bytes > self.limit_bytes:
+            raise RequestTooLarge(what, size_bytes=held_bytes + size_bytes, limit_bytes=self.limit_bytes, advice=advice)
         if not self._waiters and self.used_bytes + size_bytes <= self.limit_bytes:
             self.used_bytes += size_bytes
             return
-        if len(self._waiters) >= self._max_waiting:
+        held_in_line = sum(waiter.held_bytes for waiter in self._waiters)
+        if len(self._waiters) >= self._max_waiting or held_in_line + held_bytes >= self.used_bytes > 0:
             raise self._overloaded()
-        entry = (size_bytes, asyncio.get_running_loop().create_future())
-        self._waiters.append(entry)
+        waiter = _Waiter(size_bytes, held_bytes, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
         try:
             async with asyncio.timeout(_WAIT_S):
-                await entry[1]
+                await waiter.granted
         except BaseException as error:
-            if entry in self._waiters:
-                self._waiters.remove(entry)
-            elif not entry[1].cancelled():  # granted, and nobody is there to use it
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            elif not waiter.granted.cancelled():  # granted, and nobody is there to use it
                 self.used_bytes -= size_bytes
             self._grant()
             if isinstance(error, TimeoutError):
@@ -77,11 +86,11 @@ class ByteBudget:
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiters and self.used_bytes + self._waiters[0][0] <= self.limit_bytes:
-            size_bytes, future = self._waiters.popleft()
-            if not future.done():
-                self.used_bytes += size_bytes
-                future.set_result(None)
+        while self._waiters and self.used_bytes + self._waiters[0].size_bytes <= self.limit_bytes:
+            waiter = self._waiters.popleft()
+            if not waiter.granted.done():
+                self.used_bytes += waiter.size_bytes
+                waiter.granted.set_result(None)
 
     def _overloaded(self) -> Overloaded:
         return Overloaded("the memory for requests in flight", waiting=len(self._waiters), limit=self._max_waiting)
@@ -96,10 +105,23 @@ class ByteHold:
         self._budget = budget
         self.size_bytes = 0
 
-    async def grow(self, size_bytes: int) -> None:
+    async def grow(
+        self,
+        size_bytes: int,
+        *,
+        what: str = "decoding this request takes",
+        advice: str = "send fewer rows at once, or binary tensors",
+    ) -> None:
         """Claims more; see ByteBudget.take."""
-        await self._budget.take(size_bytes)
+        await self._budget.take(size_bytes, held_bytes=self.size_bytes, what=what, advice=advice)
         self.size_bytes += size_bytes
+
+    def hand_over(self, size_bytes: int) -> ByteHold:
+        """Moves `size_bytes` of the claim to a new one, which outlives this one's scope."""
+        moved = ByteHold(self._budget)
+        moved.size_bytes = min(size_bytes, self.size_bytes)
+        self.size_bytes -= moved.size_bytes
+        return moved
 
     def shrink(self, size_bytes: int) -> None:
         """Gives back all but `size_bytes`."""
@@ -112,6 +134,27 @@ class ByteHold:
     def __exit__(self, *exc_info: object) -> None:
         self._budget.give_back(self.size_bytes)
         self.size_bytes = 0
+
+
+class HeldResponse(Response):
+    """A large answer: sent in pieces as the client takes them, its memory claimed until it is sent."""
+
+    def __init__(
+        self, body: bytes, hold: ByteHold, media_type: str, headers: dict[str, str], *, timeout_s: float
+    ) -> None:
+        super().__init__(body, media_type=media_type, headers=headers)
+        self._hold, self._timeout_s = hold, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the answer. A client that takes longer than the time-out for it is left."""
+        body = memoryview(self.body)
+        with self._hold:
+            async with asyncio.timeout(self._timeout_s):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for begin in range(0, len(body), _PIECE_BYTES):
+                    piece = bytes(body[begin : begin + _PIECE_BYTES])
+                    more = begin + _PIECE_BYTES < len(body)
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 async def read_body(request: Request, hold: ByteHold, *, max_bytes: int, deadline: float | None = None) -> bytes:

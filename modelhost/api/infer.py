@@ -10,13 +10,15 @@ from typing import Final, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from modelhost.api.body import ByteBudget, ByteHold, read_body
+from modelhost.api.body import ByteBudget, ByteHold, HeldResponse, read_body
 from modelhost.api.codec import (
     EncodedResponse,
     InferRequest,
+    OutputRequest,
     decode_cost_bytes,
     decode_request,
     decompress,
+    encode_cost_bytes,
     encode_response,
     parse_header_length,
 )
@@ -27,7 +29,7 @@ from modelhost.host import Host
 from modelhost.pool import Lease
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
-from modelhost.tensors import Array
+from modelhost.tensors import Array, TensorSpec
 from modelhost.units import format_bytes
 
 T = TypeVar("T")
@@ -38,6 +40,11 @@ _DECODE_INLINE_BYTES: Final = 64 << 10
 
 #: What decoded tensors hold for each byte of small JSON, at most.
 _KEPT_FACTOR: Final = 16
+
+#: Answers up to this are encoded and sent without a claim of their own.
+_ENCODE_AT_ONCE_BYTES: Final = 256 << 10
+
+Outputs = list[tuple[OutputRequest, TensorSpec, Array]]
 
 #: nginx's status for a client that did not wait; nobody is there to read it.
 _CLIENT_GONE: Final = Response(status_code=499)
@@ -63,9 +70,8 @@ class InferRoutes:
             with self._budget.hold() as hold:
                 body = await self._read(request, hold, started)
                 with DisconnectWatch(request.receive) as watch:
-                    response = await self._answer(request, body, hold, file, face, started)
-            if watch.is_gone:
-                response = _CLIENT_GONE
+                    encoded = await self._answer(request, body, hold, file, face, started)
+                response = _CLIENT_GONE if watch.is_gone else self._response(encoded, hold)
         except ClientDisconnect:
             response = _CLIENT_GONE
         except ModelHostError as error:
@@ -83,32 +89,52 @@ class InferRoutes:
         file: ModelFile,
         face: LoadedModel | Inspection,
         started: float,
-    ) -> Response:
+    ) -> EncodedResponse:
         decoded = await self._decode(request, body, hold, face)
         timeout_s = self._host.settings.server.request_timeout_s
         if decoded.timeout_s is not None:
             timeout_s = min(timeout_s, decoded.timeout_s)
         deadline = started + timeout_s
-        lease = await self._host.pool.acquire(file.name, file.version, deadline=deadline)
+        lease = await self._host.pool.acquire_file(file, deadline=deadline)
         try:
-            encoded = await self._run(lease, decoded, deadline)
+            return await self._run(lease, decoded, hold, deadline)
         finally:
             lease.end()
-        return _response(encoded)
 
-    async def _run(self, lease: Lease, decoded: InferRequest, deadline: float) -> EncodedResponse:
-        """Runs and encodes on an inference thread; the outputs never leave it."""
+    async def _run(self, lease: Lease, decoded: InferRequest, hold: ByteHold, deadline: float) -> EncodedResponse:
+        """Runs and encodes on an inference thread.
+
+        Small answers are encoded there and then, their outputs never leave the thread. The memory
+        for a large one is claimed first, while its outputs wait where the run has left them.
+        """
         key, specs, asked = lease.key, lease.outputs, decoded.outputs
 
-        def encode(results: list[Array]) -> EncodedResponse:
+        def encode(results: Outputs) -> EncodedResponse:
             return encode_response(
-                model_name=key.name,
-                model_version=key.version,
-                request_id=decoded.id,
-                outputs=[(out, specs[out.name], value) for out, value in zip(asked, results, strict=True)],
+                model_name=key.name, model_version=key.version, request_id=decoded.id, outputs=results
             )
 
-        return await lease.run_checked(decoded.feeds, [out.name for out in asked], encode, deadline=deadline)
+        def finish(arrays: list[Array]) -> EncodedResponse | tuple[Outputs, int]:
+            results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
+            cost_bytes = encode_cost_bytes(results)
+            return encode(results) if cost_bytes <= _ENCODE_AT_ONCE_BYTES else (results, cost_bytes)
+
+        done = await lease.run_checked(decoded.feeds, [out.name for out in asked], finish, deadline=deadline)
+        if isinstance(done, EncodedResponse):
+            return done
+        results, cost_bytes = done
+        await hold.grow(cost_bytes, what="the answer takes", advice="ask for fewer rows at once, or binary outputs")
+        return await self._on_thread(lambda: encode(results))
+
+    def _response(self, encoded: EncodedResponse, hold: ByteHold) -> Response:
+        headers = {}
+        if encoded.header_length is not None:
+            headers["Inference-Header-Content-Length"] = str(encoded.header_length)
+        kind = "application/json" if encoded.header_length is None else "application/octet-stream"
+        if len(encoded.body) <= _ENCODE_AT_ONCE_BYTES:
+            return Response(encoded.body, media_type=kind, headers=headers)
+        timeout_s = self._host.settings.server.request_timeout_s
+        return HeldResponse(encoded.body, hold.hand_over(len(encoded.body)), kind, headers, timeout_s=timeout_s)
 
     # --- the body ------------------------------------------------------------------------------------
 
@@ -166,10 +192,3 @@ class InferRoutes:
                 needed_bytes=info.min_free_bytes,
                 available_bytes=max(0, free_bytes),
             )
-
-
-def _response(encoded: EncodedResponse) -> Response:
-    if encoded.header_length is None:
-        return Response(encoded.body, media_type="application/json")
-    headers = {"Inference-Header-Content-Length": str(encoded.header_length)}
-    return Response(encoded.body, media_type="application/octet-stream", headers=headers)

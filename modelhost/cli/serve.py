@@ -95,9 +95,11 @@ def _serve(settings: Settings) -> None:
             ws="none",
             lifespan="on",
             access_log=False,
+            proxy_headers=False,  # nothing here asks who the client is
             log_config=None,
             log_level="warning",
             server_header=False,
+            timeout_keep_alive=75,  # as long as common proxies; 5 s races with clients that pause
             timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_s)),
         )
     )
@@ -151,7 +153,5 @@ async def _welcome(host: Host, url: str) -> list[str]:
         f"host itself {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "
         f"critical {format_bytes(info.critical_bytes)}",
     ]
-    example = await example_curl(host.pool, url)
-    if example is not None:
-        lines += ["Try it:", f"  {example}"]
-    return lines
+    example = await example_curl(host.pool, url) or f"curl -s -X POST {url}/v2/repository/index"
+    return [*lines, "Try it:", f"  {example}"]

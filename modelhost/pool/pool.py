@@ -84,7 +84,10 @@ class Pool:
         Waits until `deadline` (the event loop's clock) or `pool.wait_timeout_s`. Raises ModelNotFound,
         ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
         """
-        file = await self.catalog.find_fresh(name, version)
+        return await self.acquire_file(await self.catalog.find_fresh(name, version), deadline=deadline)
+
+    async def acquire_file(self, file: ModelFile, *, deadline: float | None = None) -> Lease:
+        """Like `acquire`, for a model that was found already."""
         if self._is_closed:
             raise HostClosed("the host is shutting down")
         slot = self._table.get(_key(file))
@@ -107,7 +110,7 @@ class Pool:
             if isinstance(error, ModelHostError):
                 self._scheduler.counters.refuse(error.code)
                 # Waiters share one error; each raises its own, else tracebacks pile up on it.
-                raise copy.copy(error) from None
+                raise error.twin() from None
             raise
         self._unloaded.discard(file.name)
         return lease
@@ -123,7 +126,7 @@ class Pool:
         if slot is None:
             failure = self._scheduler.failures.recent(key, self._clock())
             if failure is not None:
-                raise copy.copy(failure)
+                raise failure.twin()
             slot = Slot(key, file, pinned=self.catalog.options(file).pinned)
             self._table.add(slot)
             self._scheduler.enqueue(slot)

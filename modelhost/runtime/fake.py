@@ -21,6 +21,9 @@ from modelhost.tensors import Array, TensorSpec
 
 _MB = 1 << 20
 
+#: A test that forgets to set an event fails instead of hanging.
+_PATIENCE_S = 30.0
+
 
 class FakeMemory:
     """A machine with `limit_bytes` of memory; implements MemoryProbe."""
@@ -31,6 +34,8 @@ class FakeMemory:
         self.baseline_bytes = baseline_bytes
         self.other_bytes = 0
         """Usage that no model accounts for; tests set it."""
+        self.highest_bytes = baseline_bytes
+        """The most that was ever used."""
         self._models_bytes = 0
         self._lock = threading.Lock()
 
@@ -38,6 +43,7 @@ class FakeMemory:
         """Takes (or, negative, gives back) memory."""
         with self._lock:
             self._models_bytes += size_bytes
+            self.highest_bytes = max(self.highest_bytes, self.committed_bytes())
 
     def usage(self) -> Usage:
         """What is used now."""
@@ -56,17 +62,31 @@ class FakeScript:
     resident_bytes: int = 20 * _MB
     estimate_bytes: int | None = None
     """What admission is told; the true size where None."""
+    peak_bytes: int | None = None
+    """What a load takes at its highest, and what admission is told of it; what it holds where None."""
     leaked_bytes: int = 0
     """What an unload leaves behind."""
     load_error: str | None = None
     run_error: Exception | None = None
+    close_error: Exception | None = None
+    is_deaf: bool = False
+    """Whether a run goes on when it is cancelled."""
+    fingerprint: tuple[int, ...] = (1,)
     load_may_end: threading.Event | None = None
     run_may_end: threading.Event | None = None
+    close_may_end: threading.Event | None = None
     load_started: threading.Event = field(default_factory=threading.Event)
     run_started: threading.Event = field(default_factory=threading.Event)
+    close_started: threading.Event = field(default_factory=threading.Event)
+    inspections: int = 0
     loads: int = 0
+    """Loads that were begun."""
+    copies: int = 0
+    """Loading or loaded now."""
     closes: int = 0
     runs: int = 0
+    violations: list[str] = field(default_factory=list)
+    """What the pool must never do and did: a second copy, a run of a closed model, a close during a run."""
 
 
 _SPEC = TensorSpec("x", "FP32", (-1,))
@@ -94,25 +114,36 @@ class FakeRuntime:
     def inspect(self, file: Path, options: ModelOptions) -> Inspection:
         """Takes the estimate from the script."""
         script = self.script(file)
+        script.inspections += 1
         estimate = script.resident_bytes if script.estimate_bytes is None else script.estimate_bytes
-        return Inspection(
-            {"x": _SPEC}, {"y": TensorSpec("y", "FP32", (-1,))}, (LoadPlan(estimate, estimate, "all"),), (1,)
-        )
+        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0), "all")
+        return Inspection({"x": _SPEC}, {"y": TensorSpec("y", "FP32", (-1,))}, (plan,), script.fingerprint)
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
-        """Never changes."""
-        return (1,)
+        """Changes when the test says so."""
+        return self.script(file).fingerprint
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> FakeModel:
         """Waits for `load_may_end`, then fails or takes the memory."""
         script = self.script(file)
         script.loads += 1
+        script.copies += 1
+        if script.copies > 1:
+            script.violations.append("loaded while another copy was there")
+        transient_bytes = script.peak_bytes or 0
+        self.memory.add(transient_bytes)
         script.load_started.set()
-        _wait(script.load_may_end, cancel)
-        if cancel.is_cancelled:
-            raise LoadError("cancelled")
-        if script.load_error is not None:
-            raise LoadError(script.load_error)
+        try:
+            _wait(script.load_may_end, cancel)
+            if cancel.is_cancelled:
+                raise LoadError("cancelled")
+            if script.load_error is not None:
+                raise LoadError(script.load_error)
+        except BaseException:
+            script.copies -= 1
+            raise
+        finally:
+            self.memory.add(-transient_bytes)
         self.memory.add(script.resident_bytes)
         return FakeModel(script, self.memory)
 
@@ -126,29 +157,55 @@ class FakeModel:
 
     def __init__(self, script: FakeScript, memory: FakeMemory) -> None:
         self._script, self._memory = script, memory
+        self._running = 0
+        self._is_closed = False
+        self._lock = threading.Lock()
         self.inputs: Mapping[str, TensorSpec] = {"x": _SPEC}
         self.outputs: Mapping[str, TensorSpec] = {"y": TensorSpec("y", "FP32", (-1,))}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
         """Waits for `run_may_end`, then fails or answers."""
-        self._script.runs += 1
-        self._script.run_started.set()
-        _wait(self._script.run_may_end, cancel)
-        if cancel.is_cancelled:
-            raise DeadlineExceeded("the run", waited_s=0.0)
-        if self._script.run_error is not None:
-            raise self._script.run_error
-        return [np.asarray(feeds["x"], np.float32) * 2 for _ in outputs]
+        with self._lock:
+            self._running += 1
+            self._script.runs += 1
+            if self._is_closed:
+                self._script.violations.append("run after it was closed")
+        try:
+            self._script.run_started.set()
+            if self._script.is_deaf:
+                cancel = CancelToken()
+            _wait(self._script.run_may_end, cancel)
+            if cancel.is_cancelled:
+                raise DeadlineExceeded("the run", waited_s=0.0)
+            if self._script.run_error is not None:
+                raise self._script.run_error
+            return [np.asarray(feeds["x"], np.float32) * 2 for _ in outputs]
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def close(self) -> None:
-        """Gives the memory back, but for what the script leaks."""
-        self._script.closes += 1
-        self._memory.add(self._script.leaked_bytes - self._script.resident_bytes)
+        """Waits for `close_may_end`, then gives the memory back, but for what the script leaks, or fails."""
+        script = self._script
+        with self._lock:
+            if self._running:
+                script.violations.append("closed while it ran")
+            if self._is_closed:
+                script.violations.append("closed twice")
+            self._is_closed = True
+        script.close_started.set()
+        if script.close_may_end is not None and not script.close_may_end.wait(_PATIENCE_S):
+            raise TimeoutError("the script's event was never set")
+        script.closes += 1
+        script.copies -= 1
+        self._memory.add(script.leaked_bytes - script.resident_bytes)
+        if script.close_error is not None:
+            raise script.close_error
 
 
 def _wait(event: threading.Event | None, cancel: CancelToken) -> None:
     """Waits for `event` or the cancellation, whichever is first."""
     if event is not None:
         cancel.bind(event.set)
-        if not event.wait(30):
+        if not event.wait(_PATIENCE_S):
             raise TimeoutError("the script's event was never set")

@@ -10,7 +10,7 @@ from modelhost.api.codec.compression import decompress
 from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
 from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
 from modelhost.api.codec.request import decode_request, parse_header_length
-from modelhost.api.codec.response import encode_response
+from modelhost.api.codec.response import encode_cost_bytes, encode_response
 
 __all__ = [
     "EncodedResponse",
@@ -19,6 +19,7 @@ __all__ = [
     "decode_cost_bytes",
     "decode_request",
     "decompress",
+    "encode_cost_bytes",
     "encode_response",
     "json_cost_bytes",
     "parse_header_length",

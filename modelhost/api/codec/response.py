@@ -16,6 +16,18 @@ from modelhost.tensors import DTYPES, Array, TensorSpec, datatype_of
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
 
+#: Characters of the longest number of a datatype in JSON, with its comma; others have up to 25.
+_LONGEST_TEXT: Final = {
+    "BOOL": 6,
+    "UINT8": 4,
+    "INT8": 5,
+    "UINT16": 6,
+    "INT16": 7,
+    "UINT32": 11,
+    "INT32": 12,
+    "FP32": 16,
+}
+
 
 def encode_response(
     *,
@@ -43,6 +55,25 @@ def encode_response(
         return EncodedResponse(text, None)
     chunks[0] = text
     return EncodedResponse(b"".join(chunks), len(text))
+
+
+def encode_cost_bytes(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]]) -> int:
+    """Returns an upper bound for the bytes that `encode_response` of `outputs` makes, the arrays not included.
+
+    JSON numbers count with the longest text of their datatype, and twice, since the writer's buffer
+    grows by doubling. Text counts with six bytes a character (`\\u001f`) and its list entry.
+    """
+    cost = 4096
+    for asked, _, array in outputs:
+        datatype = datatype_of(array.dtype)
+        if datatype == "BYTES":
+            characters = sum(len(text) for text in array.ravel().tolist() if isinstance(text, str))
+            cost += 2 * (6 * characters + 8 * array.size)
+        elif asked.binary or datatype is None:
+            cost += 2 * array.nbytes  # the raw bytes, and a contiguous copy where they are not in order
+        else:
+            cost += 2 * _LONGEST_TEXT.get(datatype, 25) * array.size
+    return cost
 
 
 def _encode(

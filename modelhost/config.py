@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 import types
 import typing
@@ -23,6 +24,10 @@ from modelhost.units import ThresholdSpec, parse_size
 
 ENV_PREFIX: Final = "MODELHOST_"
 DEFAULT_FILE: Final = Path("modelhost.toml")
+
+#: Variables with our prefix that are no settings: the file's name, the client commands' host, and
+#: what asks the tests for their full size.
+_OTHER_VARIABLES: Final = {"CONFIG", "URL", "TEST_FULL"}
 
 
 def _size_or_auto(value: Any) -> Any:
@@ -57,10 +62,14 @@ class ServerSettings(_Section):
     """All bodies being received, decoded or answered at one moment; auto: a quarter of the room for activations."""
     run_threads: int = Field(0, ge=0)
     """Inference threads; 0: one for each core."""
+    max_connections: PositiveInt = 512
+    """Open connections; each may hold 32 KB of headers."""
     max_queue: PositiveInt = 256
     """Requests that may wait for an inference thread; one more is answered 503 `overloaded`."""
     request_timeout_s: Seconds = 120.0
     """Longest time from a request's arrival to its answer; a request may ask for less (`timeout`)."""
+    receive_timeout_s: Seconds = 10.0
+    """Longest pause of a client that is sending a body."""
     shutdown_timeout_s: Seconds = 10.0
     """Time that requests in flight get to finish at shutdown."""
 
@@ -237,7 +246,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
@@ -246,7 +255,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     names = {key.replace(".", "_").upper(): key for key in valid_keys()}
     found: dict[str, Any] = {}
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable == f"{ENV_PREFIX}CONFIG":
+        if not variable.startswith(ENV_PREFIX) or _is_no_setting(variable.removeprefix(ENV_PREFIX), text):
             continue
         short = variable.removeprefix(ENV_PREFIX).replace("__", "_")
         if short not in names:
@@ -260,6 +269,17 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"{variable}: {error}") from None
     return _nest(found)
+
+
+def _is_no_setting(short: str, text: str) -> bool:
+    """Says whether a variable with our prefix means something else.
+
+    Kubernetes describes every Service to every container: one that is called `modelhost` sets
+    MODELHOST_SERVICE_HOST, MODELHOST_PORT=tcp://…, MODELHOST_PORT_8080_TCP_ADDR and the like.
+    """
+    if short in _OTHER_VARIABLES or short.startswith("SERVICE_"):
+        return True
+    return "://" in text if short == "PORT" else re.match(r"PORT_\d+_(TCP|UDP|SCTP)", short) is not None
 
 
 def _decode_variable(key: str, text: str) -> Any:
@@ -326,6 +346,8 @@ def _nearest_key(path: list[str], root: type[BaseModel]) -> str | None:
         return _nearest(path[-1], root.model_fields)
     known = valid_keys() | dict(_sections())
     by_last_word = {key.rsplit(".")[-1]: key for key in known}
+    if path[-1] in by_last_word:
+        return by_last_word[path[-1]]
     return _nearest(".".join(path), known) or by_last_word.get(_nearest(path[-1], by_last_word) or "")
 
 

@@ -108,3 +108,17 @@ def check_outputs(specs: Mapping[str, TensorSpec], asked: Sequence[str]) -> None
         if name not in specs:
             known = ", ".join(f"'{spec.name}'" for spec in specs.values())
             raise InvalidRequest(f"unknown output '{name}'; the model's outputs are {known}")
+
+
+def check_shared_dims(specs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> None:
+    """Raises InvalidTensor where inputs give different sizes to a dimension of one name."""
+    seen: dict[str, tuple[int, str]] = {}
+    for name, value in feeds.items():
+        for dim, size in zip(specs[name].dim_names, value.shape, strict=False):
+            first_size, first_name = seen.setdefault(dim, (size, name))
+            if dim and size != first_size:
+                raise InvalidTensor(
+                    name,
+                    expected=f"'{dim}' = {first_size} as in tensor '{first_name}'",
+                    got=f"shape {list(value.shape)}",
+                )

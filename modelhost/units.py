@@ -53,7 +53,7 @@ class ThresholdSpec:
         try:
             if words.lower() == "auto":
                 return cls("auto", 0, words)
-            if words.endswith("%"):
+            if words.endswith("%") and words[0] not in "+-":
                 share = float(words[:-1]) / 100
                 if not 0 < share <= 1:
                     raise ValueError

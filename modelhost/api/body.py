@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 
-#: What a body of unstated length is given at first; it gets as much again whenever that is full.
-_CHUNKED_STEP_BYTES = 256 << 10
+#: A body that comes in pieces claims memory in steps of this size, not all that its length states:
+#: a client that announces much and sends nothing holds nothing.
+_CLAIM_STEP_BYTES = 256 << 10
 
 #: A large answer is handed to the server in pieces of this size; it waits for the client between them.
 _PIECE_BYTES = 256 << 10
@@ -26,7 +27,9 @@ _WAIT_S = 10.0
 class _Waiter:
     size_bytes: int
     held_bytes: int
+    is_last_step: bool
     granted: asyncio.Future[None]
+    is_granted: bool = False
 
 
 class ByteBudget:
@@ -50,35 +53,48 @@ class ByteBudget:
         """Returns a claim of nothing, to be grown and to be ended."""
         return ByteHold(self)
 
-    async def take(self, size_bytes: int, *, held_bytes: int, what: str, advice: str) -> None:
+    async def take(self, size_bytes: int, *, held_bytes: int, is_last_step: bool, what: str, advice: str) -> None:
         """Takes bytes for one who holds `held_bytes`, waiting for them where others hold them.
 
+        Who claims for its last step goes before the others: its work is done but for the answer.
         `what` and `advice` are for the error. Raises RequestTooLarge where there are not as many at
         all, Overloaded where the wait is over, the line is full, or everybody who holds bytes waits
         for more. Takes nothing where it raises.
         """
         if held_bytes + size_bytes > self.limit_bytes:
             raise RequestTooLarge(what, size_bytes=held_bytes + size_bytes, limit_bytes=self.limit_bytes, advice=advice)
-        if not self._waiters and self.used_bytes + size_bytes <= self.limit_bytes:
+        if self.used_bytes + size_bytes <= self.limit_bytes and (is_last_step or not self._waiters):
             self.used_bytes += size_bytes
             return
-        held_in_line = sum(waiter.held_bytes for waiter in self._waiters)
-        if len(self._waiters) >= self._max_waiting or held_in_line + held_bytes >= self.used_bytes > 0:
+        if len(self._waiters) >= self._max_waiting and not is_last_step:
             raise self._overloaded()
-        waiter = _Waiter(size_bytes, held_bytes, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        waiter = _Waiter(size_bytes, held_bytes, is_last_step, asyncio.get_running_loop().create_future())
+        if is_last_step:
+            self._waiters.appendleft(waiter)
+        else:
+            self._waiters.append(waiter)
+        self._break_deadlock()
         try:
             async with asyncio.timeout(_WAIT_S):
                 await waiter.granted
         except BaseException as error:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            elif not waiter.granted.cancelled():  # granted, and nobody is there to use it
+            elif waiter.is_granted:  # and nobody is there to use it
                 self.used_bytes -= size_bytes
             self._grant()
             if isinstance(error, TimeoutError):
                 raise self._overloaded() from None
             raise
+
+    def _break_deadlock(self) -> None:
+        """Refuses the last in the line where everybody who holds bytes waits for more of them."""
+        if sum(waiter.held_bytes for waiter in self._waiters) < self.used_bytes:
+            return
+        victim = next((waiter for waiter in reversed(self._waiters) if waiter.held_bytes), None)
+        if victim is not None:
+            self._waiters.remove(victim)
+            victim.granted.set_exception(self._overloaded())
 
     def give_back(self, size_bytes: int) -> None:
         """Returns bytes, and hands them to who waits."""
@@ -90,6 +106,7 @@ class ByteBudget:
             waiter = self._waiters.popleft()
             if not waiter.granted.done():
                 self.used_bytes += waiter.size_bytes
+                waiter.is_granted = True
                 waiter.granted.set_result(None)
 
     def _overloaded(self) -> Overloaded:
@@ -109,11 +126,14 @@ class ByteHold:
         self,
         size_bytes: int,
         *,
+        is_last_step: bool = False,
         what: str = "decoding this request takes",
         advice: str = "send fewer rows at once, or binary tensors",
     ) -> None:
         """Claims more; see ByteBudget.take."""
-        await self._budget.take(size_bytes, held_bytes=self.size_bytes, what=what, advice=advice)
+        await self._budget.take(
+            size_bytes, held_bytes=self.size_bytes, is_last_step=is_last_step, what=what, advice=advice
+        )
         self.size_bytes += size_bytes
 
     def hand_over(self, size_bytes: int) -> ByteHold:
@@ -124,9 +144,10 @@ class ByteHold:
         return moved
 
     def shrink(self, size_bytes: int) -> None:
-        """Gives back all but `size_bytes`."""
-        self._budget.give_back(self.size_bytes - size_bytes)
-        self.size_bytes = size_bytes
+        """Gives back all but `size_bytes`, where it is more than that."""
+        if size_bytes < self.size_bytes:
+            self._budget.give_back(self.size_bytes - size_bytes)
+            self.size_bytes = size_bytes
 
     def __enter__(self) -> ByteHold:
         return self
@@ -157,49 +178,54 @@ class HeldResponse(Response):
                     await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
-async def read_body(request: Request, hold: ByteHold, *, max_bytes: int, deadline: float | None = None) -> bytes:
-    """Returns the body, having claimed its bytes from `hold`; `deadline` is on the event loop's clock.
+async def read_body(
+    request: Request,
+    hold: ByteHold,
+    *,
+    max_bytes: int,
+    deadline: float | None = None,
+    pause_s: float | None = None,
+) -> bytes:
+    """Returns the body, having claimed its bytes from `hold` as they came.
 
-    Raises RequestTooLarge before reading where the length is stated, and as soon as it is passed
-    where it is not; InvalidRequest where the length is no number; DeadlineExceeded where the client
-    takes too long; ClientDisconnect.
+    `deadline` is on the event loop's clock; `pause_s` bounds each wait for the client. Raises
+    RequestTooLarge before reading where the length is stated, and as soon as it is passed where it is
+    not; InvalidRequest where the length is no number; DeadlineExceeded; ClientDisconnect.
     """
     stated = request.headers.get("content-length")
     if stated is not None:
         if not (stated.isascii() and stated.isdecimal()):
             raise InvalidRequest(f"Content-Length: expected a number of bytes, got {stated!r}")
         _check(int(stated), max_bytes)
-        await hold.grow(int(stated))
-    message = await request.receive()
-    first = _body_of(message)
-    if not message.get("more_body"):
-        if stated is None:
-            _check(len(first), max_bytes)
-            await hold.grow(len(first))
-        return first
-    began = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await _read_rest(request, first, hold, max_bytes)
-    except TimeoutError:
-        waited_s = asyncio.get_running_loop().time() - began
-        raise DeadlineExceeded("receiving the body", waited_s=waited_s) from None
-
-
-async def _read_rest(request: Request, first: bytes, hold: ByteHold, max_bytes: int) -> bytes:
-    chunks, received, claimed = [first], len(first), hold.size_bytes
+    chunks: list[bytes] = []
+    received = claimed = 0
     while True:
-        _check(received, max_bytes)
-        while received > claimed:
-            await hold.grow(_CHUNKED_STEP_BYTES)
-            claimed += _CHUNKED_STEP_BYTES
-        message = await request.receive()
+        message = await _receive(request, deadline, pause_s)
         chunk = _body_of(message)
-        chunks.append(chunk)
         received += len(chunk)
-        if not message.get("more_body"):
-            _check(received, max_bytes)
-            return b"".join(chunks)
+        _check(received, max_bytes)
+        chunks.append(chunk)
+        is_last = not message.get("more_body")
+        if received > claimed:
+            # By steps: a large body comes in hundreds of pieces.
+            step = received - claimed if is_last else max(received - claimed, _CLAIM_STEP_BYTES)
+            await hold.grow(step)
+            claimed += step
+        if is_last:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _receive(request: Request, deadline: float | None, pause_s: float | None) -> Message:
+    loop = asyncio.get_running_loop()
+    until = None if pause_s is None else loop.time() + pause_s
+    if deadline is not None:
+        until = deadline if until is None else min(until, deadline)
+    began = loop.time()
+    try:
+        async with asyncio.timeout_at(until):
+            return await request.receive()
+    except TimeoutError:
+        raise DeadlineExceeded("receiving the body", waited_s=loop.time() - began) from None
 
 
 def _body_of(message: Message) -> bytes:

@@ -70,6 +70,16 @@ def respond(error: errors.ModelHostError) -> Response:
     return JsonResponse(body, status_of(error), headers)
 
 
+def respond_unexpected(request: Request, error: Exception) -> Response:
+    """Returns the answer for an error that is not one of ours, and logs what is a bug."""
+    if isinstance(error, MemoryError):
+        # The C library refused an allocation: an address-space limit, most likely.
+        text = f"{request.method} {request.url.path}: memory could not be allocated: {error}"
+        return respond(errors.InsufficientMemory(text, needed_bytes=0, available_bytes=0))
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JsonResponse({"error": f"internal error: {type(error).__name__}: {error}", "code": "internal"}, 500)
+
+
 def install(app: FastAPI) -> None:
     """Makes every failure of `app` answer in our shape, those of the framework included."""
 
@@ -87,17 +97,11 @@ def install(app: FastAPI) -> None:
         text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         return JsonResponse({"error": text, "code": "invalid_request"}, 400)
 
-    async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JsonResponse({"error": f"internal error: {type(error).__name__}: {error}", "code": "internal"}, 500)
+    async def on_unexpected(request: Request, error: Exception) -> Response:
+        return respond_unexpected(request, error)
 
-    async def on_no_memory(request: Request, error: Exception) -> Response:
-        # The C library refused an allocation: an address-space limit, most likely.
-        text = f"{request.method} {request.url.path}: memory could not be allocated: {error}"
-        return respond(errors.InsufficientMemory(text, needed_bytes=0, available_bytes=0))
-
-    app.add_exception_handler(MemoryError, on_no_memory)
+    app.add_exception_handler(MemoryError, on_unexpected)
     app.add_exception_handler(errors.ModelHostError, on_host_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(Exception, on_bug)
+    app.add_exception_handler(Exception, on_unexpected)

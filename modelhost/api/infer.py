@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from modelhost.api.body import ByteBudget, ByteHold, HeldResponse, read_body
 from modelhost.api.codec import (
@@ -18,11 +20,13 @@ from modelhost.api.codec import (
     decode_cost_bytes,
     decode_request,
     decompress,
+    decompressed_size_bytes,
     encode_cost_bytes,
     encode_response,
     parse_header_length,
 )
 from modelhost.api.disconnect import DisconnectWatch
+from modelhost.api.errors import respond
 from modelhost.api.metrics import Metrics
 from modelhost.errors import InsufficientMemory, ModelHostError
 from modelhost.host import Host
@@ -60,37 +64,32 @@ class InferRoutes:
         """Takes the budgets of the host, which has opened."""
         self._budget = ByteBudget(self._host.budgets.decoding_bytes, max_waiting=self._host.settings.server.max_queue)
 
-    async def infer(self, request: Request) -> Response:
+    async def infer_documented(self, request: Request, name: str, version: str | None = None) -> Response:
+        """Runs a model on the tensors in the body; JSON, or JSON followed by binary tensors."""
+        return await self.infer(request, name, version)
+
+    async def infer(self, request: Request, name: str, version: str | None) -> Response:
         """One inference request, from its arrival to its answer."""
         started, began = asyncio.get_running_loop().time(), time.perf_counter()
-        name, version = request.path_params["name"], request.path_params.get("version")
+        outcome = "ok"
         try:
             self._refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
             with self._budget.hold() as hold:
-                body = await self._read(request, hold, started)
+                decoded = await self._receive(request, hold, face, started)
                 with DisconnectWatch(request.receive) as watch:
-                    encoded = await self._answer(request, body, hold, file, face, started)
+                    encoded = await self._answer(decoded, hold, file, started)
                 response = _CLIENT_GONE if watch.is_gone else self._response(encoded, hold)
+            if watch.is_gone:
+                outcome = "client_gone"
         except ClientDisconnect:
-            response = _CLIENT_GONE
+            response, outcome = _CLIENT_GONE, "client_gone"
         except ModelHostError as error:
-            self._metrics.observe(name, error.code, time.perf_counter() - began)
-            raise
-        else:
-            self._metrics.observe(name, "ok", time.perf_counter() - began)
+            response, outcome = respond(error), error.code
+        self._metrics.observe(outcome, time.perf_counter() - began)
         return response
 
-    async def _answer(
-        self,
-        request: Request,
-        body: bytes,
-        hold: ByteHold,
-        file: ModelFile,
-        face: LoadedModel | Inspection,
-        started: float,
-    ) -> EncodedResponse:
-        decoded = await self._decode(request, body, hold, face)
+    async def _answer(self, decoded: InferRequest, hold: ByteHold, file: ModelFile, started: float) -> EncodedResponse:
         timeout_s = self._host.settings.server.request_timeout_s
         if decoded.timeout_s is not None:
             timeout_s = min(timeout_s, decoded.timeout_s)
@@ -123,7 +122,12 @@ class InferRoutes:
         if isinstance(done, EncodedResponse):
             return done
         results, cost_bytes = done
-        await hold.grow(cost_bytes, what="the answer takes", advice="ask for fewer rows at once, or binary outputs")
+        await hold.grow(
+            cost_bytes,
+            is_last_step=True,
+            what="the answer takes",
+            advice="ask for fewer rows at once, or for binary outputs",
+        )
         return await self._on_thread(lambda: encode(results))
 
     def _response(self, encoded: EncodedResponse, hold: ByteHold) -> Response:
@@ -138,17 +142,33 @@ class InferRoutes:
 
     # --- the body ------------------------------------------------------------------------------------
 
+    async def _receive(
+        self, request: Request, hold: ByteHold, face: LoadedModel | Inspection, started: float
+    ) -> InferRequest:
+        """Reads and decodes the body; what is held afterwards is the tensors."""
+        body = await self._read(request, hold, started)
+        decoded = await self._decode(request, body, hold, face)
+        hold.shrink(_kept_bytes(decoded, len(body)))
+        return decoded
+
     async def _read(self, request: Request, hold: ByteHold, started: float) -> bytes:
         max_bytes = self._host.budgets.request_bytes
-        deadline = started + self._host.settings.server.request_timeout_s
-        body = await read_body(request, hold, max_bytes=max_bytes, deadline=deadline)
+        server = self._host.settings.server
+        body = await read_body(
+            request,
+            hold,
+            max_bytes=max_bytes,
+            deadline=started + server.request_timeout_s,
+            pause_s=server.receive_timeout_s,
+        )
         coding = request.headers.get("content-encoding", "identity")
         if coding.strip().lower() == "identity":
             return body
-        await hold.grow(min(max_bytes, self._budget.limit_bytes - hold.size_bytes))
-        inflated = await self._on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
-        hold.shrink(len(inflated))
-        return inflated
+        # Decoded twice, once only to count: claiming the most it could be would let one request at
+        # a time through.
+        size_bytes = await self._on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
+        await hold.grow(size_bytes)
+        return await self._on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
 
     async def _decode(
         self, request: Request, body: bytes, hold: ByteHold, face: LoadedModel | Inspection
@@ -192,3 +212,26 @@ class InferRoutes:
                 needed_bytes=info.min_free_bytes,
                 available_bytes=max(0, free_bytes),
             )
+
+
+def infer_target(scope: Scope) -> tuple[str, str | None] | None:
+    """Returns name and version where the path is that of an inference request, else None."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    match scope["path"].split("/"):
+        case ["", "v2", "models", name, "infer"] if name:
+            return name, None
+        case ["", "v2", "models", name, "versions", version, "infer"] if name and version:
+            return name, version
+    return None
+
+
+def _kept_bytes(decoded: InferRequest, body_bytes: int) -> int:
+    """Returns what decoded tensors hold: numbers their arrays, or the body that those are views on."""
+    kept = 0
+    for array in decoded.feeds.values():
+        if array.dtype.kind == "O":
+            kept += array.nbytes + sum(sys.getsizeof(text) for text in array.ravel().tolist())
+        else:
+            kept += array.nbytes if array.flags.owndata else body_bytes
+    return kept

@@ -30,7 +30,7 @@ class Metrics:
         self._by_outcome: dict[str, Histogram] = {}
         self._registry.register(_HostCollector(host))
 
-    def observe(self, model: str, outcome: str, took_s: float) -> None:
+    def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request; `outcome` is `ok` or the error's code."""
         child = self._by_outcome.get(outcome)
         if child is None:

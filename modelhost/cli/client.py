@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -19,9 +20,10 @@ def request(url: str, path: str, body: Any = None, *, timeout_s: float = 120.0) 
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise click.ClickException(f"{error.code}: {_error_text(error)}") from None
-    except urllib.error.URLError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error or type(error).__name__
         raise click.ClickException(
-            f"no host answers at {url} ({error.reason}); start one with `modelhost serve`, or name it with --url"
+            f"no host answers at {url} ({reason}); start one with `modelhost serve`, or name it with --url"
         ) from None
 
 

@@ -60,11 +60,21 @@ def command(
     if output is not None:
         import numpy as np
 
-        arrays: dict[str, Any] = {out["name"]: np.array(out["data"]).reshape(out["shape"]) for out in outputs}
+        from modelhost.tensors import DTYPES
+
+        arrays: dict[str, Any] = {
+            out["name"]: np.array(out["data"], _stored_dtype(DTYPES[out["datatype"]])).reshape(out["shape"])
+            for out in outputs
+        }
         np.savez(output, **arrays)
         click.echo(f"wrote {', '.join(out['name'] for out in outputs)} to {output}", err=True)
         return
     click.echo(json.dumps({"model_name": name, "outputs": outputs}, ensure_ascii=False))
+
+
+def _stored_dtype(dtype: Any) -> Any:
+    """Text is stored as numpy's own, since object arrays are pickles."""
+    return str if dtype.kind == "O" else dtype
 
 
 def _over_http(
@@ -128,24 +138,37 @@ def _feeds(specs: Mapping[str, TensorSpec], file: Path | None, values: tuple[str
 
 
 def _read_file(specs: Mapping[str, TensorSpec], file: Path) -> dict[str, Any]:
+    if file.suffix not in (".json", ".npy", ".npz"):
+        raise click.UsageError(f"--file: expected .json, .npy or .npz, got {file.name}")
+    try:
+        return _read_json_tensors(file) if file.suffix == ".json" else _read_arrays(specs, file)
+    except KeyError as error:
+        raise click.UsageError(f"{file}: an input has no {error}") from None
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise click.UsageError(f"cannot read {file}: {error}") from None
+
+
+def _read_json_tensors(file: Path) -> dict[str, Any]:
     import numpy as np
 
-    if file.suffix == ".json":
-        document = _read_json(file)
-        if isinstance(document.get("inputs"), list):
-            return {
-                entry["name"]: np.array(entry["data"], dtype=object).reshape(entry["shape"])
-                for entry in document["inputs"]
-            }
+    document = _read_json(file)
+    if not isinstance(document.get("inputs"), list):
         return document
-    if file.suffix == ".npz":
-        with np.load(file) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    if file.suffix == ".npy":
-        if len(specs) != 1:
-            raise click.UsageError(f"{file} has one array, the model has {len(specs)} inputs: use .npz or --set")
-        return {next(iter(specs)): np.load(file)}
-    raise click.UsageError(f"--file: expected .json, .npy or .npz, got {file.name}")
+    return {
+        entry["name"]: np.array(entry["data"], dtype=object).reshape(entry["shape"]) for entry in document["inputs"]
+    }
+
+
+def _read_arrays(specs: Mapping[str, TensorSpec], file: Path) -> dict[str, Any]:
+    import numpy as np
+
+    loaded = np.load(file)
+    if not isinstance(loaded, np.ndarray):
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    if len(specs) != 1:
+        raise click.UsageError(f"{file} has one array, the model has {len(specs)} inputs: use .npz or --set")
+    return {next(iter(specs)): loaded}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

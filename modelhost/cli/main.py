@@ -44,7 +44,7 @@ def cli() -> None:
     Start here:
       modelhost serve --models models          serve a directory of models
       modelhost models                         what is in it, with inputs and outputs
-      modelhost infer digits --data 'image=@digit.npy'
+      modelhost infer digits --set 'image=@digit.npy'
       modelhost memory                         what a running host holds
     """
 

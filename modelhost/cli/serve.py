@@ -74,6 +74,7 @@ def _serve(settings: Settings) -> None:
     import uvicorn
 
     from modelhost.api.app import create_app
+    from modelhost.api.protocol import protocol_class
     from modelhost.host import Host
 
     host = Host(settings)
@@ -91,7 +92,7 @@ def _serve(settings: Settings) -> None:
         uvicorn.Config(
             app,
             loop=_loop(),
-            http="httptools",
+            http=protocol_class(settings.server.max_connections),
             ws="none",
             lifespan="on",
             access_log=False,
@@ -108,6 +109,8 @@ def _serve(settings: Settings) -> None:
     except SystemExit:
         if not failure:
             raise
+    finally:
+        listener.close()
     if failure:
         raise failure[0]
 
@@ -135,6 +138,7 @@ async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket)
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
         await asyncio.sleep(0.005)
     address, port = listener.getsockname()[:2]
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # where a request can go to
     shown = f"[{address}]" if ":" in address else address
     for line in await _welcome(host, f"http://{shown}:{port}"):
         click.echo(line)

@@ -6,6 +6,7 @@ left is the smallest room on that way, since an ancestor also counts the groups 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,8 @@ class Level:
     path: Path
     version: int
     limit_bytes: int
+    is_own: bool = True
+    """Whether it is the process's own group, not an ancestor's."""
 
     def read(self) -> LevelUsage:
         """Reads what the group uses now. Raises OSError where the group is gone."""
@@ -88,19 +91,24 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(), right.split()
         if separator and len(fields) >= 5 and len(tail) >= 3 and tail[0] in ("cgroup", "cgroup2"):
-            point = fields[4].encode().decode("unicode_escape")  # blanks are written \040
-            yield _Mount(fields[3], Path(point), tail[0], frozenset(tail[2].split(",")))
+            root, point = _unescaped(fields[3]), _unescaped(fields[4])
+            yield _Mount(root, Path(point), tail[0], frozenset(tail[2].split(",")))
+
+
+def _unescaped(field: str) -> str:
+    """Blanks, tabs, newlines and backslashes are written in octal: `\\040`."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _limited(mount: _Mount, path: str, version: int) -> Iterator[Level]:
     file = "memory.max" if version == 2 else "memory.limit_in_bytes"
-    for group in _to_root(mount, path):
+    for depth, group in enumerate(_to_root(mount, path)):
         try:
             text = (group / file).read_text().strip()
         except OSError:
             continue  # the root group of v2 has no such file
         if text != "max" and int(text) < _NO_LIMIT_FROM:
-            yield Level(group, version, int(text))
+            yield Level(group, version, int(text), is_own=depth == 0)
 
 
 def _to_root(mount: _Mount, path: str) -> Iterator[Path]:

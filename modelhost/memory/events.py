@@ -41,6 +41,8 @@ class Recovery:
     duration_s: float
     trimmed: bool
     """Whether the first reading fell short and the heaps were trimmed before the second."""
+    tolerance_bytes: int = NOISE_BYTES
+    """What may be missing without being a shortfall: noise, and what runs beside it may have taken."""
 
     @property
     def freed_bytes(self) -> int:
@@ -50,7 +52,7 @@ class Recovery:
     @property
     def shortfall_bytes(self) -> int:
         """What was expected and did not come back, 0 within the tolerance."""
-        if self.freed_bytes >= min(self.expected_bytes * RECOVERED_SHARE, self.expected_bytes - NOISE_BYTES):
+        if self.freed_bytes >= min(self.expected_bytes * RECOVERED_SHARE, self.expected_bytes - self.tolerance_bytes):
             return 0
         return self.expected_bytes - self.freed_bytes
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
-from modelhost.memory.events import History, Level, MemoryEvent, Recovery, next_level
+from modelhost.memory.events import NOISE_BYTES, History, Level, MemoryEvent, Recovery, next_level
 from modelhost.memory.ledger import Ledger, Reservation
 from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
 from modelhost.memory.thresholds import Thresholds, resolve
@@ -248,14 +248,14 @@ class MemoryManager:
         there was nothing to free.
         """
         self._look(cause)
-        if everything or (self._level is not Level.NORMAL and self.quiet_marker() != self._trimmed_at):
+        if everything or self._level is Level.NORMAL or self.quiet_marker() != self._trimmed_at:
             await self.trim()
             self._look(cause)
         if self._cleaner is None or (self._level is Level.NORMAL and not everything):
             return None
         found = self.thresholds
         target = found.warning_bytes - found.hysteresis_bytes
-        excess = self.probe.usage().usage_bytes - target
+        excess = self.probe.usage().usage_bytes - target + 1
         plan = self._cleaner(CleanupGoal(excess, everything or self._level is Level.CRITICAL))
         return None if plan is None else await self.recover(plan, cause=cause)
 
@@ -263,19 +263,28 @@ class MemoryManager:
         """Carries out `plan` on the memory thread, verifies it, and books a shortfall."""
 
         def act() -> Recovery:
-            started = self._clock()
+            started, marker = self._clock(), self.quiet_marker()
             before = self.probe.committed_bytes()
+
+            def look(*, trimmed: bool) -> Recovery:
+                after = self.probe.committed_bytes()
+                is_quiet = marker is not None and marker == self.quiet_marker()
+                return Recovery(
+                    cause=cause,
+                    victims=plan.victims,
+                    before_bytes=before,
+                    after_bytes=after,
+                    expected_bytes=plan.expected_bytes,
+                    duration_s=self._clock() - started,
+                    trimmed=trimmed,
+                    tolerance_bytes=NOISE_BYTES if is_quiet else self.thresholds.activation_room_bytes,
+                )
+
             plan.act()
-            after, trimmed = self.probe.committed_bytes(), False
-            recovery = Recovery(
-                cause, plan.victims, before, after, plan.expected_bytes, self._clock() - started, trimmed
-            )
+            recovery = look(trimmed=False)
             if recovery.shortfall_bytes:
                 self._trim_now()
-                after = self.probe.committed_bytes()
-                recovery = Recovery(
-                    cause, plan.victims, before, after, plan.expected_bytes, self._clock() - started, True
-                )
+                recovery = look(trimmed=True)
             return recovery
 
         try:
@@ -317,8 +326,8 @@ class MemoryManager:
             await asyncio.sleep(self.settings.sample_interval_s)
             try:
                 await self._sample_once()
-            except OSError:
-                log.exception("memory could not be read")
+            except Exception:  # without the sampler nobody would act on pressure any more
+                log.exception("a look at memory failed")
 
     async def _sample_once(self) -> None:
         """One look; acts on the level, and returns what idle runs left in the arena."""
@@ -402,7 +411,10 @@ class MemoryManager:
 
     def _notify(self) -> None:
         for listener in self._change_listeners:
-            listener()
+            try:
+                listener()
+            except Exception:  # what has just ended did end well
+                log.exception("a listener to memory changes failed")
 
     def _trim_cheaply(self) -> None:
         for trimmer in self._trimmers:

@@ -45,11 +45,8 @@ class Probe:
     """
 
     def __init__(self, configured_limit_bytes: int | None = None, *, proc: Path = Path("/proc/self")) -> None:
-        import psutil  # here because only a host that measures needs it
-
-        self._virtual_memory = psutil.virtual_memory
         self._proc = proc
-        machine_bytes = int(self._virtual_memory().total)
+        machine_bytes = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
         # A group's limit above the machine's memory limits nothing.
         self._levels = tuple(level for level in find_levels(proc) if level.limit_bytes < machine_bytes)
         self.limit_source: LimitSource
@@ -59,7 +56,6 @@ class Probe:
             self.limit_source = "cgroup v2" if tightest.version == 2 else "cgroup v1"
         else:
             self.limit_bytes, self.limit_source = machine_bytes, "machine"
-        self.kernel_limit_bytes = self.limit_bytes
         if configured_limit_bytes is not None and configured_limit_bytes < self.limit_bytes:
             self.limit_bytes, self.limit_source = configured_limit_bytes, "setting"
 
@@ -83,16 +79,26 @@ class Probe:
         return self._process_usage().usage_bytes
 
     def _cgroup_usage(self) -> Usage:
-        """The usage that leaves as little room under the limit as the tightest level has left."""
+        """The usage that leaves as little room under the limit as the tightest level has left.
+
+        Under a configured limit the group's own usage counts: a busy ancestor matters only where it
+        leaves less room than that limit.
+        """
+        own_bytes = 0
         room_bytes: int | None = None
         raw: dict[str, int] = {}
         for level in self._levels:
             figures = level.read()
+            if level.is_own:
+                own_bytes = figures.unreclaimable_bytes
             left = level.limit_bytes - figures.unreclaimable_bytes
             if room_bytes is None or left < room_bytes:
                 room_bytes, raw = left, {"level_limit_bytes": level.limit_bytes, **asdict(figures)}
         assert room_bytes is not None
-        return Usage(max(0, self.kernel_limit_bytes - room_bytes), raw)
+        if self.limit_source == "setting":
+            own_bytes = own_bytes or self._process_usage().usage_bytes
+            return Usage(max(own_bytes, self.limit_bytes - room_bytes), raw)
+        return Usage(max(0, self.limit_bytes - room_bytes), raw)
 
     def _process_usage(self) -> Usage:
         resident, shared = ((self._proc / "statm").read_bytes().split())[1:3]
@@ -100,7 +106,9 @@ class Probe:
         return Usage(anonymous, {"resident_bytes": int(resident) * _PAGE_BYTES, "anonymous_bytes": anonymous})
 
     def _machine_usage(self) -> Usage:
-        memory = self._virtual_memory()
+        import psutil  # only here: in a container a cgroup answers, and the import holds 1.6 MB
+
+        memory = psutil.virtual_memory()
         return Usage(
             int(memory.total - memory.available),
             {"total_bytes": int(memory.total), "available_bytes": int(memory.available)},

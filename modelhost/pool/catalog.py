@@ -14,6 +14,9 @@ from modelhost.repository import ModelFile, Repository
 
 T = TypeVar("T")
 
+#: Look-ups remembered: making a path object is the dearest part of one.
+_FOUND_KEPT = 1024
+
 #: A look-up that finds nothing scans again, at most this often, and …
 _RESCAN_MIN_S = 1.0
 #: … at most for this share of the time: a scan of 10,000 folders takes a second or so.
@@ -36,6 +39,7 @@ class Catalog:
         self._executor = executor
         self._clock = clock
         self._next_scan = 0.0
+        self._found: dict[tuple[str, str | None], ModelFile] = {}
         self._scan: asyncio.Future[None] | None = None
 
     @property
@@ -54,7 +58,13 @@ class Catalog:
 
     def find(self, name: str, version: str | None = None) -> ModelFile:
         """Looks a model up; the highest version by default. Raises ModelNotFound or ModelBroken."""
-        return self._repository.find(name, version)
+        file = self._found.get((name, version))
+        if file is None:
+            file = self._repository.find(name, version)
+            if len(self._found) >= _FOUND_KEPT:
+                self._found.clear()
+            self._found[name, version] = file
+        return file
 
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
@@ -77,11 +87,15 @@ class Catalog:
         return self.find(name, version)
 
     async def scan(self) -> None:
-        """Looks at the disk again; calls that overlap share one scan."""
-        if self._scan is None:
-            self._scan = asyncio.get_running_loop().run_in_executor(self._executor, self._scan_timed)
-            self._scan.add_done_callback(self._scanned)
-        await asyncio.shield(self._scan)
+        """Looks at the disk again. Calls that overlap share a scan, but never one that had begun before."""
+        if self._scan is not None:
+            begun = self._scan
+            await asyncio.wait([begun])
+            if self._scan is not None and self._scan is not begun:  # another caller was first
+                return await asyncio.shield(self._scan)
+        self._scan = asyncio.get_running_loop().run_in_executor(self._executor, self._scan_timed)
+        self._scan.add_done_callback(self._scanned)
+        return await asyncio.shield(self._scan)
 
     async def on_disk(self, work: Callable[[], T]) -> T:
         """Runs `work`, which reads files, on the disk thread."""
@@ -90,10 +104,12 @@ class Catalog:
     def _scan_timed(self) -> None:
         started = self._clock()
         self._repository.scan()
+        self._found.clear()
         took_s = self._clock() - started
         self._next_scan = self._clock() + max(_RESCAN_MIN_S, took_s / _RESCAN_SHARE)
 
     def _scanned(self, scan: asyncio.Future[None]) -> None:
-        self._scan = None
+        if self._scan is scan:
+            self._scan = None
         if not scan.cancelled():
             scan.exception()  # the callers that wait have it; without any it is not worth a warning

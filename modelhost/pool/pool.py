@@ -7,14 +7,16 @@ coroutines only orchestrate.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from modelhost.config import ModelsSettings, PoolSettings
-from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHostError, ModelNotFound, Overloaded
 from modelhost.memory import MemoryManager, Recovery
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
@@ -84,14 +86,15 @@ class Pool:
         Waits until `deadline` (the event loop's clock) or `pool.wait_timeout_s`. Raises ModelNotFound,
         ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
         """
+        self._check_open()
         return await self.acquire_file(await self.catalog.find_fresh(name, version), deadline=deadline)
 
     async def acquire_file(self, file: ModelFile, *, deadline: float | None = None) -> Lease:
         """Like `acquire`, for a model that was found already."""
-        if self._is_closed:
-            raise HostClosed("the host is shutting down")
+        self._check_open()
         slot = self._table.get(_key(file))
         if slot is not None and slot.state is SlotState.READY:
+            self._unloaded.discard(file.name)
             return self._table.grant(slot)
         return await self._wait_for_grant(file, deadline)
 
@@ -112,7 +115,6 @@ class Pool:
                 # Waiters share one error; each raises its own, else tracebacks pile up on it.
                 raise error.twin() from None
             raise
-        self._unloaded.discard(file.name)
         return lease
 
     def _join(self, file: ModelFile) -> tuple[Slot, Waiter[Lease]]:
@@ -130,6 +132,8 @@ class Pool:
             slot = Slot(key, file, pinned=self.catalog.options(file).pinned)
             self._table.add(slot)
             self._scheduler.enqueue(slot)
+        if not slot.departures:
+            self._unloaded.discard(file.name)
         waiter: Waiter[Lease] = Waiter()
         slot.waiters.append(waiter)
         return slot, waiter
@@ -152,22 +156,21 @@ class Pool:
 
         Forgets a remembered failure first. Raises what `acquire` raises.
         """
+        self._check_open()
         await self.catalog.scan()
         file = self.catalog.find(name, version)
         key = _key(file)
         self._scheduler.failures.forget(key)
         slot = self._table.get(key)
-        if slot is not None and slot.state is SlotState.READY and slot.inspection is not None:
+        if slot is not None and slot.state is SlotState.READY and (loaded_as := slot.inspection) is not None:
             on_disk = await self.catalog.on_disk(lambda: self._runtime.fingerprint(file.path))
-            if on_disk != slot.inspection.fingerprint:
+            if on_disk != loaded_as.fingerprint:
                 await self._unload_slot(slot, cause="files changed")
-        lease = await self.acquire(file.name, file.version)
-        self._unloaded.discard(file.name)
+        lease = await self.acquire_file(file)
         slot = self._table.get(key)
         assert slot is not None  # the lease holds it
-        loaded = info(slot)
         lease.end()
-        return loaded
+        return info(slot)
 
     async def unload(self, name: str, version: str | None = None) -> tuple[Recovery, ...]:
         """Unloads a model (all its versions by default); returns when its memory is back.
@@ -176,29 +179,36 @@ class Pool:
         the unload goes on when that time is over. A model that is not loaded is no error.
         Raises ModelNotFound or DeadlineExceeded.
         """
+        self._check_open()
         slots = [slot for slot in self._table if slot.key.name == name and version in (None, slot.key.version)]
         if not slots:  # what is loaded can be unloaded even if its files have gone
             await self.catalog.find_fresh(name, version)
         if version is None:
             self._unloaded.add(name)
         recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
+        await self._forget_pages(name, version)
         return tuple(recovery for recovery in recoveries if recovery is not None)
+
+    async def _forget_pages(self, name: str, version: str | None) -> None:
+        """Returns the page cache of an unloaded model too: whoever asks for an unload wants memory back.
+
+        An eviction leaves it, since what is evicted is often wanted again; the pages themselves the
+        kernel takes back as it likes, but its index of them counts as used until they have gone.
+        """
+        with contextlib.suppress(ModelNotFound, ModelBroken):
+            versions = self.catalog.versions(name) if version is None else (version,)
+            files = [self.catalog.find(name, known).path for known in versions]
+            for file in files:
+                await self.catalog.on_disk(partial(self._runtime.forget, file))
 
     async def _unload_slot(self, slot: Slot, *, cause: str) -> Recovery | None:
         """Lets one slot go, after its load and its leases; None where it held nothing of its own."""
-        if slot.state is SlotState.LOADING:
-            try:
-                (await self.acquire(slot.key.name, slot.key.version)).end()
-            except ModelHostError:
-                return None
         if slot.state in (SlotState.QUEUED, SlotState.GONE):
             return None
         waiter: Waiter[Recovery | None] = Waiter()
         slot.departures.append(waiter)
-        if slot.state is SlotState.READY and slot.leases:
-            slot.move(SlotState.DRAINING)
-        elif slot.state is SlotState.READY:
-            self._scheduler.depart(slot, cause=cause)
+        if slot.state is SlotState.READY:
+            self._scheduler.let_go(slot, cause=cause)
         try:
             async with asyncio.timeout(self._settings.wait_timeout_s):
                 return await waiter.wait()
@@ -235,6 +245,7 @@ class Pool:
 
         Raises ModelNotFound or ModelBroken.
         """
+        self._check_open()
         file = await self.catalog.find_fresh(name, version)
         slot = self._table.get(_key(file))
         if slot is not None and slot.model is not None:
@@ -261,8 +272,12 @@ class Pool:
         await self._scheduler.close()
         await asyncio.get_running_loop().run_in_executor(self._disk, self.runner.close)
         await asyncio.sleep(0)  # the runs that have just returned end their leases on the loop
-        await self._scheduler.unload_idle()
+        await self._scheduler.unload_all()
         self._disk.shutdown()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise HostClosed("the host is shutting down")
 
 
 _WIRE_STATES = {SlotState.LOADING: "LOADING", SlotState.READY: "READY"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from modelhost.errors import DeadlineExceeded, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, Overloaded
 from modelhost.runtime.base import CancelToken
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ class Runner:
         self.started = 0
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
+        self._is_closed = False
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
 
     def quiet_marker(self) -> object | None:
@@ -40,6 +41,8 @@ class Runner:
         on_end: Callable[[], None] = lambda: None,
     ) -> asyncio.Future[T]:
         """Queues `work`. Raises Overloaded where the queue is full; then `on_end` is not called."""
+        if self._is_closed:
+            raise HostClosed("the host is shutting down")
         waiting = self.in_flight - self.threads
         if waiting >= self.max_waiting:
             raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
@@ -91,7 +94,8 @@ class Runner:
                 timer.cancel()
 
     def close(self) -> None:
-        """Waits for the jobs in flight; blocks."""
+        """Takes no more jobs, and waits for those in flight; blocks."""
+        self._is_closed = True
         self._executor.shutdown()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from modelhost.config import PoolSettings
+from modelhost.config import ModelOptions, PoolSettings
 from modelhost.errors import HostClosed, InsufficientMemory, ModelBroken, ModelHostError, NeverFits
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
 from modelhost.pool.admission import Evict, Figures, Load, Refuse, Trim, Wait, decide
@@ -23,7 +23,7 @@ from modelhost.pool.catalog import Catalog
 from modelhost.pool.eviction import Candidate, choose_victims
 from modelhost.pool.failures import Failures
 from modelhost.pool.key import ModelKey
-from modelhost.pool.loader import Footprints
+from modelhost.pool.loader import Footprints, Settled
 from modelhost.pool.runner import Runner
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
@@ -60,11 +60,12 @@ class Scheduler:
         self._table, self._catalog, self._runtime = table, catalog, runtime
         self._memory, self._runner, self._settings, self._clock = memory, runner, settings, clock
         self._footprints = Footprints()
-        self._inspections: LRUCache[ModelKey, Inspection] = LRUCache(_INSPECTIONS_KEPT)
+        self._inspections: LRUCache[ModelKey, tuple[ModelOptions, Inspection]] = LRUCache(_INSPECTIONS_KEPT)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
         self._is_acting = False  # a load, eviction or trim that was decided here is in progress
-        self._trimmed_after = 0  # runs that had been started at the last trim
+        self._trimmed_after = 0  # runs that had been started at the last trim, and when that was:
+        self._trimmed_at = -math.inf
         table.released = self._released
         memory.set_cleaner(self._clean)
         memory.on_change(self.pump)
@@ -76,15 +77,17 @@ class Scheduler:
         known = self._inspections.get(key)
 
         def look() -> Inspection:
-            if known is not None and self._runtime.fingerprint(file.path) == known.fingerprint:
-                return known
+            if known is not None and known[0] == options:
+                inspection = known[1]
+                if self._runtime.fingerprint(file.path) == inspection.fingerprint:
+                    return inspection
             return self._runtime.inspect(file.path, options)
 
         try:
             inspection = await self._catalog.on_disk(look)
         except LoadError as error:
             raise ModelBroken(file.name, file.version, str(error)) from None
-        self._inspections[key] = inspection
+        self._inspections[key] = (options, inspection)
         return inspection
 
     # --- events ------------------------------------------------------------------------------------
@@ -96,6 +99,13 @@ class Scheduler:
     def forget(self, slot: Slot) -> None:
         """Drops a queued slot that nobody waits for any more."""
         self._table.drop(slot, HostClosed("nobody waits for it"))
+
+    def let_go(self, slot: Slot, *, cause: str) -> None:
+        """Unloads a ready slot: at once where it is idle, else when its last lease has ended."""
+        if slot.leases:
+            slot.move(SlotState.DRAINING)
+        else:
+            self.depart(slot, cause=cause)
 
     def depart(self, slot: Slot, *, cause: str) -> None:
         """Takes an idle slot out of reach at once and gives its memory back; its departures are told."""
@@ -122,16 +132,20 @@ class Scheduler:
     async def close(self) -> None:
         """Refuses what is queued and waits for what is under way."""
         self._is_closed = True
+        closed = HostClosed("the host is shutting down")
         for slot in tuple(self._table.queue):
-            self._table.drop(slot, HostClosed("the host is shutting down"))
+            self._table.drop(slot, closed)
+        for slot in self._table:
+            for waiter in slot.waiters:
+                waiter.fail(closed.twin())
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def unload_idle(self) -> None:
-        """Gives back the memory of all idle models."""
-        idle = [slot for slot in self._table if slot.is_idle]
-        if idle:
-            await self._memory.recover(self._plan_departure(idle), cause="shutdown")
+    async def unload_all(self) -> None:
+        """Gives back the memory of all models; their runs have ended, leases that are still held are void."""
+        loaded = [slot for slot in self._table if slot.model is not None]
+        if loaded:
+            await self._memory.recover(self._plan_departure(loaded), cause="shutdown")
 
     # --- deciding ----------------------------------------------------------------------------------
 
@@ -143,28 +157,23 @@ class Scheduler:
         """
         if self._is_acting or self._memory.is_changing or not self._table.queue:
             return
+        figures = self._figures()
         for slot in tuple(self._table.queue):
-            if slot.inspection is None or slot.state is not SlotState.QUEUED:
-                continue
-            if self._act(slot):
+            if slot.inspection is not None and self._act(slot, slot.inspection, figures):
                 return
 
-    def _act(self, slot: Slot) -> bool:
+    def _act(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
-        assert slot.inspection is not None
-        figures = self._figures()
-        plan = self._footprints.plan(
-            slot.key, slot.inspection, budget_bytes=figures.critical_bytes - figures.baseline_bytes
-        )
+        plan = self._footprints.plan(slot.key, inspection, budget_bytes=figures.critical_bytes - figures.baseline_bytes)
         decision = decide(figures, resident_bytes=plan.resident_bytes, peak_bytes=plan.peak_bytes)
-        if not isinstance(decision, Wait):
+        if isinstance(decision, Load | Evict):
             slot.blocked_since = None
         match decision:
             case Load():
                 self._begin(self._load(slot, plan))
                 return True
             case Trim():
-                self._trimmed_after = self._runner.started
+                self._trimmed_after, self._trimmed_at = self._runner.started, self._clock()
                 self._begin(self._memory.trim(deep=False))
                 return True
             case Evict(victims):
@@ -198,7 +207,9 @@ class Scheduler:
             critical_bytes=memory.critical_bytes,
             idle=self._table.candidates(),
             in_use_bytes=in_use_bytes,
-            can_trim=self._runner.started != self._trimmed_after,
+            # Not again at once: under steady traffic a run has always ended since.
+            can_trim=self._runner.started != self._trimmed_after
+            and self._clock() - self._trimmed_at >= self._memory.settings.sample_interval_s,
         )
 
     def _refusal(self, key: ModelKey, plan: LoadPlan, available_bytes: int, *, never: bool) -> ModelHostError:
@@ -269,16 +280,21 @@ class Scheduler:
             finally:
                 timer.cancel()
             took_s = self._clock() - started
-            size_bytes = self._footprints.settle(slot.key, inspection, plan, measured)
-            self._loaded(slot, model, plan, size_bytes, took_s)
+            settled = self._footprints.settle(slot.key, inspection, plan, measured)
+            self._loaded(slot, model, plan, settled, took_s)
 
         return run()
 
-    def _loaded(self, slot: Slot, model: LoadedModel, plan: LoadPlan, size_bytes: int, took_s: float) -> None:
+    def _loaded(self, slot: Slot, model: LoadedModel, plan: LoadPlan, settled: Settled, took_s: float) -> None:
         """Settles the reservation and grants the waiters, those that are still there."""
         assert slot.reservation is not None
+        size_bytes = settled.size_bytes
         slot.reservation.settle(size_bytes)
+        slot.expected_bytes = settled.expected_bytes
         slot.model = model
+        self._table.ready(slot)
+        if slot.departures:  # somebody asked for its unload while it was loading
+            self.let_go(slot, cause="unload")
         self.failures.forget(slot.key)
         self.counters.loads += 1
         self.counters.load_seconds += took_s
@@ -291,7 +307,6 @@ class Scheduler:
                 cause=f"load of {slot.key}",
                 details={"expected_bytes": plan.resident_bytes, "measured_bytes": size_bytes},
             )
-        self._table.ready(slot)
 
     def _fail(self, slot: Slot, error: BaseException) -> None:
         """Ends a load that failed: no reservation and no waiter is left, and the failure is remembered."""
@@ -323,11 +338,14 @@ class Scheduler:
 
         def act() -> None:
             while models:
-                models.pop().close()
+                try:
+                    models.pop().close()
+                except Exception:  # the others' memory must come back all the same
+                    log.exception("a model could not be closed")
 
         return CleanupPlan(
             victims=tuple(str(slot.key) for slot in leaving),
-            expected_bytes=sum(slot.committed_bytes for slot in leaving),
+            expected_bytes=sum(slot.expected_bytes for slot in leaving),
             act=act,
             done=lambda: self._departed(leaving),
         )

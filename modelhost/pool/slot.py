@@ -53,6 +53,8 @@ class Slot:
     model: LoadedModel | None = None
     inspection: Inspection | None = None
     reservation: Reservation | None = None
+    expected_bytes: int = 0
+    """What its unload should give back at least."""
     pinned: bool = False
     last_used: float = 0.0
     """Unix time of the last lease's grant or end."""

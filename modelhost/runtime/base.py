@@ -97,5 +97,8 @@ class Runtime(Protocol):
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when the file does; empty where it is gone."""
 
+    def forget(self, file: Path) -> None:
+        """Gives back what the kernel keeps of the model's files: nobody will want them soon."""
+
     def trim(self) -> None:
         """Gives back what finished runs left in the runtime's arena; takes microseconds where there is nothing."""

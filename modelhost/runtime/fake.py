@@ -147,6 +147,9 @@ class FakeRuntime:
         self.memory.add(script.resident_bytes)
         return FakeModel(script, self.memory)
 
+    def forget(self, file: Path) -> None:
+        """Nothing is kept of a fake's files."""
+
     def trim(self) -> None:
         """Counts."""
         self.trims += 1

@@ -6,10 +6,12 @@ set once in a process, before the first session, so there is one `OrtRuntime` in
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +21,8 @@ from modelhost.config import ModelOptions
 from modelhost.errors import DeadlineExceeded, InsufficientMemory, InvalidRequest, NeverFits, RunFailed
 from modelhost.memory import allocator
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
-from modelhost.runtime.estimate import inspect_file
-from modelhost.tensors import DTYPES, Array, TensorSpec
+from modelhost.runtime.estimate import external_files, inspect_file
+from modelhost.tensors import DTYPES, Array, TensorSpec, check_shared_dims
 from modelhost.units import format_bytes
 
 allocator.configure()  # before onnxruntime allocates: see the allocator's own words
@@ -85,6 +87,7 @@ class OrtRuntime:
         else:
             _configure_process(activation_ceiling_bytes, intra_op_threads)
         self.activation_ceiling_bytes = activation_ceiling_bytes
+        self._lock, self._runs = threading.Lock(), 0
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._identity = ort.InferenceSession(_IDENTITY, _session_options("none"), providers=_PROVIDERS)
@@ -113,6 +116,32 @@ class OrtRuntime:
             raise LoadError(_reason(error)) from None
         return OrtModel(session, inspection, self)
 
+    @contextlib.contextmanager
+    def run_counted(self) -> Iterator[None]:
+        """Counts a run while it is going on."""
+        with self._lock:
+            self._runs += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs -= 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether at most one run is going on."""
+        return self._runs <= 1
+
+    def forget(self, file: Path) -> None:
+        """Drops the file's pages from the page cache, those of its external data too."""
+        for path in (file, *(file.parent / name for name in external_files(file))):
+            with contextlib.suppress(OSError, AttributeError):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
+
     def trim(self) -> None:
         """Shrinks the shared arena to what is in use."""
         self._identity.run(["y"], {"x": self._one}, self._shrink)
@@ -137,9 +166,30 @@ class OrtModel:
         options = ort.RunOptions()
         cancel.bind(lambda: setattr(options, "terminate", True))
         try:
+            with self._runtime.run_counted():
+                return self._run(feeds, outputs, options)
+        except Exception as error:
+            # ONNX Runtime does not hold inputs to a dimension that they share by name, the operators
+            # do, in words of their own. Only looked at now: some exporters reuse names carelessly.
+            check_shared_dims(self.inputs, feeds)
+            raise _run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str], options: Any) -> list[Array]:
+        """Runs; where the arena is full, once more with all of it, if nobody else is using it."""
+        try:
             results: list[Array] = self._session.run(list(outputs), feeds, options)
         except Exception as error:
-            raise _run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
+            if not self._runtime.is_alone or not _ARENA_FULL.search(str(error)):
+                raise
+        else:
+            return results
+        self._runtime.trim()
+        try:
+            results = self._session.run(list(outputs), feeds, options)
+        except Exception as error:
+            if self._runtime.is_alone and (full := _ARENA_FULL.search(str(error))):
+                raise _never_fits(int(full[1]), int(full[2]), self._runtime.activation_ceiling_bytes) from None
+            raise
         return results
 
     def close(self) -> None:
@@ -191,17 +241,34 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
+def _never_fits(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> NeverFits:
+    return NeverFits(
+        _activation_text(available_bytes, needed_bytes, ceiling_bytes)
+        + ", with nobody else running; send fewer rows at once",
+        needed_bytes=needed_bytes,
+        available_bytes=available_bytes,
+    )
+
+
+def _activation_text(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> str:
+    return (
+        f"one step of this run needs {format_bytes(needed_bytes)} for activations, {format_bytes(available_bytes)} "
+        f"of {format_bytes(ceiling_bytes)} (memory.activation_ceiling) are free"
+    )
+
+
 def _run_error(error: Exception, cancel: CancelToken, ceiling_bytes: int) -> Exception:
+    if isinstance(error, NeverFits):
+        return error
     if cancel.is_cancelled:
         return DeadlineExceeded("the run", waited_s=0.0)
     text = _reason(error)
     if full := _ARENA_FULL.search(text):
         available_bytes, needed_bytes = int(full[1]), int(full[2])
-        kind = NeverFits if needed_bytes > ceiling_bytes else InsufficientMemory
-        return kind(
-            f"one step of this run needs {format_bytes(needed_bytes)} for activations, "
-            f"{format_bytes(available_bytes)} of {format_bytes(ceiling_bytes)} are free "
-            f"(memory.activation_ceiling); send fewer rows at once",
+        if needed_bytes > ceiling_bytes:
+            return _never_fits(available_bytes, needed_bytes, ceiling_bytes)
+        return InsufficientMemory(
+            _activation_text(available_bytes, needed_bytes, ceiling_bytes) + ", others' runs hold the rest",
             needed_bytes=needed_bytes,
             available_bytes=available_bytes,
         )

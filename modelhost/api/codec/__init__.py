@@ -6,7 +6,7 @@ No HTTP framework, no model runtime and no memory manager in here: the caller re
 
 from __future__ import annotations
 
-from modelhost.api.codec.compression import decompress
+from modelhost.api.codec.compression import decompress, decompressed_size_bytes
 from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
 from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
 from modelhost.api.codec.request import decode_request, parse_header_length
@@ -19,6 +19,7 @@ __all__ = [
     "decode_cost_bytes",
     "decode_request",
     "decompress",
+    "decompressed_size_bytes",
     "encode_cost_bytes",
     "encode_response",
     "json_cost_bytes",

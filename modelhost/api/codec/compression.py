@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from modelhost.errors import InvalidRequest, RequestTooLarge
 
@@ -30,11 +30,50 @@ def decompress(body: bytes | memoryview, encoding: str, *, max_bytes: int) -> by
     coding = encoding.strip().lower()
     if coding in ("", "identity"):
         return bytes(body)
+    out = io.BytesIO()  # grows in place and gives its bytes away without a copy
+    _inflate(body, coding, out, max_bytes)
+    return out.getvalue()
+
+
+def decompressed_size_bytes(body: bytes | memoryview, encoding: str, *, max_bytes: int) -> int:
+    """Returns what `decompress` will hold, having decoded `body` once in little memory.
+
+    Raises what `decompress` raises.
+    """
+    coding = encoding.strip().lower()
+    if coding in ("", "identity"):
+        return len(body)
+    counter = _Counter()
+    _inflate(body, coding, counter, max_bytes)
+    return counter.tell()
+
+
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+class _Counter:
+    """Counts what is written to it."""
+
+    def __init__(self) -> None:
+        self._size_bytes = 0
+
+    def write(self, data: bytes, /) -> int:
+        self._size_bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size_bytes
+
+
+def _decoder_of(body: bytes | memoryview, coding: str) -> Callable[[], zlib._Decompress]:
     if coding in ("gzip", "x-gzip"):
-        return _inflate(body, lambda: zlib.decompressobj(_GZIP), "gzip", max_bytes)
+        return lambda: zlib.decompressobj(_GZIP)
     if coding == "deflate":
         wbits = _ZLIB if _has_zlib_header(body) else _RAW
-        return _inflate(body, lambda: zlib.decompressobj(wbits), "deflate", max_bytes)
+        return lambda: zlib.decompressobj(wbits)
     raise InvalidRequest(f"Content-Encoding '{coding[:60]}' is not supported; use gzip or deflate")
 
 
@@ -47,15 +86,15 @@ def _has_zlib_header(body: bytes | memoryview) -> bool:
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
-def _inflate(body: bytes | memoryview, start: Callable[[], zlib._Decompress], coding: str, max_bytes: int) -> bytes:
+def _inflate(body: bytes | memoryview, coding: str, out: _Sink, max_bytes: int) -> None:
     """Runs the decoder over `body`, member by member where `coding` is gzip."""
-    out = io.BytesIO()  # grows in place and gives its bytes away without a copy
+    start = _decoder_of(body, coding)
     view, position, members, decoder = memoryview(body), 0, 1, start()
     try:
         while position < len(view):
             if decoder.eof:
                 members += 1
-                if coding != "gzip" or members > _MAX_MEMBERS:
+                if coding == "deflate" or members > _MAX_MEMBERS:
                     break
                 decoder = start()
             piece = view[position : position + _FEED_BYTES]
@@ -68,10 +107,9 @@ def _inflate(body: bytes | memoryview, start: Callable[[], zlib._Decompress], co
     if position < len(view):
         what = "too many gzip members" if members > _MAX_MEMBERS else "more"
         raise InvalidRequest(f"the {coding} body ends at byte {position}, followed by {what} up to byte {len(view)}")
-    return out.getvalue()
 
 
-def _drain(decoder: zlib._Decompress, piece: bytes | memoryview, out: io.BytesIO, max_bytes: int) -> None:
+def _drain(decoder: zlib._Decompress, piece: bytes | memoryview, out: _Sink, max_bytes: int) -> None:
     """Writes all that `piece` decodes to; raises RequestTooLarge as soon as it is too much."""
     written = _STEP_BYTES
     # A full step may have left output behind even where all the input is used.

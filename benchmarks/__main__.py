@@ -1,0 +1,235 @@
+"""The command line of the benchmarks: one command for each case."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from benchmarks import cgroup
+from benchmarks.client import RequestFailed
+from benchmarks.models import ModelSet, conv_nets, default_cache
+from benchmarks.process import ROOT
+from benchmarks.report import Report
+from modelhost.units import format_bytes, parse_size
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append the JSON lines to this file. [default: standard output]",
+)
+_limit = click.option(
+    "--limit", "limit_bytes", type=_Size(), default="256MB", show_default=True, help="Memory limit of the host."
+)
+_cache = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Where generated models are kept. [default: {default_cache()}]",
+)
+
+
+def _count(default: int, text: str) -> Callable[[F], F]:
+    return click.option("--models", "count", type=click.IntRange(2), default=default, show_default=True, help=text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Measure modelhost: memory, time, and whether answers stay right under pressure.
+
+    Every command starts the real server process, in a memory cgroup of its own where the user may
+    make one (root, or a delegated group), else with memory.limit; it drives it over HTTP and checks
+    every answer. Results are JSON lines with commit, machine, versions and parameters; a table comes
+    at the end, on standard error. The exit status is 1 where something that must hold did not.
+
+    \b
+    Start here:
+      python -m benchmarks idle                  start time and memory of a host that does nothing
+      python -m benchmarks pressure              40 models of 20 MB in a container of 256 MB
+      python -m benchmarks sequential --out sequential.jsonl
+
+    Generated models (20 MB each) are made once and kept; --cache says where.
+    """
+
+
+@cli.command()
+@_count(24, "Distinct models of 20 MB; more than fit.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="Times that each is asked.")
+@_limit
+@_cache
+@_out
+def sequential(count: int, rounds: int, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """More models than fit, one after another: load time, usage, evictions, right answers."""
+    from benchmarks import sequential as case
+
+    with _report("sequential", out, models=count, rounds=rounds, **_limits(limit_bytes)) as report:
+        case.run(report, _models(report, count, cache), limit_bytes=limit_bytes, rounds=rounds)
+
+
+@cli.command()
+@_limit
+@_cache
+@_out
+def recovery(limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Push to warning and to critical, let go: time back to baseline, bytes not returned."""
+    from benchmarks import recovery as case
+
+    with _report("recovery", out, **_limits(limit_bytes)) as report:
+        case.run(report, _models(report, limit_bytes // (20 << 20), cache), limit_bytes=limit_bytes)
+
+
+@cli.command()
+@_count(40, "Distinct models of 20 MB; more than fit.")
+@click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="Requests in random order.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that send them at once.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random order.")
+@click.option("--url", help="A running host that serves what `python -m benchmarks models` made. [default: a new one]")
+@_limit
+@_cache
+@_out
+def pressure(
+    count: int,
+    requests: int,
+    clients: int,
+    seed: int,
+    url: str | None,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Far more models than fit, in order and at random: every answer right, nothing failed or killed.
+
+    \b
+    Against a container:
+      docker run --memory 256m -v $(python -m benchmarks models):/models:ro -p 8080:8080 modelhost
+      python -m benchmarks pressure --url http://127.0.0.1:8080
+    """
+    from benchmarks import pressure as case
+
+    parameters: dict[str, Any] = {"models": count, "requests": requests, "clients": clients, "seed": seed}
+    parameters |= {"url": url} if url else _limits(limit_bytes)
+    with _report("pressure", out, **parameters) as report:
+        models = _models(report, count, cache)
+        case.run(report, models, limit_bytes=limit_bytes, requests=requests, clients=clients, seed=seed, url=url)
+
+
+@cli.command()
+@click.option("--cycles", type=click.IntRange(20), default=300, show_default=True, help="Load, ask, unload.")
+@_count(8, "Distinct models, taken in turn.")
+@_limit
+@_cache
+@_out
+def churn(cycles: int, count: int, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Hundreds of loads and unloads: does usage drift away from where it began?"""
+    from benchmarks import churn as case
+
+    with _report("churn", out, cycles=cycles, models=count, **_limits(limit_bytes)) as report:
+        case.run(report, _models(report, count, cache), limit_bytes=limit_bytes, cycles=cycles)
+
+
+@cli.command()
+@click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts.")
+@_limit
+@_out
+def idle(runs: int, limit_bytes: int, out: Path | None) -> None:
+    """Process start to ready, and the memory of the idle host: min, median, max."""
+    from benchmarks import idle as case
+
+    with _report("idle", out, runs=runs, **_limits(limit_bytes)) as report:
+        case.run(report, ROOT / "models", limit_bytes=limit_bytes, runs=runs)
+
+
+@cli.command()
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Fresh processes.")
+@_out
+def imports(runs: int, out: Path | None) -> None:
+    """Committed memory and time that each runtime dependency's import adds, in order."""
+    from benchmarks import imports as case
+
+    with _report("imports", out, runs=runs) as report:
+        case.run(report, runs=runs)
+
+
+@cli.command()
+@click.option("--light/--no-light", default=True, show_default=True, help="The networks that onnx ships, up to 550 MB.")
+@_cache
+@_out
+def estimates(light: bool, cache: Path | None, out: Path | None) -> None:
+    """Predicted memory of a load against what it really takes, as ratios."""
+    from benchmarks import estimates as case
+
+    with _report("estimates", out, light=light) as report:
+        files = sorted(_models(report, 2, cache).directory.glob("*/*/*.onnx"))
+        files += sorted((ROOT / "models").glob("*/*/*.onnx"))
+        case.run(report, files + (case.light_models() if light else []))
+
+
+@cli.command()
+@click.option("--requests", type=click.IntRange(10), default=1000, show_default=True, help="Requests in one turn.")
+@click.option("--turns", type=click.IntRange(1), default=5, show_default=True, help="Turns for each server and form.")
+@_out
+def overhead(requests: int, turns: int, out: Path | None) -> None:
+    """What a request costs: `digits` by JSON and binary, as a ratio to a bare Starlette app."""
+    from benchmarks import overhead as case
+
+    with _report("overhead", out, requests=requests, turns=turns) as report:
+        case.run(report, ROOT / "models", requests=requests, turns=turns)
+
+
+@cli.command()
+@_count(40, "Distinct models of 20 MB.")
+@_cache
+def models(count: int, cache: Path | None) -> None:
+    """Only make the models; prints the directory that has them, to serve or to mount."""
+    click.echo(conv_nets(count, cache=cache).directory)
+
+
+@contextmanager
+def _report(benchmark: str, out: Path | None, **parameters: Any) -> Iterator[Report]:
+    """Opens the results; ends the process with status 1 where something that must hold did not."""
+    stream = sys.stdout if out is None else out.open("a", encoding="utf-8")
+    report = Report(benchmark, parameters, stream)
+    try:
+        yield report
+    except (RequestFailed, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        if out is not None:
+            stream.close()
+    for text in report.violations:
+        click.echo(f"VIOLATED: {text}", err=True)
+    if report.violations:
+        raise SystemExit(1)
+
+
+def _limits(limit_bytes: int) -> dict[str, Any]:
+    """Says what kind of limit it will be, once, and returns it as parameters."""
+    reason = cgroup.available()
+    kind = "a memory cgroup" if reason is None else "memory.limit"
+    click.echo(f"limit: {format_bytes(limit_bytes)} by {kind}" + (f": {reason}" if reason else ""), err=True)
+    return {"limit_bytes": limit_bytes, "limit_kind": "cgroup" if reason is None else "setting"}
+
+
+def _models(report: Report, count: int, cache: Path | None) -> ModelSet:
+    report.progress(f"{count} models of 20 MB (made where they are missing)")
+    return conv_nets(count, cache=cache)
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m benchmarks")

@@ -1,0 +1,67 @@
+"""Hosts behind HTTP for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import models_for_tests as build
+import pytest
+from onnx import TensorProto
+from served import MODELS, Served, fake_host, serve, settings
+
+from modelhost.host import Host
+from modelhost.runtime.fake import FakeScript
+
+ServeFake: TypeAlias = Callable[..., Served]
+
+
+@pytest.fixture
+def serve_fake(tmp_path: Path) -> Iterator[ServeFake]:
+    """Returns a function that serves fake models: `serve_fake({"a": FakeScript()}, pool={...})`."""
+    with ExitStack() as stack:
+
+        def serve_scripts(scripts: dict[str, FakeScript], **sections: dict[str, Any]) -> Served:
+            served = stack.enter_context(serve(fake_host(tmp_path, scripts, **sections)))
+            stack.callback(_end_all, scripts)  # before the server stops, which waits for what is under way
+            return served
+
+        yield serve_scripts
+
+
+def _end_all(scripts: dict[str, FakeScript]) -> None:
+    for script in scripts.values():
+        for event in (script.load_may_end, script.run_may_end, script.close_may_end):
+            if event is not None:
+                event.set()
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of models for ONNX Runtime, good and broken."""
+    directory = tmp_path_factory.mktemp("zoo")
+    for name in ("digits", "wine", "iris_petals"):
+        (directory / name).symlink_to(MODELS / name)
+    for version in ("1", "2", "10"):
+        build.save(build.add_constant(float(version)), directory, "add", version)
+    build.save(build.add_constant(5), directory, "größe & co")
+    build.save(build.reciprocal(), directory, "reciprocal")
+    build.save(build.two_inputs(), directory, "sum")
+    build.save(build.identity(TensorProto.FLOAT16), directory, "half")
+    for name, kind in (("int64", TensorProto.INT64), ("bool", TensorProto.BOOL), ("text", TensorProto.STRING)):
+        build.save(build.identity(kind), directory, name)
+    build.save(build.heavy(20), directory, "heavy")
+    build.save(build.unknown_operator(), directory, "unknown_operator")
+    (directory / "torn" / "1").mkdir(parents=True)
+    (directory / "torn" / "1" / "model.onnx").write_bytes((MODELS / "wine" / "1" / "model.onnx").read_bytes()[:20_000])
+    (directory / "empty").mkdir()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ort(zoo: Path) -> Iterator[Served]:
+    """The zoo behind ONNX Runtime, for all tests of the session: they leave it as they found it."""
+    with serve(Host(settings(zoo, memory={"limit": 400 << 20}, pool={"failure_backoff_s": 0.001}))) as served:
+        yield served

@@ -1,0 +1,25 @@
+"""Coroutine tests are marked `pytest.mark.anyio`; they run on asyncio, the loop that the host runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from host_process import MODELS, HostProcess, running_host
+from hypothesis import settings
+
+# A busy machine is no reason to fail; pytest-timeout stops what hangs.
+settings.register_profile("modelhost", deadline=None)
+settings.load_profile("modelhost")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def host_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """The shipped models behind a real process of 400 MB, for all tests of the session."""
+    with running_host(tmp_path_factory.mktemp("host"), MODELS, "--memory-limit", "400MB") as running:
+        yield running

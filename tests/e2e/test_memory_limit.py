@@ -1,0 +1,147 @@
+"""The host under a limit of the kernel: real process, real models, a real memory cgroup.
+
+Short in CI; the full size (40 models, 400 requests, 300 cycles) with MODELHOST_TEST_FULL=1.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from benchmarks import cgroup
+from benchmarks.client import Client, RequestFailed
+from benchmarks.models import ModelSet, conv_nets, repeat
+from benchmarks.pressure import ask_at_random, ask_in_order
+from benchmarks.process import HostProcess, Meter, running_host
+
+_MB = 1 << 20
+LIMIT_BYTES = 256 * _MB
+FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
+MODELS, REQUESTS, CLIENTS, CYCLES = (40, 400, 8, 300) if FULL else (12, 60, 8, 30)
+
+_REASON = cgroup.available()
+pytestmark = [
+    pytest.mark.cgroup,
+    pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
+    *([pytest.mark.full, pytest.mark.timeout(600)] if FULL else []),
+]
+
+
+@pytest.fixture(scope="module")
+def models() -> ModelSet:
+    return conv_nets(MODELS)
+
+
+@pytest.fixture
+def host(models: ModelSet) -> Iterator[HostProcess]:
+    models.forget_pages()
+    with running_host(models.directory, limit_bytes=LIMIT_BYTES) as host:
+        yield host
+        assert host.is_alive, host.last_words()
+        figures = host.group_figures()
+        assert figures is not None
+        assert figures.oom_kills == 0
+
+
+@pytest.fixture
+def client(host: HostProcess) -> Iterator[Client]:
+    with Client(host.url) as client:
+        yield client
+
+
+def usage_bytes(host: HostProcess, models: ModelSet) -> int:
+    """The usage without the kernel's index of cached model files; see benchmarks/churn.py."""
+    models.forget_pages()
+    return host.usage_bytes()
+
+
+def settled(client: Client, host: HostProcess, models: ModelSet) -> int:
+    """Unloads everything and returns how far usage is above the baseline then."""
+    baseline_bytes = client.cleanup()["memory"]["baseline_bytes"]
+    return usage_bytes(host, models) - int(baseline_bytes)
+
+
+def test_the_limit_is_found_where_the_kernel_keeps_it(host: HostProcess, client: Client) -> None:
+    memory = client.memory()
+    assert host.group is not None
+    assert f"cgroup v{host.group.version}" == memory["limit_source"]
+    assert memory["limit_bytes"] == LIMIT_BYTES
+    # The host's figure and the kernel's are of the same thing, read at two moments.
+    assert abs(memory["usage_bytes"] - host.usage_bytes()) < 2 * _MB
+
+
+def test_more_models_than_fit_are_all_answered_rightly_and_nothing_is_killed(
+    models: ModelSet, host: HostProcess, client: Client
+) -> None:
+    with Meter(host) as meter:
+        in_order = ask_in_order(host.url, models.cases)
+        at_random = ask_at_random(host.url, models.cases, requests=REQUESTS, clients=CLIENTS, seed=1)
+    for outcome in (in_order, at_random):
+        assert outcome.failures == []
+        assert outcome.wrong == 0
+    memory, metrics = client.memory(), client.metrics()
+    assert metrics["evictions"] > 0, "the models fitted: this test has shown nothing"
+    assert meter.peak_bytes < memory["critical_bytes"] + memory["activation_ceiling_bytes"]
+    # Must show 3: after unloading everything usage is back.
+    assert settled(client, host, models) < 5 * _MB
+    assert client.memory()["models"] == []
+
+
+def test_load_and_unload_again_and_again_leaves_nothing_behind(
+    models: ModelSet, host: HostProcess, client: Client
+) -> None:
+    usages = []
+    for cycle in range(CYCLES):
+        case = models.cases[cycle % len(models.cases)]
+        client.load(case.name)
+        assert case.is_right(client.infer(case.name, case.question))
+        client.unload(case.name)
+        usages.append(usage_bytes(host, models))
+    window = 5  # kernel memory sways a little: sockets, page tables
+    assert np.median(usages[-window:]) - np.median(usages[:window]) < 2 * _MB
+    assert settled(client, host, models) < 5 * _MB
+
+
+def test_a_model_in_a_slow_run_stays_while_others_push_for_its_memory(
+    models: ModelSet, host: HostProcess, client: Client
+) -> None:
+    held, *others = models.cases
+    rows = 128  # about a second and a half, and some 30 MB of activations
+    answers: list[np.ndarray] = []
+
+    def run_slowly() -> None:
+        with Client(host.url) as slow:
+            answers.append(slow.infer(held.name, repeat(held, rows)))
+
+    client.infer(held.name, held.question)
+    thread = threading.Thread(target=run_slowly)
+    thread.start()
+    seen_while_held = 0
+    for case in others * 3:
+        if not thread.is_alive():
+            break
+        assert case.is_right(client.infer(case.name, case.question))
+        entries = {model["name"]: model for model in client.memory()["models"]}
+        if thread.is_alive():
+            assert entries[held.name]["state"] == "ready"
+            seen_while_held += entries[held.name]["leases"] > 0
+    thread.join()
+    assert seen_while_held > 0
+    assert client.metrics()["evictions"] > 0
+    assert answers[0].shape == (rows, held.answer.shape[1])
+    assert np.allclose(answers[0], held.answer, rtol=0, atol=1e-3)
+
+
+def test_a_run_that_needs_more_than_the_room_for_activations_is_refused_and_the_next_one_works(
+    models: ModelSet, host: HostProcess, client: Client
+) -> None:
+    case = models.cases[0]
+    too_many = repeat(case, 1024)  # 4 MB in the request, 68 MB in each layer, at a ceiling of 48
+    with pytest.raises(RequestFailed, match=r"^507: .*activations") as refused:
+        client.infer(case.name, too_many)
+    assert "activation_ceiling" in str(refused.value)
+    assert case.is_right(client.infer(case.name, case.question))

@@ -1,0 +1,143 @@
+"""Long random sequences of everything that can happen to a pool; the seed of a failure is in its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+from pool_stage import FEEDS, MB, Stage, soon, until
+
+from modelhost.errors import ModelHostError
+from modelhost.pool import Lease
+from modelhost.runtime.fake import FakeScript
+
+pytestmark = pytest.mark.anyio
+
+FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
+SEEDS = range(100 if FULL else 12)
+STEPS = 1200
+
+#: What other users of the memory take at most, unannounced.
+OTHERS_BYTES = 50 * MB
+
+
+class Actor:
+    """Does random things to a pool and keeps what it has to give back."""
+
+    def __init__(self, stage: Stage, seed: int) -> None:
+        self.stage, self.random = stage, random.Random(seed)
+        self.names = sorted(stage.runtime.scripts)
+        self.leases: list[Lease] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def step(self) -> None:
+        actions = [self.acquire] * 8 + [self.release] * 7 + [self.run, self.run, self.cancel, self.cancel]
+        actions += [self.unload, self.load, self.clean_up, self.let_fail, self.others, self.time]
+        self.random.choice(actions)()
+        for _ in range(self.random.choice((0, 0, 1, 2, 5, 30))):
+            await asyncio.sleep(0)
+
+    def finish(self) -> None:
+        """Gives everything back, and lets every model load."""
+        while self.leases:
+            self.leases.pop().end()
+        self.stage.machine.other_bytes = 0
+        for script in self.stage.runtime.scripts.values():
+            script.load_error = None
+
+    # --- what may happen --------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        async def request(name: str) -> None:
+            self.leases.append(await self.stage.pool.acquire(name))
+
+        self._begin(request(self._name()))
+
+    def release(self) -> None:
+        if self.leases:
+            self.leases.pop(self.random.randrange(len(self.leases))).end()
+
+    def run(self) -> None:
+        async def request(lease: Lease) -> None:
+            assert (await lease.run(FEEDS))["y"].tolist() == [2.0, 2.0]
+
+        if self.leases:
+            self._begin(request(self.random.choice(self.leases)))
+
+    def cancel(self) -> None:
+        if self.tasks:
+            self.random.choice(sorted(self.tasks, key=id)).cancel()
+
+    def unload(self) -> None:
+        self._begin(self.stage.pool.unload(self._name()))
+
+    def load(self) -> None:
+        self._begin(self.stage.pool.load(self._name()))
+
+    def clean_up(self) -> None:
+        self._begin(self.stage.memory.attempt_cleanup(everything=self.random.random() < 0.3))
+
+    def let_fail(self) -> None:
+        script = self.stage.script(self._name())
+        script.load_error = None if script.load_error else "broken for a while"
+
+    def others(self) -> None:
+        self.stage.machine.other_bytes = self.random.choice((0, 0, 5 * MB, 25 * MB, OTHERS_BYTES))
+
+    def time(self) -> None:
+        self.stage.clock.now += self.random.choice((0.1, 1, 6))
+
+    def _name(self) -> str:
+        return self.random.choice(self.names)
+
+    def _begin(self, work: object) -> None:
+        async def run() -> None:
+            try:
+                await work  # type: ignore[misc]
+            except ModelHostError as error:
+                assert error.details() is not None  # a refusal: one that can be shown
+
+        task = asyncio.get_running_loop().create_task(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        # A task cancelled before its first step never awaits what it was given.
+        task.add_done_callback(lambda _: work.close())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_whatever_happens_the_books_are_right_and_nothing_is_left_behind(tmp_path: Path, seed: int) -> None:
+    sizes = random.Random(seed)
+    scripts = {}
+    for name in "abcdefgh":
+        resident = sizes.choice((1, 10, 20) if name == "a" else (1, 10, 20, 40, 80)) * MB  # a may be pinned
+        estimate = resident + sizes.choice((0, 0, 5)) * MB
+        scripts[name] = FakeScript(
+            resident_bytes=resident, estimate_bytes=estimate, peak_bytes=estimate + sizes.choice((0, 10)) * MB
+        )
+    models = {"pinned": ("a",)} if sizes.random() < 0.3 else {}
+    async with Stage(tmp_path, scripts, sampling=True, max_waiting=40, models=models) as stage:
+        actor = Actor(stage, seed)
+        for _ in range(STEPS):
+            await actor.step()
+            stage.check()
+            assert stage.machine.highest_bytes < stage.memory.thresholds.critical_bytes + OTHERS_BYTES
+
+        # Everything that is given back lets everybody who waits go on.
+        actor.finish()
+        while actor.tasks:
+            await soon(asyncio.wait(set(actor.tasks), return_when=asyncio.FIRST_COMPLETED))
+            actor.finish()
+        await stage.settled()
+        stage.check_at_rest()
+
+        # Every model can be used, and when all have left nothing is held.
+        stage.clock.now += 1000
+        for name in scripts:
+            await soon(stage.use(name))
+        await asyncio.gather(*(stage.pool.unload(name) for name in scripts))
+        await until(lambda: not stage.states())
+        assert stage.machine.committed_bytes() == stage.machine.baseline_bytes
+        assert stage.memory.ledger.open_count == 0

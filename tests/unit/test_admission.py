@@ -1,0 +1,187 @@
+"""Whether a model may load: each numbered case of the decision, and what holds in all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Trim, Wait, decide
+from modelhost.pool.eviction import Candidate, choose_victims
+from modelhost.pool.key import ModelKey
+
+
+def candidate(name: str, size: int, *, pinned: bool = False) -> Candidate:
+    return Candidate(ModelKey(name, "1"), size, pinned)
+
+
+A, B, C = candidate("a", 20), candidate("b", 20), candidate("c", 20)
+PINNED = candidate("p", 20, pinned=True)
+
+#: In megabytes: the machine of 256, with nothing loaded.
+EMPTY = Figures(
+    usage_bytes=60,
+    reserved_bytes=0,
+    baseline_bytes=60,
+    warning_bytes=172,
+    critical_bytes=192,
+    idle=(),
+    in_use_bytes=0,
+    can_trim=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("figures", "resident", "peak", "decision"),
+    [
+        # 1: never
+        ({}, 132, 132, Refuse(132, never=True)),
+        ({}, 20, 132, Refuse(132, never=True)),
+        ({"idle": (A, B)}, 500, 500, Refuse(132, never=True)),
+        ({"can_trim": True, "in_use_bytes": 500}, 500, 500, Refuse(132, never=True)),
+        # 2: fits below warning
+        ({}, 20, 20, Load()),
+        ({}, 111, 111, Load()),
+        ({}, 111, 131, Load()),
+        ({"usage_bytes": 151}, 20, 20, Load()),
+        ({"usage_bytes": 100, "reserved_bytes": 51}, 20, 20, Load()),
+        ({"can_trim": True, "idle": (A,)}, 20, 20, Load()),
+        # 3: runs may have left something
+        ({"usage_bytes": 160, "can_trim": True}, 20, 20, Trim()),
+        ({"usage_bytes": 160, "can_trim": True, "idle": (A,)}, 20, 20, Trim()),
+        ({"usage_bytes": 100, "can_trim": True}, 20, 120, Trim()),
+        # 4: victims bring it below warning …
+        ({"usage_bytes": 160, "idle": (A, B)}, 20, 20, Evict((A,))),
+        ({"usage_bytes": 171, "idle": (A, B)}, 20, 20, Evict((A,))),
+        ({"usage_bytes": 172, "idle": (A, B)}, 20, 20, Evict((A, B))),
+        ({"usage_bytes": 140, "reserved_bytes": 20, "idle": (A, B)}, 20, 20, Evict((A,))),
+        ({"usage_bytes": 160, "idle": (PINNED, A, B)}, 20, 20, Evict((A,))),
+        ({"usage_bytes": 120, "idle": (A, B)}, 10, 100, Evict((A, B))),  # the peak alone needs both
+        # … or all of them at least below critical
+        ({"usage_bytes": 185, "idle": (A,)}, 20, 20, Evict((A,))),
+        ({"usage_bytes": 191, "idle": (A,)}, 20, 20, Evict((A,))),
+        # … or none has to leave for critical: it loads above warning
+        ({"usage_bytes": 160}, 20, 20, Load()),
+        ({"usage_bytes": 171}, 20, 20, Load()),
+        ({"usage_bytes": 160, "idle": (PINNED,)}, 20, 20, Load()),
+        # 5: in use
+        ({"usage_bytes": 172, "in_use_bytes": 20}, 20, 20, Wait(20)),
+        ({"usage_bytes": 191, "in_use_bytes": 20}, 20, 20, Wait(1)),
+        ({"usage_bytes": 250, "in_use_bytes": 500}, 20, 20, Wait(0)),
+        ({"usage_bytes": 192, "in_use_bytes": 1, "idle": (A,)}, 20, 20, Wait(20)),
+        # 6: nothing that could leave would help
+        ({"usage_bytes": 172}, 20, 20, Refuse(20, never=False)),
+        ({"usage_bytes": 192, "idle": (PINNED,)}, 20, 20, Refuse(0, never=False)),
+        ({"usage_bytes": 193, "in_use_bytes": 20}, 20, 20, Refuse(0, never=False)),
+        ({"usage_bytes": 193, "idle": (A,)}, 20, 20, Refuse(19, never=False)),
+    ],
+)
+def test_each_case_of_the_decision(figures: dict[str, Any], resident: int, peak: int, decision: Decision) -> None:
+    assert decide(replace(EMPTY, **figures), resident_bytes=resident, peak_bytes=peak) == decision
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Figures, int, int]:
+    baseline = draw(st.integers(0, 100))
+    warning = baseline + draw(st.integers(1, 100))
+    critical = warning + draw(st.integers(1, 50))
+    sizes = st.tuples(st.integers(0, 60), st.booleans())
+    idle = tuple(
+        candidate(str(number), size, pinned=pinned)
+        for number, (size, pinned) in enumerate(draw(st.lists(sizes, max_size=6)))
+    )
+    figures = Figures(
+        usage_bytes=draw(st.integers(0, 300)),
+        reserved_bytes=draw(st.integers(0, 100)),
+        baseline_bytes=baseline,
+        warning_bytes=warning,
+        critical_bytes=critical,
+        idle=idle,
+        in_use_bytes=draw(st.integers(0, 200)),
+        can_trim=draw(st.booleans()),
+    )
+    resident = draw(st.integers(0, 200))
+    return figures, resident, resident + draw(st.integers(0, 50))
+
+
+@given(situations())
+def test_whatever_the_figures_the_decision_keeps_its_promises(situation: tuple[Figures, int, int]) -> None:
+    figures, resident, peak = situation
+    decision = decide(figures, resident_bytes=resident, peak_bytes=peak)
+    base = figures.usage_bytes + figures.reserved_bytes
+    unpinned = [victim for victim in figures.idle if not victim.pinned]
+    never = figures.baseline_bytes + peak >= figures.critical_bytes
+
+    # It is pure: asked again, the answer is the same.
+    assert decide(figures, resident_bytes=resident, peak_bytes=peak) == decision
+    # Never is said where it is so, and only there.
+    assert never == (isinstance(decision, Refuse) and decision.never)
+    match decision:
+        case Load():
+            assert base + peak < figures.critical_bytes
+            assert base + resident < figures.warning_bytes or not unpinned
+        case Evict(victims):
+            assert victims
+            assert list(victims) == unpinned[: len(victims)]  # never pinned, the oldest first
+            freed = sum(victim.committed_bytes for victim in victims)
+            assert base - freed + peak < figures.critical_bytes
+            without_last = freed - victims[-1].committed_bytes  # one less would not have done
+            assert base - without_last + resident >= figures.warning_bytes or (
+                base - without_last + peak >= figures.critical_bytes
+            )
+            assert len(victims) == len(unpinned) or (base - freed + resident < figures.warning_bytes)
+        case Trim():
+            assert figures.can_trim
+        case Wait(available):
+            assert 0 <= available <= peak
+            assert figures.in_use_bytes > 0
+        case Refuse(available, never=False):
+            freed = sum(victim.committed_bytes for victim in unpinned)
+            assert base - freed - figures.in_use_bytes + peak >= figures.critical_bytes
+            assert 0 <= available <= peak
+
+
+@given(situations())
+def test_deciding_again_after_acting_comes_to_an_end(situation: tuple[Figures, int, int]) -> None:
+    figures, resident, peak = situation
+    for _ in range(4):
+        decision = decide(figures, resident_bytes=resident, peak_bytes=peak)
+        match decision:
+            case Trim():
+                figures = replace(figures, can_trim=False)
+            case Evict(victims):
+                freed = sum(victim.committed_bytes for victim in victims)
+                left = tuple(idle for idle in figures.idle if idle not in victims)
+                figures = replace(figures, usage_bytes=figures.usage_bytes - freed, idle=left)
+            case _:
+                return
+    pytest.fail(f"still deciding: {decision}")
+
+
+# --- victims ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("idle", "needed", "victims"),
+    [
+        ((), 10, ()),
+        ((A, B, C), 0, ()),
+        ((A, B, C), -5, ()),
+        ((A, B, C), 1, (A,)),
+        ((A, B, C), 20, (A,)),
+        ((A, B, C), 21, (A, B)),
+        ((A, B, C), float("inf"), (A, B, C)),
+        ((A, B, C), 1000, (A, B, C)),
+        ((PINNED, B), 1, (B,)),
+        ((PINNED,), 1, ()),
+        ((C, A), 1, (C,)),
+    ],
+)
+def test_victims_are_the_oldest_that_hold_enough(
+    idle: tuple[Candidate, ...], needed: float, victims: tuple[Candidate, ...]
+) -> None:
+    assert choose_victims(idle, needed) == victims
+    assert choose_victims(list(idle), needed) == victims

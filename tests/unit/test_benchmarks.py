@@ -1,0 +1,159 @@
+"""The parts of `benchmarks/` that decide what a result says."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import cgroup
+from benchmarks.__main__ import cli
+from benchmarks.client import RequestFailed, binary_request
+from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, conv_nets, repeat
+from benchmarks.pressure import Outcome
+from benchmarks.process import running_host
+from benchmarks.report import Report, align
+from benchmarks.smaps import read_process
+
+_MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
+    return conv_nets(2, cache=tmp_path_factory.mktemp("models"))
+
+
+def test_the_reference_agrees_with_onnxruntime(models: ModelSet) -> None:
+    for case in models.cases:
+        session = ort.InferenceSession(str(models.directory / case.name / "1" / "model.onnx"))
+        answer = session.run(None, {"x": case.question})[0]
+        assert case.is_right(answer)
+
+
+def test_models_are_distinct_and_20_mb_large(models: ModelSet) -> None:
+    first, second = models.cases
+    assert not first.is_right(second.answer)
+    assert not first.is_right(None)
+    assert not first.is_right(first.answer[:, :-1])
+    for file in models.directory.glob("*/*/*.onnx"):
+        assert 20 * _MB <= file.stat().st_size < 22 * _MB
+
+
+def test_models_are_made_once_and_a_smaller_set_has_only_its_own(models: ModelSet) -> None:
+    cache = models.directory.parent.parent
+    before = {file: file.stat().st_mtime_ns for file in cache.rglob("model.onnx")}
+    smaller = conv_nets(1, cache=cache)
+    assert [folder.name for folder in smaller.directory.iterdir()] == ["m000"]
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in cache.rglob("model.onnx")}.items()
+
+
+def test_repeat_makes_rows_of_one_question(models: ModelSet) -> None:
+    assert repeat(models.cases[0], 3).shape == (3, CHANNELS_IN, SIZE, SIZE)
+
+
+def test_a_binary_request_says_where_its_header_ends() -> None:
+    body, headers = binary_request(np.ones((1, 2), np.float32))
+    length = int(headers["Inference-Header-Content-Length"])
+    assert json.loads(body[:length])["inputs"][0]["parameters"] == {"binary_data_size": 8}
+    assert np.frombuffer(body[length:], np.float32).tolist() == [1, 1]
+
+
+def test_a_result_says_what_it_is_and_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    report = Report("example", {"limit_bytes": 1}, out)
+    report.add("row", usage_bytes=3 * _MB, took_ms=1.25, right=False)
+    report.require(False, "it was wrong")
+    line = json.loads(out.getvalue())
+    assert line["benchmark"] == "example"
+    assert line["parameters"] == {"limit_bytes": 1}
+    assert {"commit", "machine", "versions", "at"} <= line.keys()
+    assert report.violations == ["it was wrong"]
+    report.table("row", {"usage_bytes": "usage", "took_ms": "took", "right": "right"})
+    assert capsys.readouterr().err.split() == ["usage", "took", "right", "3.0", "MB", "1.2", "ms", "NO"]
+
+
+def test_columns_line_up() -> None:
+    assert align([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
+
+
+def test_percentiles_of_nothing_are_zero() -> None:
+    assert Outcome().percentile(0.99) == 0
+    assert Outcome([3.0, 1.0, 2.0]).percentile(0.5) == 2.0
+
+
+def test_failed_and_wrong_answers_are_told_apart() -> None:
+    case = Case("m", np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
+    outcome = Outcome()
+
+    class Wrong:
+        def infer(self, model: str, question: np.ndarray) -> np.ndarray:
+            return question + 1
+
+    class Failing:
+        def infer(self, model: str, question: np.ndarray) -> np.ndarray:
+            raise RequestFailed("503")
+
+    outcome.ask(Wrong(), case)  # type: ignore[arg-type]
+    outcome.ask(Failing(), case)  # type: ignore[arg-type]
+    assert (outcome.requests, outcome.wrong, outcome.failures) == (2, 1, ["m: 503"])
+
+
+def test_smaps_of_this_process_are_plausible() -> None:
+    figures = read_process("self")
+    assert 0 < figures.committed_bytes <= figures.rss_bytes
+    assert figures.pss_bytes <= figures.rss_bytes
+
+
+def test_a_host_that_cannot_start_is_reported_with_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(RequestFailed, match="does not exist"), running_host(tmp_path / "nowhere"):
+        pass
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+@pytest.mark.cgroup
+@pytest.mark.skipif(cgroup.available() is not None, reason=str(cgroup.available()))
+class TestCgroup:
+    def test_a_child_within_the_limit_ends_well_and_is_counted(self) -> None:
+        with cgroup.MemoryCgroup(64 * _MB) as group:
+            code = "x = bytearray(20 << 20); print(open('/proc/self/cgroup').read())"
+            done = subprocess.run(
+                group.command([sys.executable, "-c", code]), capture_output=True, text=True, check=True
+            )
+            assert group.path.name in done.stdout
+            figures = group.read()
+            assert 20 * _MB < figures.peak_bytes <= 64 * _MB
+            assert figures.oom_kills == 0
+            path = group.path
+        assert not path.exists()
+
+    def test_a_child_beyond_the_limit_is_killed_and_that_is_counted(self) -> None:
+        with cgroup.MemoryCgroup(32 * _MB) as group:
+            done = subprocess.run(
+                group.command([sys.executable, "-c", "x = bytearray(64 << 20)"]), capture_output=True, check=False
+            )
+            assert done.returncode == -9
+            assert group.read().oom_kills == 1
+
+    def test_what_still_runs_at_the_end_is_ended(self) -> None:
+        with cgroup.MemoryCgroup(32 * _MB) as group:
+            command = group.command(["/bin/sh", "-c", "echo inside; exec sleep 100"])
+            child = subprocess.Popen(command, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"inside\n"
+            assert group.pids() == [child.pid]
+        with child:
+            assert child.wait() == -9
+        assert not group.path.exists()

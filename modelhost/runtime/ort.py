@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,22 +76,33 @@ _IDENTITY: Final = bytes.fromhex(
     "42040a001011"  # opset 17
 )
 
-_configured = threading.Lock()
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What can be set once in a process."""
+
+    activation_ceiling_bytes: int
+    intra_op_threads: int
+
+
+#: What was set, by the first runtime; a list so that it is filled, not rebound.
+_configured: Final[list[_Process]] = []
+_configuring: Final = threading.Lock()
 
 
 class OrtRuntime:
     """Loads and runs models with ONNX Runtime on the CPU."""
 
     def __init__(self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1) -> None:
-        if not _configured.acquire(blocking=False):
-            log.warning("ONNX Runtime is already set up in this process: arena and threads stay as they are")
-        else:
-            _configure_process(activation_ceiling_bytes, intra_op_threads)
-        self.activation_ceiling_bytes = activation_ceiling_bytes
+        process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
+        self.activation_ceiling_bytes = process.activation_ceiling_bytes
+        self._intra_op_threads = process.intra_op_threads
         self._lock, self._runs = threading.Lock(), 0
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._identity = ort.InferenceSession(_IDENTITY, _session_options("none"), providers=_PROVIDERS)
+        self._identity = ort.InferenceSession(
+            _IDENTITY, _session_options("none", self._intra_op_threads), providers=_PROVIDERS
+        )
         self._one = np.zeros(1, np.float32)
         self.trim()  # warms what every run needs, so that the baseline has it
 
@@ -108,7 +120,7 @@ class OrtRuntime:
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
         """Loads a model. Raises LoadError with ONNX Runtime's reason."""
-        options = _session_options(plan.optimization)
+        options = _session_options(plan.optimization, self._intra_op_threads)
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
         try:
             session = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
@@ -200,21 +212,38 @@ class OrtModel:
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 
 
-def _configure_process(activation_ceiling_bytes: int, intra_op_threads: int) -> None:
+def _configure_process(wanted: _Process) -> _Process:
+    """Sets up ONNX Runtime; returns what is in force, which is the first caller's wish."""
+    with _configuring:
+        if not _configured:
+            _set_up(wanted)
+            _configured.append(wanted)
+        elif _configured[0] != wanted:
+            log.warning("ONNX Runtime is already set up in this process: %s stays in force", _configured[0])
+        return _configured[0]
+
+
+def _set_up(wanted: _Process) -> None:
     # Messages of failed loads reach the client and our own log; ONNX Runtime need not print them too.
     ort.set_default_logger_severity(4)
-    ort.set_global_thread_pool_sizes(intra_op_threads, 1)
+    if wanted.intra_op_threads > 1:
+        # With one thread there is no pool to share, and a process with a global one has no other
+        # sessions: ONNX Runtime refuses those with threads of their own, an embedding program's too.
+        ort.set_global_thread_pool_sizes(wanted.intra_op_threads, 1)
     memory_info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # kSameAsRequested (1): the arena grows by what is asked, not by powers of two up to the ceiling.
-    arena = ort.OrtArenaCfg({"max_mem": activation_ceiling_bytes, "arena_extend_strategy": 1})
+    arena = ort.OrtArenaCfg({"max_mem": wanted.activation_ceiling_bytes, "arena_extend_strategy": 1})
     ort.create_and_register_allocator(memory_info, arena)
 
 
-def _session_options(optimization: str) -> Any:
+def _session_options(optimization: str, intra_op_threads: int) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimization]
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.use_per_session_threads = False
+    if intra_op_threads > 1:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a pattern pre-allocates for each shape seen, and keeps it
     options.log_severity_level = 4
     return options

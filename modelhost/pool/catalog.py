@@ -104,12 +104,12 @@ class Catalog:
     def _scan_timed(self) -> None:
         started = self._clock()
         self._repository.scan()
-        self._found.clear()
         took_s = self._clock() - started
         self._next_scan = self._clock() + max(_RESCAN_MIN_S, took_s / _RESCAN_SHARE)
 
     def _scanned(self, scan: asyncio.Future[None]) -> None:
         if self._scan is scan:
             self._scan = None
+        self._found.clear()  # on the loop, where look-ups fill it
         if not scan.cancelled():
             scan.exception()  # the callers that wait have it; without any it is not worth a warning

@@ -64,7 +64,6 @@ class Pool:
             settings=settings,
             clock=clock,
         )
-        self._unloaded: set[str] = set()  # names that were unloaded on request and not wanted since
         self._is_closed = False
 
     # --- leases ------------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ class Pool:
         self._check_open()
         slot = self._table.get(_key(file))
         if slot is not None and slot.state is SlotState.READY:
-            self._unloaded.discard(file.name)
+            self._table.unloaded.discard(file.name)
             return self._table.grant(slot)
         return await self._wait_for_grant(file, deadline)
 
@@ -132,8 +131,6 @@ class Pool:
             slot = Slot(key, file, pinned=self.catalog.options(file).pinned)
             self._table.add(slot)
             self._scheduler.enqueue(slot)
-        if not slot.departures:
-            self._unloaded.discard(file.name)
         waiter: Waiter[Lease] = Waiter()
         slot.waiters.append(waiter)
         return slot, waiter
@@ -184,7 +181,7 @@ class Pool:
         if not slots:  # what is loaded can be unloaded even if its files have gone
             await self.catalog.find_fresh(name, version)
         if version is None:
-            self._unloaded.add(name)
+            self._table.unloaded.add(name)
         recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
         await self._forget_pages(name, version)
         return tuple(recovery for recovery in recoveries if recovery is not None)
@@ -195,6 +192,8 @@ class Pool:
         An eviction leaves it, since what is evicted is often wanted again; the pages themselves the
         kernel takes back as it likes, but its index of them counts as used until they have gone.
         """
+        if self._is_closed:
+            return
         with contextlib.suppress(ModelNotFound, ModelBroken):
             versions = self.catalog.versions(name) if version is None else (version,)
             files = [self.catalog.find(name, known).path for known in versions]
@@ -228,7 +227,7 @@ class Pool:
         ModelNotFound or ModelBroken.
         """
         file = self.catalog.find(name, version)
-        return name not in self._unloaded and self._scheduler.failures.last(_key(file)) is None
+        return name not in self._table.unloaded and self._scheduler.failures.last(_key(file)) is None
 
     def state_of(self, key: ModelKey) -> tuple[str, str]:
         """Returns state and reason of a version, in the repository extension's words."""
@@ -238,7 +237,7 @@ class Pool:
         failure = self._scheduler.failures.last(key)
         if failure is not None:
             return "UNAVAILABLE", str(failure)
-        return "UNAVAILABLE", "unloaded" if key.name in self._unloaded else ""
+        return "UNAVAILABLE", "unloaded" if key.name in self._table.unloaded else ""
 
     async def describe(self, name: str, version: str | None = None) -> tuple[ModelFile, LoadedModel | Inspection]:
         """Returns a version's file and what has its inputs and outputs, without loading it.

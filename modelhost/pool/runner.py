@@ -51,13 +51,12 @@ class Runner:
 
         def finish(result: Any, error: BaseException | None) -> None:
             self.in_flight -= 1
+            if not future.done():
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
             on_end()
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
 
         def job() -> None:
             result, error = None, None

@@ -157,10 +157,13 @@ class Scheduler:
         """
         if self._is_acting or self._memory.is_changing or not self._table.queue:
             return
-        figures = self._figures()
-        for slot in tuple(self._table.queue):
-            if slot.inspection is not None and self._act(slot, slot.inspection, figures):
-                return
+        try:
+            figures = self._figures()
+            for slot in tuple(self._table.queue):
+                if slot.inspection is not None and self._act(slot, slot.inspection, figures):
+                    return
+        except OSError:  # usage cannot be read: no decision now, the next sample asks again
+            log.exception("the queue could not be decided on")
 
     def _act(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
@@ -356,11 +359,17 @@ class Scheduler:
             assert slot.reservation is not None
             slot.reservation.end()
             slot.reservation = None
-            if slot.waiters and not self._is_closed:
-                self._table.requeue(slot)
-                self.enqueue(slot)
-            else:
+            if not slot.waiters or self._is_closed:
                 self._table.drop(slot, HostClosed("the host is shutting down"))
+                continue
+            try:  # the files and their options may be others now
+                slot.file = self._catalog.find(slot.key.name, slot.key.version)
+            except ModelHostError as error:
+                self._table.drop(slot, error)
+                continue
+            slot.pinned = self._catalog.options(slot.file).pinned
+            self._table.requeue(slot)
+            self.enqueue(slot)
 
     def _clean(self, goal: CleanupGoal) -> CleanupPlan | None:
         """Answers the memory manager: idle models in LRU order, or all of them."""

@@ -29,6 +29,8 @@ class SlotTable:
     def __init__(self, runner: Runner, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.queue: list[Slot] = []
         """QUEUED slots, first come first."""
+        self.unloaded: set[str] = set()
+        """Names that were unloaded on request and have not been loaded since."""
         self.released: Callable[[Slot], None] = lambda slot: None
         self._slots: dict[ModelKey, Slot] = {}
         # A model enters when its last lease ends and leaves at the next grant, so that iteration is
@@ -72,6 +74,8 @@ class SlotTable:
     def ready(self, slot: Slot) -> None:
         """Makes a loaded slot ready and grants its waiters, those that are still there."""
         slot.move(SlotState.READY)
+        if not slot.departures:
+            self.unloaded.discard(slot.key.name)
         waiters, slot.waiters = slot.waiters, []
         for waiter in waiters:
             if waiter.is_waiting:

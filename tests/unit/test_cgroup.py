@@ -263,6 +263,27 @@ def test_an_ancestor_with_less_room_than_the_own_group_decides(machine: Machine)
     assert usage.raw["level_limit_bytes"] == 1024 * MB
 
 
+def test_under_a_setting_an_ancestor_counts_only_where_it_leaves_less_room_than_that(machine: Machine) -> None:
+    fs = machine.v2()
+    machine.belong("0::/slice/host\n")
+    group_v2(fs / "slice" / "host", str(512 * MB), current=60 * MB)
+    group_v2(fs / "slice", str(1024 * MB), current=700 * MB)  # 324 MB are left, more than we may take
+    probe = Probe(256 * MB, proc=machine.proc)
+    assert (probe.limit_bytes, probe.limit_source) == (256 * MB, "setting")
+    assert probe.usage().usage_bytes == 60 * MB
+    group_v2(fs / "slice", str(1024 * MB), current=924 * MB)
+    assert probe.usage().usage_bytes == (256 - 100) * MB
+
+
+def test_under_a_setting_a_group_without_a_limit_is_counted_by_the_processs_own_memory(machine: Machine) -> None:
+    fs = machine.v2()
+    machine.belong("0::/slice/host\n")
+    group_v2(fs / "slice" / "host", "max", current=60 * MB)
+    group_v2(fs / "slice", str(1024 * MB), current=700 * MB)
+    (machine.proc / "statm").write_text("9000 5000 1000 1 0 4000 0\n")
+    assert Probe(256 * MB, proc=machine.proc).usage().usage_bytes == 4000 * PAGE_BYTES
+
+
 def test_a_group_that_has_gone_is_an_os_error(machine: Machine) -> None:
     fs = group_v2(machine.v2(), str(256 * MB))
     machine.belong("0::/\n")

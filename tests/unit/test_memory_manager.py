@@ -167,6 +167,22 @@ async def test_the_sampler_outlives_figures_that_cannot_be_read(monkeypatch: pyt
         await until(lambda: memory.level is Level.WARNING)
 
 
+async def test_a_listener_that_fails_stops_neither_the_change_nor_the_other_listeners_nor_the_sampler() -> None:
+    machine = FakeMemory()
+    async with manager(machine) as memory:
+        told: list[Level] = []
+
+        def broken() -> None:
+            raise ZeroDivisionError("division by zero")
+
+        memory.on_change(broken)
+        memory.on_change(lambda: told.append(memory.level))
+        assert (await memory.change(lambda: "done"))[0] == "done"
+        await until(lambda: len(told) > 2)
+        machine.other_bytes = 120 * MB
+        await until(lambda: told[-1] is Level.WARNING)
+
+
 async def test_exhaustion_is_less_than_min_free() -> None:
     machine = FakeMemory()
     async with manager(machine) as memory:
@@ -286,6 +302,17 @@ async def test_at_normal_nothing_has_to_leave() -> None:
         assert await memory.attempt_cleanup() is None
         assert cache.goals == []
         assert list(cache.sizes) == ["a"]
+
+
+async def test_at_normal_free_heap_pages_are_returned_whenever_that_is_asked_for() -> None:
+    memory = manager(FakeMemory())
+    memory.set_baseline()
+    trims: list[str] = []
+    memory.add_trimmer(lambda: trims.append(threading.current_thread().name))
+    for asked in (1, 2):
+        assert await memory.attempt_cleanup() is None
+        assert len(trims) == asked
+    await memory.close()
 
 
 async def test_at_warning_the_excess_is_asked_for_and_verified() -> None:

@@ -164,6 +164,17 @@ class ModelsSettings(_Section):
     """Options by model name."""
 
 
+class PrepareSettings(_Section):
+    """Prepared models: optimised, their weights as pages of a file (`modelhost prepare`)."""
+
+    cache: Path | None = None
+    """Where artifacts lie; unset: `.modelhost` in the models' directory."""
+    timeout_s: Seconds = 600.0
+    """Longest time that preparing one model may take."""
+    memory_ceiling: SizeOrAuto = "auto"
+    """What preparing one model may take; auto: what is free of the memory limit, less `memory.min_free`."""
+
+
 class Settings(BaseSettings):
     """All settings. Build it with `load_settings`, or directly in a program that embeds the host."""
 
@@ -174,6 +185,12 @@ class Settings(BaseSettings):
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     models: ModelsSettings = ModelsSettings()
+    prepare: PrepareSettings = PrepareSettings()
+
+    @property
+    def artifact_cache(self) -> Path:
+        """Where prepared models lie."""
+        return self.prepare.cache or self.models.directory / ".modelhost"
 
     @classmethod
     def settings_customise_sources(

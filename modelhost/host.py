@@ -65,9 +65,11 @@ RuntimeFactory = Callable[[Settings, Budgets], Runtime]
 
 def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     """Makes the ONNX Runtime runtime; it can be set up once in a process."""
-    from modelhost.runtime.ort import OrtRuntime  # the heavy import belongs to hosts that run models
+    from modelhost.prepare import ArtifactStore
+    from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
 
     return OrtRuntime(
+        store=ArtifactStore(settings.artifact_cache, settings.models.directory, identity()),
         activation_ceiling_bytes=budgets.activation_ceiling_bytes,
         intra_op_threads=settings.runtime.intra_op_threads,
     )

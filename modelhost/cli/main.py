@@ -13,6 +13,7 @@ from modelhost import __version__
 _COMMANDS = {
     "serve": "modelhost.cli.serve",
     "models": "modelhost.cli.models",
+    "prepare": "modelhost.cli.prepare",
     "infer": "modelhost.cli.infer",
     "memory": "modelhost.cli.memory",
 }
@@ -44,6 +45,7 @@ def cli() -> None:
     Start here:
       modelhost serve --models models          serve a directory of models
       modelhost models                         what is in it, with inputs and outputs
+      modelhost prepare                        make them load in milliseconds, from file pages
       modelhost infer digits --set 'image=@digit.npy'
       modelhost memory                         what a running host holds
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from modelhost.config import ModelOptions
+from modelhost.prepare import Variant
 from modelhost.tensors import Array, TensorSpec
 
 Optimization = Literal["all", "extended", "basic", "none"]
@@ -46,6 +47,9 @@ class LoadPlan:
     resident_bytes: int
     peak_bytes: int
     optimization: Optimization
+    artifact: Path | None = None
+    """A prepared model to open instead of the original."""
+    variant: Variant = "heap"
 
 
 @dataclass(frozen=True, slots=True)

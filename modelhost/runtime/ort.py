@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ import numpy as np
 from modelhost.config import ModelOptions
 from modelhost.errors import DeadlineExceeded, InsufficientMemory, InvalidRequest, NeverFits, RunFailed
 from modelhost.memory import allocator
+from modelhost.prepare import ArtifactStore, Identity
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
-from modelhost.runtime.estimate import external_files, inspect_file
+from modelhost.runtime.estimate import external_files, fingerprint, inspect_file
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_shared_dims
 from modelhost.units import format_bytes
 
@@ -93,7 +95,10 @@ _configuring: Final = threading.Lock()
 class OrtRuntime:
     """Loads and runs models with ONNX Runtime on the CPU."""
 
-    def __init__(self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1, store: ArtifactStore | None = None
+    ) -> None:
+        self._store = store
         process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
@@ -108,23 +113,24 @@ class OrtRuntime:
 
     def inspect(self, file: Path, options: ModelOptions) -> Inspection:
         """Reads the face of a model without loading it. Raises LoadError."""
-        return inspect_file(file, options)
+        return inspect_file(file, options, self._store)
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns size and modification time; empty where the file is gone."""
-        try:
-            stat = file.stat()
-        except OSError:
-            return ()
-        return (stat.st_size, stat.st_mtime_ns)
+        return fingerprint(file, self._store)
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
         """Loads a model. Raises LoadError with ONNX Runtime's reason."""
-        options = _session_options(plan.optimization, self._intra_op_threads)
+        options = _session_options("none" if plan.artifact else plan.optimization, self._intra_op_threads)
+        if plan.variant == "mapped_unpacked":
+            options.add_session_config_entry("session.disable_prepacking", "1")
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
         try:
-            session = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(str(plan.artifact or file), options, providers=_PROVIDERS)
         except Exception as error:
+            if plan.artifact is not None and self._store is not None and not cancel.is_cancelled:
+                self._store.reject(plan.artifact.parent.name)
+                log.warning("%s is unusable and was removed; the original is served", plan.artifact.parent)
             raise LoadError(_reason(error)) from None
         return OrtModel(session, inspection, self)
 
@@ -146,7 +152,9 @@ class OrtRuntime:
 
     def forget(self, file: Path) -> None:
         """Drops the file's pages from the page cache, those of its external data too."""
-        for path in (file, *(file.parent / name for name in external_files(file))):
+        artifact = self._store.find(file) if self._store is not None else None
+        prepared = (artifact.directory / name for name in artifact.manifest.files) if artifact is not None else ()
+        for path in (file, *(file.parent / name for name in external_files(file)), *prepared):
             with contextlib.suppress(OSError, AttributeError):
                 descriptor = os.open(path, os.O_RDONLY)
                 try:
@@ -304,3 +312,12 @@ def _run_error(error: Exception, cancel: CancelToken, ceiling_bytes: int) -> Exc
     if type(error).__name__ == "InvalidArgument" or isinstance(error, (ValueError, TypeError)):
         return InvalidRequest(f"ONNX Runtime refuses the input: {text}")
     return RunFailed(f"the run failed: {text}")
+
+
+def identity() -> Identity:
+    """Returns what artifacts depend on here: ONNX Runtime's version, and the CPU's kind and features."""
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return Identity(runtime=f"onnxruntime {ort.__version__}", cpu=f"{platform.machine()} {features}")

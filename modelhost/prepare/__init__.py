@@ -1,0 +1,6 @@
+"""Prepared models: artifacts, their manifests, and the child process that makes them. Knows no ONNX Runtime."""
+
+from modelhost.prepare.manifest import Manifest, Variant
+from modelhost.prepare.store import Artifact, ArtifactStore, Identity
+
+__all__ = ["Artifact", "ArtifactStore", "Identity", "Manifest", "Variant"]

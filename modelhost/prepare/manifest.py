@@ -1,0 +1,76 @@
+"""What is known of a prepared model, as it stands beside it in `manifest.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+#: Raised whenever the meaning of a field changes; an artifact of another schema is made again.
+SCHEMA: Final = 1
+
+#: How the weights get into memory: as pages of the file with their packed copies, as pages of the
+#: file without packing, or (where neither serves) the original model from the heap.
+Variant = Literal["mapped", "mapped_unpacked", "mapped_prepacked", "heap"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """One measured run: `rows` in the first dimension, bytes that it took at most, milliseconds."""
+
+    rows: int
+    bytes: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFigures:
+    """What was measured of one variant; the choice rests on these."""
+
+    variant: Variant
+    load_ms: float
+    resident_bytes: int
+    peak_bytes: int
+    runs: tuple[RunFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One artifact. `files` gives size, modification time (ns) and SHA-256 of each file."""
+
+    key: str
+    variant: Variant
+    reason: str
+    """Why this variant: in words, with figures."""
+    resident_bytes: int
+    peak_bytes: int
+    weights_bytes: int
+    tolerance: float
+    """Largest relative difference to the original's outputs on the same inputs; 0 where they are equal."""
+    figures: tuple[VariantFigures, ...]
+    files: Mapping[str, tuple[int, int, str]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Returns the manifest as it is written."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads a manifest. Raises ValueError where it is not one of this schema."""
+        try:
+            table: dict[str, Any] = json.loads(text)
+            if table.get("schema") != SCHEMA:
+                raise ValueError(f"schema {table.get('schema')!r}, expected {SCHEMA}")
+            table["figures"] = tuple(
+                VariantFigures(**{**figures, "runs": tuple(RunFigures(**run) for run in figures["runs"])})
+                for figures in table["figures"]
+            )
+            table["files"] = {
+                name: (int(size), int(mtime_ns), str(digest))
+                for name, (size, mtime_ns, digest) in table["files"].items()
+            }
+            return cls(**table)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a manifest: {error!r}") from None

@@ -1,0 +1,249 @@
+"""Artifacts on disk: where they are, whether they can be trusted, which have to go.
+
+    <cache>/<key>/manifest.json, model.onnx, model.bin     one artifact, renamed into place when whole
+    <cache>/index/<hash of the model's place>.json          which key belongs to a file as it is now
+
+The key is a hash of the model's content and of all that its artifact depends on. Reading gigabytes to
+compute it would make a start slow, so the index remembers it for a file's size and time; a copied or
+touched file is read once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from modelhost.prepare.manifest import Manifest
+
+#: Name of the cache beside the models; a hidden folder is no model.
+CACHE_FOLDER: Final = ".modelhost"
+
+_MANIFEST: Final = "manifest.json"
+_INDEX: Final = "index"
+_ASIDE: Final = "tmp-"
+_FILES: Final = ("model.onnx", "model.bin")
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """All that an artifact depends on besides the model: the runtime's version, the CPU, the options."""
+
+    runtime: str
+    cpu: str
+    options: str = ""
+
+    def key_for(self, content: str) -> str:
+        """Returns the name of the artifact for a model of this content (a digest)."""
+        text = "\n".join(("modelhost-artifact", self.runtime, self.cpu, self.options, content))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A prepared model that was found whole."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def model_file(self) -> Path:
+        """The graph; its weights lie beside it."""
+        return self.directory / "model.onnx"
+
+
+class ArtifactStore:
+    """Finds, takes in and throws out artifacts. Blocking; any one thread at a time for each process.
+
+    A read-only or absent cache is fine: then only what is there is used.
+    """
+
+    def __init__(self, cache: Path, models: Path, identity: Identity) -> None:
+        self.cache, self._models, self.identity = cache, models, identity
+        self._checked: dict[Path, int] = {}
+
+    def find(self, file: Path, external: tuple[str, ...] | None = None) -> Artifact | None:
+        """Returns the artifact of a model file, or None where there is none that can be used.
+
+        With `external` (the model's other files) a file that the index does not know is read, to see
+        whether an artifact came with it from elsewhere.
+        """
+        key = self._known_key(file)
+        if key is None and external is not None and self.cache.is_dir():
+            with contextlib.suppress(OSError):
+                key = self.key_of(file, external)
+        artifact = None if key is None else self._open(key)
+        if artifact is not None:
+            with contextlib.suppress(OSError):
+                os.utime(artifact.directory)  # last used
+        return artifact
+
+    def token(self, file: Path) -> int:
+        """Returns a number that changes when the file gets or loses its artifact; 0 for none."""
+        key = self._known_key(file)
+        return int(key[:15], 16) if key is not None and (self.cache / key / _MANIFEST).exists() else 0
+
+    def key_of(self, file: Path, external: tuple[str, ...] = ()) -> str:
+        """Returns the key of a model file; reads the file where the index does not know it. Raises OSError."""
+        known = self._known_key(file)
+        if known is not None:
+            return known
+        key = self.identity.key_for(_content_digest(file, external))
+        entry = {
+            "stamp": _stamp(file, external),
+            "external": list(external),
+            "key": key,
+            "identity": self.identity.key_for(""),
+        }
+        with contextlib.suppress(OSError):
+            _write_whole(self._index_file(file), json.dumps(entry))
+        return key
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Path]:
+        """Yields a folder to build an artifact in; what is left of it at the end is removed. Raises OSError."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=self.cache))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def adopt(self, folder: Path, manifest: Manifest) -> Artifact:
+        """Makes a built folder the artifact of its key, at once and whole. Raises OSError.
+
+        Only `model.onnx` and `model.bin` are taken along.
+        """
+        files = {}
+        for path in folder.iterdir():
+            if path.name not in _FILES:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                continue
+            _sync(path)
+            stat = path.stat()
+            files[path.name] = (stat.st_size, stat.st_mtime_ns, digest_of(path))
+        manifest = replace(manifest, files=files)
+        _write_whole(folder / _MANIFEST, manifest.to_json())
+        target = self.cache / manifest.key
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+        return Artifact(target, manifest)
+
+    def reject(self, key: str) -> None:
+        """Removes an artifact that proved unusable."""
+        shutil.rmtree(self.cache / key, ignore_errors=True)
+
+    def clean_up(self, *, max_bytes: int | None = None, in_use: frozenset[str] = frozenset()) -> int:
+        """Removes what crashes left behind, then the least recently used artifacts over `max_bytes`.
+
+        Returns the bytes that were removed. An artifact in use never goes.
+        """
+        removed = 0
+        found: list[tuple[float, int, Path]] = []
+        with contextlib.suppress(OSError):
+            for entry in sorted(self.cache.iterdir()):
+                if entry.name.startswith(_ASIDE):
+                    removed += _size_bytes(entry)
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.is_dir() and entry.name != _INDEX:
+                    found.append((entry.stat().st_mtime, _size_bytes(entry), entry))
+        total = sum(size for _, size, _ in found)
+        for _, size, entry in sorted(found):
+            if max_bytes is None or total <= max_bytes:
+                break
+            if entry.name not in in_use:
+                shutil.rmtree(entry, ignore_errors=True)
+                total -= size
+                removed += size
+        return removed
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _known_key(self, file: Path) -> str | None:
+        try:
+            entry = json.loads(self._index_file(file).read_text())
+            is_same = entry["stamp"] == _stamp(file, tuple(entry["external"]))
+            if is_same and entry["identity"] == self.identity.key_for(""):
+                return str(entry["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def _index_file(self, file: Path) -> Path:
+        place = os.path.relpath(file, self._models)
+        return self.cache / _INDEX / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+
+    def _open(self, key: str) -> Artifact | None:
+        """Reads a manifest and checks that its files are there, whole, and those that it speaks of.
+
+        A file with the size and the time that it was written with is trusted; one that was copied or
+        touched since is read once in the life of the process.
+        """
+        folder = self.cache / key
+        try:
+            manifest = Manifest.from_json((folder / _MANIFEST).read_text())
+            if manifest.key != key:
+                return None
+            for name, (size, mtime_ns, digest) in manifest.files.items():
+                stat = (folder / name).stat()
+                if stat.st_size != size:
+                    return None
+                if stat.st_mtime_ns != mtime_ns and self._checked.get(folder / name) != stat.st_mtime_ns:
+                    if digest_of(folder / name) != digest:
+                        return None
+                    self._checked[folder / name] = stat.st_mtime_ns
+        except (OSError, ValueError):
+            return None
+        return Artifact(folder, manifest)
+
+
+def digest_of(file: Path) -> str:
+    """Returns the SHA-256 of a file. Raises OSError."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _content_digest(file: Path, external: tuple[str, ...]) -> str:
+    parts = [digest_of(file)]
+    parts += [f"{name}:{digest_of(file.parent / name)}" for name in sorted(external)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _stamp(file: Path, external: tuple[str, ...]) -> list[list[int]]:
+    stats = [path.stat() for path in (file, *(file.parent / name for name in sorted(external)))]
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    with aside.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(file)

@@ -154,7 +154,7 @@ async def _welcome(host: Host, url: str) -> list[str]:
         f"modelhost listens on {url}",
         f"  models:  {len(catalog.names)} in {host.settings.models.directory}{broken}; loaded on demand",
         f"  memory:  limit {format_bytes(info.limit_bytes)} ({info.limit_source}), "
-        f"host itself {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "
+        f"baseline {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "
         f"critical {format_bytes(info.critical_bytes)}",
     ]
     example = await example_curl(host.pool, url) or f"curl -s -X POST {url}/v2/repository/index"

@@ -132,6 +132,10 @@ class InsufficientMemory(MemoryRefusal):
     code = "insufficient_memory"
 
 
+class ActivationsFull(InsufficientMemory):
+    """Other runs hold the memory that this one needed; it fits when they have ended."""
+
+
 class NeverFits(MemoryRefusal):
     """It would not fit even if everything else left."""
 
@@ -143,8 +147,8 @@ class Overloaded(ModelHostError):
 
     code = "overloaded"
 
-    def __init__(self, queue: str, *, waiting: int, limit: int) -> None:
-        super().__init__(f"{queue} is full: {waiting} waiting, the limit is {limit}")
+    def __init__(self, queue: str, *, waiting: int, limit: int, text: str | None = None) -> None:
+        super().__init__(text or f"{queue} is full: {waiting} waiting, the limit is {limit}")
         self.queue, self.waiting, self.limit = queue, waiting, limit
 
     def details(self) -> dict[str, Any]:

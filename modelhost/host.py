@@ -42,20 +42,26 @@ class Budgets:
     @classmethod
     def resolve(cls, settings: Settings, *, limit_bytes: int, usage_bytes: int) -> Budgets:
         """Fills in what the settings leave to us. Raises ConfigError where thresholds are impossible."""
-        room = resolve(settings.memory, limit_bytes=limit_bytes, baseline_bytes=usage_bytes).activation_room_bytes
-        room = min(room, limit_bytes // 4)
+        thresholds = resolve(settings.memory, limit_bytes=limit_bytes, baseline_bytes=usage_bytes)
+        room = min(thresholds.activation_room_bytes, limit_bytes // 4)
         server, memory = settings.server, settings.memory
         decoding = room // 4 if server.max_decoding_bytes == "auto" else server.max_decoding_bytes
         request = (
-            max(_MB, min(limit_bytes // 16, 64 * _MB, decoding))
+            max(_MB, min(limit_bytes // 16, 64 * _MB, decoding - decoding // 4))
             if server.max_request_bytes == "auto"
             else server.max_request_bytes
         )
         ceiling = room - decoding if memory.activation_ceiling == "auto" else memory.activation_ceiling
-        if ceiling < _MB:
+        if ceiling < _MB or ceiling + decoding > thresholds.activation_room_bytes:
             raise ConfigError(
-                f"server.max_decoding_bytes ({format_bytes(decoding)}) leaves {format_bytes(ceiling)} of the "
-                f"{format_bytes(room)} above memory.critical for activations; at least 1 MB is needed"
+                f"server.max_decoding_bytes ({format_bytes(decoding)}) and memory.activation_ceiling "
+                f"({format_bytes(ceiling)}) have to share the {format_bytes(thresholds.activation_room_bytes)} above "
+                f"memory.critical ({format_bytes(thresholds.critical_bytes)}), and activations need at least 1 MB"
+            )
+        if request > decoding:
+            raise ConfigError(
+                f"server.max_request_bytes ({format_bytes(request)}) cannot be over "
+                f"server.max_decoding_bytes ({format_bytes(decoding)})"
             )
         return cls(ceiling, decoding, request)
 
@@ -118,7 +124,6 @@ class Host:
             self._report_problems()
             # What start-up has left behind is not the baseline.
             gc.collect()
-            gc.freeze()
             await self.memory.trim()
             self.memory.set_baseline()
             self.memory.start()
@@ -152,9 +157,13 @@ class Host:
     def _report_problems(self) -> None:
         for name, reason in self.pool.catalog.problems.items():
             log.warning("model '%s' is not served: %s", name, reason)
+        names = set(self.pool.catalog.names)
         for name in self.settings.models.pinned:
-            if name not in self.pool.catalog.names:
+            if name not in names:
                 log.warning("models.pinned names '%s', which is not in the repository", name)
+        for name in self.settings.models.options:
+            if name not in names:
+                log.warning("models.options names '%s', which is not in the repository", name)
 
 
 def _cores() -> int:

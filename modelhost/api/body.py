@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
+from modelhost.units import format_bytes
 
 #: A body that comes in pieces claims memory in steps of this size, not all that its length states:
 #: a client that announces much and sends nothing holds nothing.
@@ -18,6 +19,9 @@ _CLAIM_STEP_BYTES = 256 << 10
 
 #: A large answer is handed to the server in pieces of this size; it waits for the client between them.
 _PIECE_BYTES = 256 << 10
+
+#: One part in so many of the budget is for answers alone.
+_ANSWER_PART = 4
 
 #: How long a request waits for others' bodies to be done with.
 _WAIT_S = 10.0
@@ -48,6 +52,16 @@ class ByteBudget:
     def waiting(self) -> int:
         """Requests that wait for bytes."""
         return len(self._waiters)
+
+    @property
+    def request_limit_bytes(self) -> int:
+        """What requests may hold: a quarter is for answers alone, so that work that is done can leave."""
+        return self.limit_bytes - self.limit_bytes // _ANSWER_PART
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody holds; may be read from any thread, as a hint."""
+        return self.limit_bytes - self.used_bytes
 
     def hold(self) -> ByteHold:
         """Returns a claim of nothing, to be grown and to be ended."""
@@ -102,15 +116,23 @@ class ByteBudget:
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiters and self.used_bytes + self._waiters[0].size_bytes <= self.limit_bytes:
-            waiter = self._waiters.popleft()
+        while self._waiters:
+            waiter = self._waiters[0]
+            limit_bytes = self.limit_bytes if waiter.is_last_step else self.request_limit_bytes
+            if self.used_bytes + waiter.size_bytes > limit_bytes:
+                return
+            self._waiters.popleft()
             if not waiter.granted.done():
                 self.used_bytes += waiter.size_bytes
                 waiter.is_granted = True
                 waiter.granted.set_result(None)
 
     def _overloaded(self) -> Overloaded:
-        return Overloaded("the memory for requests in flight", waiting=len(self._waiters), limit=self._max_waiting)
+        text = (
+            f"requests in flight hold {format_bytes(self.used_bytes)} of {format_bytes(self.limit_bytes)} "
+            f"(server.max_decoding_bytes), {len(self._waiters)} wait"
+        )
+        return Overloaded("requests in flight", waiting=len(self._waiters), limit=self._max_waiting, text=text)
 
 
 class ByteHold:

@@ -28,7 +28,7 @@ from modelhost.api.codec import (
 from modelhost.api.disconnect import DisconnectWatch
 from modelhost.api.errors import respond
 from modelhost.api.metrics import Metrics
-from modelhost.errors import InsufficientMemory, ModelHostError
+from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded
 from modelhost.host import Host
 from modelhost.pool import Lease
 from modelhost.repository import ModelFile
@@ -86,6 +86,10 @@ class InferRoutes:
             response, outcome = _CLIENT_GONE, "client_gone"
         except ModelHostError as error:
             response, outcome = respond(error), error.code
+        except asyncio.CancelledError:
+            # Nobody but the server at its shutdown cancels a request whose client is still there.
+            closed = HostClosed("the host is shutting down")
+            response, outcome = respond(closed), closed.code
         self._metrics.observe(outcome, time.perf_counter() - began)
         return response
 
@@ -116,19 +120,32 @@ class InferRoutes:
         def finish(arrays: list[Array]) -> EncodedResponse | tuple[Outputs, int]:
             results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
             cost_bytes = encode_cost_bytes(results)
-            return encode(results) if cost_bytes <= _ENCODE_AT_ONCE_BYTES else (results, cost_bytes)
+            if cost_bytes <= _ENCODE_AT_ONCE_BYTES:
+                return encode(results)
+            if any(array.dtype.kind == "O" for array in arrays) and cost_bytes > self._budget.free_bytes:
+                # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
+                raise Overloaded("answers", waiting=0, limit=0, text=_no_room(cost_bytes, self._budget.free_bytes))
+            return results, cost_bytes
 
         done = await lease.run_checked(decoded.feeds, [out.name for out in asked], finish, deadline=deadline)
         if isinstance(done, EncodedResponse):
             return done
         results, cost_bytes = done
-        await hold.grow(
-            cost_bytes,
-            is_last_step=True,
-            what="the answer takes",
-            advice="ask for fewer rows at once, or for binary outputs",
-        )
-        return await self._on_thread(lambda: encode(results))
+        # The line for the answer's memory may wait for requests that wait for this one's model and for
+        # its body's memory: both are given up first.
+        lease.end()
+        decoded.feeds.clear()
+        hold.shrink(0)
+        with self._host.runtime.outputs_held():
+            await hold.grow(
+                cost_bytes,
+                is_last_step=True,
+                what="the answer takes",
+                advice="ask for fewer rows at once, or for binary outputs",
+            )
+            encoded = await self._on_thread(lambda: encode(results))
+            results.clear()
+        return encoded
 
     def _response(self, encoded: EncodedResponse, hold: ByteHold) -> Response:
         headers = {}
@@ -212,6 +229,10 @@ class InferRoutes:
                 needed_bytes=info.min_free_bytes,
                 available_bytes=max(0, free_bytes),
             )
+
+
+def _no_room(cost_bytes: int, free_bytes: int) -> str:
+    return f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
 
 
 def infer_target(scope: Scope) -> tuple[str, str | None] | None:

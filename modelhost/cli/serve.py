@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -104,6 +106,10 @@ def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_s)),
         )
     )
+    # uvicorn ends cleanly and then raises the signal again, for handlers such as these: without them a
+    # stop that was asked for would look like a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     try:
         server.run(sockets=[listener])
     except SystemExit:
@@ -135,6 +141,7 @@ def _bind(address: str, port: int) -> socket.socket:
 
 async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket) -> None:
     """Says where the host listens once it really does."""
+    gc.freeze()  # what start-up has made stays; collections need not look at it again
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
         await asyncio.sleep(0.005)
     address, port = listener.getsockname()[:2]

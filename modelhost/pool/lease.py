@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from modelhost.errors import HostClosed
+from modelhost.errors import ActivationsFull, HostClosed
 from modelhost.pool.key import ModelKey
 from modelhost.pool.runner import Runner
 from modelhost.runtime.base import CancelToken, LoadedModel
@@ -19,10 +19,10 @@ T = TypeVar("T")
 class Lease:
     """Counted from its grant until `end`, and until the last run that it started has returned.
 
-    Event-loop thread only; the pool makes them. `hold` and `release` count, in the pool's slot.
+    Event-loop thread only; the pool makes them. `release` is called once, when both are over.
     """
 
-    __slots__ = ("_hold", "_is_open", "_model", "_release", "_runner", "key")
+    __slots__ = ("_holds", "_model", "_release", "_runner", "key")
 
     def __init__(
         self,
@@ -30,14 +30,13 @@ class Lease:
         model: LoadedModel,
         runner: Runner,
         *,
-        hold: Callable[[], None],
         release: Callable[[], None],
     ) -> None:
         self.key = key
         self._model: LoadedModel | None = model
         self._runner = runner
-        self._hold, self._release = hold, release
-        self._is_open = True
+        self._release = release
+        self._holds = 1  # the lease itself, and each of its runs
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -81,24 +80,42 @@ class Lease:
         `finish` runs on the inference thread, so that outputs never leave it and encoding them does
         not hold up the event loop.
         """
+        try:
+            return await self._run_once(feeds, outputs, finish, deadline)
+        except ActivationsFull:
+            # Others held the arena. Once more, one at a time: these wait for each other, not for luck.
+            async with self._runner.one_at_a_time:
+                return await self._run_once(feeds, outputs, finish, deadline)
+
+    async def _run_once(
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        finish: Callable[[list[Array]], T],
+        deadline: float | None,
+    ) -> T:
         model, cancel = self._open_model(), CancelToken()
 
         def work() -> T:
             return finish(model.run(feeds, outputs, cancel))
 
-        self._hold()
+        self._holds += 1
         try:
-            running = self._runner.submit(work, cancel=cancel, on_end=self._release)
+            running = self._runner.submit(work, cancel=cancel, on_end=self._let_go)
         except BaseException:
-            self._release()
+            self._let_go()
             raise
         return await self._runner.result(running, cancel=cancel, deadline=deadline)
 
     def end(self) -> None:
         """Ends the lease; harmless when it has ended. Runs in progress keep the model until they return."""
-        if self._is_open:
-            self._is_open = False
+        if self._model is not None:
             self._model = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._holds -= 1
+        if self._holds == 0:
             self._release()
 
     def _open_model(self) -> LoadedModel:

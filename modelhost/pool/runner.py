@@ -26,6 +26,8 @@ class Runner:
         self.started = 0
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
+        self.one_at_a_time = asyncio.Lock()
+        """For runs that found the arena full of others' activations."""
         self._is_closed = False
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
 

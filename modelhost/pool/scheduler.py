@@ -16,7 +16,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from modelhost.config import ModelOptions, PoolSettings
-from modelhost.errors import HostClosed, InsufficientMemory, ModelBroken, ModelHostError, NeverFits
+from modelhost.errors import HostClosed, InsufficientMemory, ModelBroken, ModelHostError, ModelNotFound, NeverFits
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
 from modelhost.pool.admission import Evict, Figures, Load, Refuse, Trim, Wait, decide
 from modelhost.pool.catalog import Catalog
@@ -36,6 +36,9 @@ log = logging.getLogger("modelhost")
 
 #: Faces of models that are not loaded; some kilobytes each.
 _INSPECTIONS_KEPT = 256
+
+#: A trim of all heaps takes milliseconds, and refusals may come by the thousand.
+_DEEP_TRIM_EVERY_S = 2.0
 
 #: Holders of memory that a refusal names, largest first.
 _HOLDERS_NAMED = 10
@@ -66,6 +69,7 @@ class Scheduler:
         self._is_acting = False  # a load, eviction or trim that was decided here is in progress
         self._trimmed_after = 0  # runs that had been started at the last trim, and when that was:
         self._trimmed_at = -math.inf
+        self._deep_trimmed_at = -math.inf
         table.released = self._released
         memory.set_cleaner(self._clean)
         memory.on_change(self.pump)
@@ -81,10 +85,15 @@ class Scheduler:
                 inspection = known[1]
                 if self._runtime.fingerprint(file.path) == inspection.fingerprint:
                     return inspection
+            if not self._runtime.fingerprint(file.path):
+                raise FileNotFoundError(file.path.name)
             return self._runtime.inspect(file.path, options)
 
         try:
             inspection = await self._catalog.on_disk(look)
+        except FileNotFoundError:
+            await self._catalog.scan()
+            raise ModelNotFound(f"model '{file.name}' version {file.version} was removed from the disk") from None
         except LoadError as error:
             raise ModelBroken(file.name, file.version, str(error)) from None
         self._inspections[key] = (options, inspection)
@@ -190,6 +199,10 @@ class Scheduler:
                 slot.blocked_since = now if slot.blocked_since is None else slot.blocked_since
                 if now - slot.blocked_since >= self._settings.memory_wait_s:
                     self._table.drop(slot, self._refusal(slot.key, plan, available_bytes, never=False))
+            case Refuse(_, False) if self._clock() - self._deep_trimmed_at >= _DEEP_TRIM_EVERY_S:
+                self._deep_trimmed_at = self._clock()  # before anybody is sent away
+                self._begin(self._memory.trim(deep=True))
+                return True
             case Refuse(available_bytes, never):
                 self._table.drop(slot, self._refusal(slot.key, plan, available_bytes, never=never))
         return False
@@ -228,7 +241,7 @@ class Scheduler:
             text = f"{needs} and can never fit: with nothing else loaded {room}"
         else:
             names = ", ".join(f"{holder['name']} {format_bytes(holder['committed_bytes'])}" for holder in held_by)
-            text = f"{needs}; {room}, and what is loaded is in use or pinned: {names or 'nothing'}"
+            text = f"{needs}; {room}, even without what is idle; loaded are: {names or 'none'}"
         kind = NeverFits if never else InsufficientMemory
         log.warning("refused: %s", text)
         return kind(text, needed_bytes=plan.peak_bytes, available_bytes=available_bytes, held_by=held_by)
@@ -317,6 +330,9 @@ class Scheduler:
             slot.reservation.end()
             slot.reservation = None
         if slot.state is SlotState.GONE:
+            return
+        if isinstance(error, ModelNotFound):
+            self._table.drop(slot, error)
             return
         broken = error
         if not isinstance(broken, ModelBroken):

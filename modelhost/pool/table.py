@@ -117,7 +117,6 @@ class SlotTable:
             slot.key,
             slot.model,
             self._runner,
-            hold=lambda: self._hold(slot),
             release=lambda: self._release(slot),
         )
 

@@ -23,7 +23,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 def with_inputs(model: bytes, inputs: Collection[str]) -> bytes:
     """Returns the model with only these graph inputs. Raises ValueError where it is no model."""
-    out = bytearray()
+    out, has_graph = bytearray(), False
     for number, kind, value, raw in _fields(model):
         if number == _MODEL_IR_VERSION and kind == _VARINT:
             out += _tag(_MODEL_IR_VERSION, _VARINT) + _varint(max(_number(value), _IR_VERSION))
@@ -34,8 +34,11 @@ def with_inputs(model: bytes, inputs: Collection[str]) -> bytes:
                 if field != _GRAPH_INPUT or _name_of(field_value) in inputs
             )
             out += _tag(_MODEL_GRAPH, _LENGTH) + _varint(len(graph)) + graph
+            has_graph = True
         else:
             out += raw
+    if not has_graph:
+        raise ValueError("it has no graph")
     return bytes(out)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,7 +18,16 @@ from modelhost.units import format_bytes
 #: The module that a child runs; it imports ONNX Runtime, which this one does not.
 _BUILDER: Final = "modelhost.runtime.build"
 
-_NO_MEMORY: Final = ("bad_alloc", "MemoryError", "Cannot allocate memory", "Failed to allocate memory")
+_NO_MEMORY: Final = (
+    "bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+    "Failed to allocate memory",
+    "Available memory of",  # the arena, which has the same ceiling
+)
+
+#: What a child inherits: all that an interpreter may need to find itself and its libraries.
+_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
 class PrepareFailed(Exception):
@@ -37,6 +48,8 @@ def prepare(store: ArtifactStore, file: Path, external: tuple[str, ...], bounds:
         key = store.key_of(file, external)
         with store.aside() as folder:
             report = _run_child(file, folder, bounds)
+            if store.key_of(file, external) != key:
+                raise PrepareFailed("the model's files changed while it was prepared")
             return store.adopt(folder, _manifest(key, report))
     except OSError as error:
         raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}") from None
@@ -51,19 +64,22 @@ def _run_child(file: Path, folder: Path, bounds: Bounds) -> dict[str, object]:
                 "folder": str(folder.resolve()),
                 "report": str(report.resolve()),
                 "ceiling_bytes": bounds.memory_bytes,
+                "parent": os.getpid(),
             }
         )
     )
     with log.open("wb") as stream:
         try:
             ended = subprocess.run(
-                [sys.executable, "-m", _BUILDER, str(job.resolve())],
+                # -P: what lies in the directory that this was started in is no module of ours.
+                [sys.executable, "-P", "-m", _BUILDER, str(job.resolve())],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 timeout=bounds.seconds,
                 check=False,
-                env={"ORT_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for us, and we end it
             )
         except subprocess.TimeoutExpired:
             raise PrepareFailed(f"it took longer than {bounds.seconds:.0f} s") from None
@@ -71,12 +87,19 @@ def _run_child(file: Path, folder: Path, bounds: Bounds) -> dict[str, object]:
         table: dict[str, object] = json.loads(report.read_text())
         return table
     said = log.read_text(errors="replace").strip().splitlines()
-    last = said[-1][:500] if said else "it said nothing"
+    last = said[-1][:600] if said else "it said nothing"
     if any(word in line for line in said for word in _NO_MEMORY):
         raise PrepareFailed(f"it needs more than its {format_bytes(bounds.memory_bytes)} of memory: {last}")
     if ended.returncode < 0:
-        raise PrepareFailed(f"it was ended by signal {-ended.returncode}: {last}")
+        killed = ", as the kernel does where memory runs out" if ended.returncode == -signal.SIGKILL else ""
+        raise PrepareFailed(f"it was ended by signal {-ended.returncode}{killed}: {last}")
     raise PrepareFailed(last)
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    # One thread of numpy's too: the others would only hold memory.
+    return inherited | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _manifest(key: str, report: dict[str, object]) -> Manifest:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 #: Raised whenever the meaning of a field changes; an artifact of another schema is made again.
 SCHEMA: Final = 1
@@ -71,6 +72,23 @@ class Manifest:
                 name: (int(size), int(mtime_ns), str(digest))
                 for name, (size, mtime_ns, digest) in table["files"].items()
             }
-            return cls(**table)
-        except (AttributeError, KeyError, TypeError) as error:
+            manifest = cls(**table)
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a manifest: {error!r}") from None
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        """Raises ValueError where a value is of another kind than it has to be."""
+        numbers = [self.resident_bytes, self.peak_bytes, self.weights_bytes, self.tolerance]
+        for figures in self.figures:
+            numbers += [figures.load_ms, figures.resident_bytes, figures.peak_bytes]
+            numbers += [number for run in figures.runs for number in (run.rows, run.bytes, run.ms)]
+        # Nothing but a finite number from zero up is below infinity and not below zero.
+        if any(type(number) not in (int, float) or not 0 <= number < math.inf for number in numbers):
+            raise ValueError("not a manifest: a figure is no number")
+        variants = [figures.variant for figures in self.figures]
+        if not all(isinstance(text, str) for text in (self.key, self.reason, *variants)):
+            raise ValueError("not a manifest: a name is no text")
+        if not set(variants) <= set(get_args(Variant)) or not {"heap", self.variant} <= set(variants):
+            raise ValueError("not a manifest: the figures are not those of its variants")

@@ -11,9 +11,11 @@ touched file is read once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ _INDEX: Final = "index"
 _ASIDE: Final = "tmp-"
 _FILES: Final = ("model.onnx", "model.bin")
 _CHUNK_BYTES: Final = 1 << 20
+_KEY: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,12 @@ class ArtifactStore:
         known = self._known_key(file)
         if known is not None:
             return known
+        stamp = _stamp(file, external)
         key = self.identity.key_for(_content_digest(file, external))
+        if _stamp(file, external) != stamp:  # it was replaced meanwhile: nothing to remember
+            return key
         entry = {
-            "stamp": _stamp(file, external),
+            "stamp": stamp,
             "external": list(external),
             "key": key,
             "identity": self.identity.key_for(""),
@@ -109,13 +115,19 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[Path]:
-        """Yields a folder to build an artifact in; what is left of it at the end is removed. Raises OSError."""
+        """Yields a folder to build an artifact in; what is left of it at the end is removed. Raises OSError.
+
+        It is locked meanwhile, so that another process's `clean_up` can tell it from what a crash left.
+        """
         self.cache.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=self.cache))
+        lock = os.open(folder, os.O_RDONLY)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
     def adopt(self, folder: Path, manifest: Manifest) -> Artifact:
         """Makes a built folder the artifact of its key, at once and whole. Raises OSError.
@@ -151,19 +163,21 @@ class ArtifactStore:
         found: list[tuple[float, int, Path]] = []
         with contextlib.suppress(OSError):
             for entry in sorted(self.cache.iterdir()):
-                if entry.name.startswith(_ASIDE):
-                    removed += _size_bytes(entry)
-                    shutil.rmtree(entry, ignore_errors=True)
-                elif entry.is_dir() and entry.name != _INDEX:
+                if entry.name.startswith(_ASIDE) and not _is_locked(entry):
+                    removed += _remove(entry)
+                elif _KEY.fullmatch(entry.name):
                     found.append((entry.stat().st_mtime, _size_bytes(entry), entry))
+            for entry in (self.cache / _INDEX).iterdir():
+                if entry.suffix != ".json" and not _is_locked(entry):
+                    removed += _remove(entry)
         total = sum(size for _, size, _ in found)
         for _, size, entry in sorted(found):
             if max_bytes is None or total <= max_bytes:
                 break
             if entry.name not in in_use:
-                shutil.rmtree(entry, ignore_errors=True)
-                total -= size
-                removed += size
+                gone = _remove(entry)
+                total -= gone
+                removed += gone
         return removed
 
     # --- inside --------------------------------------------------------------------------------------
@@ -172,9 +186,9 @@ class ArtifactStore:
         try:
             entry = json.loads(self._index_file(file).read_text())
             is_same = entry["stamp"] == _stamp(file, tuple(entry["external"]))
-            if is_same and entry["identity"] == self.identity.key_for(""):
+            if is_same and entry["identity"] == self.identity.key_for("") and _KEY.fullmatch(entry["key"]):
                 return str(entry["key"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None
 
@@ -191,7 +205,9 @@ class ArtifactStore:
         folder = self.cache / key
         try:
             manifest = Manifest.from_json((folder / _MANIFEST).read_text())
-            if manifest.key != key:
+            if manifest.key != key or not set(manifest.files) <= set(_FILES):
+                return None
+            if manifest.variant != "heap" and _FILES[0] not in manifest.files:
                 return None
             for name, (size, mtime_ns, digest) in manifest.files.items():
                 stat = (folder / name).stat()
@@ -227,7 +243,40 @@ def _stamp(file: Path, external: tuple[str, ...]) -> list[list[int]]:
 
 
 def _size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Returns the bytes of the files in a folder, or of a file; what goes meanwhile has none."""
+    total = 0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _remove(entry: Path) -> int:
+    """Removes a folder or a file as far as that is allowed; returns the bytes that went."""
+    size = _size_bytes(entry)
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            entry.unlink()
+    return size - _size_bytes(entry)
+
+
+def _is_locked(entry: Path) -> bool:
+    """Says whether a process is still at work on a folder or a file."""
+    try:
+        descriptor = os.open(entry, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _sync(file: Path) -> None:
@@ -243,6 +292,8 @@ def _write_whole(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     with aside.open("w") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from modelhost.repository.element_types import FLOAT
-from modelhost.repository.onnx_tensors import MAX_RANK, TensorReader, dense_bytes
+from modelhost.repository.folding import ConstantFlow
+from modelhost.repository.onnx_tensors import MAX_RANK, Tensor, TensorReader, dense_bytes
 from modelhost.repository.onnx_values import read_value, value_name
 from modelhost.repository.wire import (
     OnnxFormatError,
@@ -70,9 +71,9 @@ class OnnxSummary:
     All nodes count, those of subgraphs and local functions too (a function once, however often it
     is called). `inline_weight_bytes` are in the file; `external_weight_bytes` in `external_files`,
     which are relative to its folder; `generated_weight_bytes` appear when ONNX Runtime folds
-    ConstantOfShape nodes and makes sparse weights dense, and may be thousands of times
-    `file_bytes`. Other constants that grow when folded (an Expand or Tile of a constant) are not
-    foreseen here.
+    nodes whose inputs are constants and makes sparse weights dense, and may be thousands of times
+    `file_bytes`. `grows_freely` says that there is something to fold whose size is not foreseen.
+    `conv_weight_bytes` and `largest_weight_bytes` (one tensor) are parts of the weights.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -88,6 +89,9 @@ class OnnxSummary:
     generated_weight_bytes: int
     external_files: tuple[str, ...]
     file_bytes: int
+    grows_freely: bool = False
+    conv_weight_bytes: int = 0
+    largest_weight_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -126,6 +130,10 @@ class _Graph:
     parent: _Graph | None = None
     initializers: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     constants: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    sizes: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Bytes of a constant and of one element."""
+    nodes: list[tuple[bytes, list[tuple[int, int]], list[tuple[int, int]]]] = field(default_factory=list)
+    """Operator, and where the names of its inputs and outputs stand; the main graph's only."""
     inputs: list[tuple[int, int]] = field(default_factory=list)
     outputs: list[tuple[int, int]] = field(default_factory=list)
 
@@ -138,9 +146,10 @@ class _ModelReader:
         self._tensors = tensors
         self._size = size_bytes
         self._node_count = 0
-        # ConstantOfShape nodes: graph, name of the shape, element type. Resolved at the end, since
+        # ConstantOfShape nodes: graph, names of shape and output, element type. Resolved at the end, since
         # an outer graph's initialisers may stand behind the node.
-        self._generators: list[tuple[_Graph, bytes, int]] = []
+        self._generators: list[tuple[_Graph, tuple[int, int], tuple[int, int], int]] = []
+        self._generated: list[int] = []
         self._shapes: dict[tuple[int, int], tuple[int, ...] | None] = {}
 
     def read(self) -> OnnxSummary:
@@ -172,6 +181,7 @@ class _ModelReader:
         for start, end in functions:
             self._function(start, end)
         self._resolve_generators()
+        flow = self._follow_constants(root)
         # Up to IR version 3 a graph lists its initialisers as inputs too.
         fed = [at for at in root.inputs if value_name(self._wire, *at) not in root.initializers]
         inputs, non_tensor_inputs = self._values(fed)
@@ -187,9 +197,12 @@ class _ModelReader:
             node_count=self._node_count,
             inline_weight_bytes=self._tensors.inline_bytes,
             external_weight_bytes=self._tensors.external_bytes,
-            generated_weight_bytes=self._tensors.generated_bytes,
+            generated_weight_bytes=self._tensors.generated_bytes + flow.folded_bytes,
             external_files=self._tensors.external_files,
             file_bytes=self._size,
+            grows_freely=flow.grows_freely,
+            conv_weight_bytes=flow.conv_weight_bytes,
+            largest_weight_bytes=max([self._tensors.largest_bytes, *self._generated]),
         )
 
     def _values(self, spans: list[tuple[int, int]]) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
@@ -216,7 +229,9 @@ class _ModelReader:
             if tag == _GRAPH_NODE:
                 self._node(value, last, graph, depth)
             elif tag == _INITIALIZER:
-                graph.initializers[self._tensors.read(value, last).name] = (value, last)
+                tensor = self._tensors.read(value, last)
+                graph.initializers[tensor.name] = (value, last)
+                graph.sizes[tensor.name] = (tensor.size_bytes, tensor.item_bytes)
             elif tag == _SPARSE_INITIALIZER:
                 graph.initializers[self._tensors.read_sparse(value, last).name] = (value, value)
             elif tag == _GRAPH_INPUT:
@@ -236,38 +251,43 @@ class _ModelReader:
     def _node(self, start: int, end: int, graph: _Graph, depth: int) -> None:
         self._node_count += 1
         op_type = domain = b""
-        first_input = first_output = (0, 0)
+        inputs: list[tuple[int, int]] = []
+        outputs: list[tuple[int, int]] = []
         attributes: list[tuple[int, int]] = []
         for tag, value, last in self._wire.fields(start, end):
             if tag == _ATTRIBUTE:
                 attributes.append((value, last))
             elif tag == _OP_TYPE:
                 op_type = self._wire.read(value, last)
-            elif tag == _INPUT and not first_input[0]:
-                first_input = (value, last)
-            elif tag == _OUTPUT and not first_output[0]:
-                first_output = (value, last)
+            elif tag == _INPUT:
+                inputs.append((value, last))
+            elif tag == _OUTPUT:
+                outputs.append((value, last))
             elif tag == _DOMAIN:
                 domain = self._wire.read(value, last)
         is_standard = domain in (b"", b"ai.onnx")
         is_constant = is_standard and op_type == b"Constant"
         # Operators of classical machine learning keep trees and coefficients in lists of numbers.
         lists_are_weights = is_constant or domain == b"ai.onnx.ml"
-        element_type: int | None = None
+        tensor: Tensor | None = None
         for first, last in attributes:
-            held = self._attribute(first, last, graph, depth, lists_are_weights)
-            element_type = held or element_type
-        if is_constant and attributes:
-            graph.constants[self._wire.read(*first_output)] = attributes[0]
-        elif is_standard and op_type == b"ConstantOfShape":
-            self._generators.append((graph, self._wire.read(*first_input), element_type or FLOAT))
+            tensor = self._attribute(first, last, graph, depth, lists_are_weights) or tensor
+        if is_constant and attributes and outputs:
+            name = self._wire.read(*outputs[0])
+            graph.constants[name] = attributes[0]
+            graph.sizes[name] = (tensor.size_bytes, tensor.item_bytes) if tensor is not None else (8, 8)
+        elif is_standard and op_type == b"ConstantOfShape" and inputs and outputs:
+            element_type = tensor.element_type if tensor is not None else FLOAT
+            self._generators.append((graph, inputs[0], outputs[0], element_type))
+        elif is_standard and graph.parent is None:
+            graph.nodes.append((op_type, inputs, outputs))
 
-    def _attribute(self, start: int, end: int, graph: _Graph, depth: int, lists_are_weights: bool) -> int | None:
-        """Reads an attribute of a node in `graph`; returns the element type of a tensor in it."""
-        element_type: int | None = None
+    def _attribute(self, start: int, end: int, graph: _Graph, depth: int, lists_are_weights: bool) -> Tensor | None:
+        """Reads an attribute of a node in `graph`; returns a tensor in it."""
+        tensor: Tensor | None = None
         for tag, value, last in self._wire.fields(start, end):
             if tag == _TENSOR or tag == _TENSORS:
-                element_type = self._tensors.read(value, last).element_type
+                tensor = self._tensors.read(value, last)
             elif tag == _SUBGRAPH or tag == _SUBGRAPHS:
                 self._graph(value, last, _Graph(graph), depth=depth + 1)
             elif tag == _SPARSE_TENSOR or tag == _SPARSE_TENSORS:
@@ -277,16 +297,29 @@ class _ModelReader:
                 # are counted as stored, without a look at each.
                 self._tensors.inline_bytes += end - start if lists_are_weights else 0
                 break
-        return element_type
+        return tensor
 
     # --- constants that a node makes ------------------------------------------------------------
 
     def _resolve_generators(self) -> None:
-        for graph, name, element_type in self._generators:
+        for graph, shape_at, output_at, element_type in self._generators:
+            name = self._wire.read(*shape_at)
             shape = self._shape_named(name, graph)
             # A negative size is a run's failure, not a weight.
             if shape is not None and all(dim >= 0 for dim in shape):
-                self._tensors.generated_bytes += dense_bytes(shape, element_type, name)
+                size_bytes = dense_bytes(shape, element_type, name)
+                self._tensors.generated_bytes += size_bytes
+                self._generated.append(size_bytes)
+                graph.sizes[self._wire.read(*output_at)] = (size_bytes, 4)
+
+    def _follow_constants(self, root: _Graph) -> ConstantFlow:
+        """Follows what is folded in the main graph; functions and branches are small by comparison."""
+        flow = ConstantFlow(lambda name: self._shape_named(name, root))
+        for name, (size_bytes, item_bytes) in root.sizes.items():
+            flow.constant(name, size_bytes, item_bytes)
+        for op_type, inputs, outputs in root.nodes:
+            flow.node(op_type, [self._wire.read(*at) for at in inputs], [self._wire.read(*at) for at in outputs])
+        return flow
 
     def _shape_named(self, name: bytes, graph: _Graph | None) -> tuple[int, ...] | None:
         """Returns the constant `name` as seen from `graph`, None where it is computed or fed."""

@@ -44,6 +44,8 @@ class Tensor:
 
     name: bytes
     element_type: int
+    size_bytes: int = 0
+    item_bytes: int = 1
 
 
 class TensorReader:
@@ -60,6 +62,7 @@ class TensorReader:
         self.inline_bytes = 0
         self.external_bytes = 0
         self.generated_bytes = 0
+        self.largest_bytes = 0
 
     @property
     def external_files(self) -> tuple[str, ...]:
@@ -88,14 +91,17 @@ class TensorReader:
             elif tag == _DATA_LOCATION:
                 location = value
         size_bytes = stored if element_type == STRING else dense_bytes(dims, element_type, name)
+        item = packed_bytes(element_type, 1) or 1
         if location == _EXTERNAL:
             self._check_external(external, size_bytes, name)
             self.external_bytes += size_bytes
-            return Tensor(name, element_type)
+            self.largest_bytes = max(self.largest_bytes, size_bytes)
+            return Tensor(name, element_type, size_bytes, item)
         if raw is not None and raw != size_bytes:
             raise OnnxFormatError(f"tensor {shown(name)} holds {raw} bytes, its shape {dims} takes {size_bytes}")
         self.inline_bytes += size_bytes
-        return Tensor(name, element_type)
+        self.largest_bytes = max(self.largest_bytes, size_bytes)
+        return Tensor(name, element_type, size_bytes, item)
 
     def read_sparse(self, start: int, end: int) -> Tensor:
         """Reads the SparseTensorProto at `start:end`, which ONNX Runtime makes dense at load."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -47,6 +48,8 @@ class LoadPlan:
     resident_bytes: int
     peak_bytes: int
     optimization: Optimization
+    folds_constants: bool = True
+    """False where folding would make constants of a size that nobody foresees; the run makes them then."""
     artifact: Path | None = None
     """A prepared model to open instead of the original."""
     variant: Variant = "heap"
@@ -103,6 +106,9 @@ class Runtime(Protocol):
 
     def forget(self, file: Path) -> None:
         """Gives back what the kernel keeps of the model's files: nobody will want them soon."""
+
+    def outputs_held(self) -> AbstractContextManager[None]:
+        """A scope in which a run's outputs are kept beyond it: they take room from other runs."""
 
     def trim(self) -> None:
         """Gives back what finished runs left in the runtime's arena; takes microseconds where there is nothing."""

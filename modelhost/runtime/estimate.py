@@ -1,10 +1,9 @@
 """What a load will take, from the face of the file, until it was measured.
 
 Upper bounds, measured over convolutional, fully connected and small models with onnxruntime 1.32 and
-the allocator's settings (`python -m benchmarks estimates` compares them again): a loaded session held 1.0 to
-1.05 times its weights plus up to 1.5 MB; a load at full optimisation peaked at up to 2.4 times the
-weights (the copy in a layout for convolutions, on top of the graph's own), at up to 2.05 times below
-it (weights that are generated, or packed for multiplication, one at a time but each beside its own).
+the allocator's settings (`python -m benchmarks estimates` compares them again): a loaded session held
+1.0 to 1.05 times its weights plus up to 1.5 MB. While loading, it holds copies besides: the constants
+below say of what.
 """
 
 from __future__ import annotations
@@ -16,10 +15,15 @@ from modelhost.config import ModelOptions
 from modelhost.prepare import Artifact, ArtifactStore
 from modelhost.repository import OnnxFormatError, OnnxSummary, read_summary
 from modelhost.runtime.base import Inspection, LoadError, LoadPlan, Optimization
+from modelhost.tensors import DTYPES
 
 _RESIDENT_FACTOR: Final = 1.1
 _RESIDENT_EXTRA_BYTES: Final = 2 << 20
-_PEAK_FACTOR: Final[dict[Optimization, float]] = {"all": 2.4, "extended": 2.05, "basic": 2.05, "none": 2.05}
+_PEAK_FACTOR: Final = 1.1
+#: Copies while loading: of convolutions' weights in another layout (only at full optimisation), of
+#: generated weights, and of one tensor at a time while it is packed for multiplication.
+_CONV_FACTOR: Final = 1.4
+_GENERATED_FACTOR: Final = 1.05
 _PEAK_EXTRA_BYTES: Final = 4 << 20
 #: What a session holds that a measurement in a process with free heap pages may miss.
 _SESSION_BYTES: Final = 256 << 10
@@ -46,9 +50,7 @@ def inspect_file(file: Path, options: ModelOptions, store: ArtifactStore | None 
         summary = read_summary(file)
     except (OnnxFormatError, OSError) as error:
         raise LoadError(str(error)) from None
-    if summary.non_tensor_inputs:
-        names = ", ".join(f"'{name}'" for name in summary.non_tensor_inputs)
-        raise LoadError(f"inputs {names} are no tensors, which the V2 protocol cannot carry")
+    _check_face(summary)
     plans = load_plans(summary, options)
     # Artifacts are made at full optimisation; a model that asks for less is loaded as it is.
     if store is not None and options.optimization in (None, "all"):
@@ -58,10 +60,21 @@ def inspect_file(file: Path, options: ModelOptions, store: ArtifactStore | None 
             found_as = fingerprint(file, store)
     return Inspection(
         inputs={spec.name: spec for spec in summary.inputs},
-        outputs={spec.name: spec for spec in summary.outputs},
+        outputs={spec.name: spec for spec in summary.outputs if spec.datatype in DTYPES},
         plans=plans,
         fingerprint=found_as,
     )
+
+
+def _check_face(summary: OnnxSummary) -> None:
+    """Raises LoadError where the V2 protocol cannot carry what the model takes or gives."""
+    if summary.non_tensor_inputs:
+        names = ", ".join(f"'{name}'" for name in summary.non_tensor_inputs)
+        raise LoadError(f"inputs {names} are no tensors, which the V2 protocol cannot carry")
+    if not any(spec.datatype in DTYPES or spec.datatype == "UNDEFINED" for spec in summary.outputs):
+        names = ", ".join(f"'{spec.name}' {spec.datatype}" for spec in summary.outputs)
+        names = names or ", ".join(f"'{name}'" for name in summary.non_tensor_outputs)
+        raise LoadError(f"the V2 protocol can carry none of the outputs: {names or 'there are none'}")
 
 
 def prepared_plan(artifact: Artifact) -> LoadPlan:
@@ -87,18 +100,21 @@ def external_files(file: Path) -> tuple[str, ...]:
 
 def load_plans(summary: OnnxSummary, options: ModelOptions) -> tuple[LoadPlan, ...]:
     """Returns the ways to load, preferred first: full optimisation, then one with a lower peak."""
-    weights = summary.inline_weight_bytes + summary.external_weight_bytes + summary.generated_weight_bytes
+    weights = summary.weight_bytes
     structure = max(0, summary.file_bytes - summary.inline_weight_bytes) * _STRUCTURE_FACTOR
     resident = int(weights * _RESIDENT_FACTOR) + structure + _RESIDENT_EXTRA_BYTES
     levels: tuple[Optimization, ...] = (options.optimization,) if options.optimization else ("all", "extended")
     plans = []
     for level in levels:
-        peak = int(weights * _PEAK_FACTOR[level]) + structure + _PEAK_EXTRA_BYTES
+        conv = summary.conv_weight_bytes * _CONV_FACTOR if level == "all" else 0
+        copies = max(conv, summary.generated_weight_bytes * _GENERATED_FACTOR)
+        peak = int((weights + summary.largest_weight_bytes) * _PEAK_FACTOR + copies) + structure + _PEAK_EXTRA_BYTES
         plans.append(
             LoadPlan(
                 resident_bytes=options.resident_bytes or resident,
                 peak_bytes=options.load_peak_bytes or max(peak, resident),
                 optimization=level,
+                folds_constants=not summary.grows_freely,
             )
         )
     return tuple(plans)

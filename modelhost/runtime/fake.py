@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,6 +150,10 @@ class FakeRuntime:
 
     def forget(self, file: Path) -> None:
         """Nothing is kept of a fake's files."""
+
+    def outputs_held(self) -> AbstractContextManager[None]:
+        """Nothing is short in a fake."""
+        return nullcontext()
 
     def trim(self) -> None:
         """Counts."""

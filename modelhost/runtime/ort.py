@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from modelhost.config import ModelOptions
-from modelhost.errors import DeadlineExceeded, InsufficientMemory, InvalidRequest, NeverFits, RunFailed
+from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, NeverFits, RunFailed
 from modelhost.memory import allocator
 from modelhost.prepare import ArtifactStore, Identity
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
@@ -102,7 +102,7 @@ class OrtRuntime:
         process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
-        self._lock, self._runs = threading.Lock(), 0
+        self._lock, self._runs, self._held = threading.Lock(), 0, 0
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._identity = ort.InferenceSession(
@@ -126,7 +126,12 @@ class OrtRuntime:
             options.add_session_config_entry("session.disable_prepacking", "1")
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
         try:
-            session = ort.InferenceSession(str(plan.artifact or file), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(
+                str(plan.artifact or file),
+                options,
+                providers=_PROVIDERS,
+                disabled_optimizers=None if plan.folds_constants else ["ConstantFolding"],
+            )
         except Exception as error:
             if plan.artifact is not None and self._store is not None and not cancel.is_cancelled:
                 self._store.reject(plan.artifact.parent.name)
@@ -147,8 +152,19 @@ class OrtRuntime:
 
     @property
     def is_alone(self) -> bool:
-        """Whether at most one run is going on."""
-        return self._runs <= 1
+        """Whether at most one run is going on, and no outputs of others are kept."""
+        return self._runs + self._held <= 1
+
+    @contextlib.contextmanager
+    def outputs_held(self) -> Iterator[None]:
+        """A scope in which a run's outputs are kept beyond it: they take room from other runs."""
+        with self._lock:
+            self._held += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= 1
 
     def forget(self, file: Path) -> None:
         """Drops the file's pages from the page cache, those of its external data too."""
@@ -174,9 +190,7 @@ class OrtModel:
         self._session = session
         self._runtime = runtime
         self.inputs = _specs(session.get_inputs(), inspection.inputs)
-        self.outputs = _specs(
-            [arg for arg in session.get_outputs() if arg.type.startswith("tensor(")], inspection.outputs
-        )
+        self.outputs = _specs([arg for arg in session.get_outputs() if arg.type in _DATATYPES], inspection.outputs)
         for spec in self.inputs.values():
             if spec.datatype not in DTYPES:
                 raise LoadError(f"input '{spec.name}' is {spec.datatype}, which the V2 protocol cannot carry")
@@ -304,7 +318,7 @@ def _run_error(error: Exception, cancel: CancelToken, ceiling_bytes: int) -> Exc
         available_bytes, needed_bytes = int(full[1]), int(full[2])
         if needed_bytes > ceiling_bytes:
             return _never_fits(available_bytes, needed_bytes, ceiling_bytes)
-        return InsufficientMemory(
+        return ActivationsFull(
             _activation_text(available_bytes, needed_bytes, ceiling_bytes) + ", others' runs hold the rest",
             needed_bytes=needed_bytes,
             available_bytes=available_bytes,

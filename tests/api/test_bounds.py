@@ -127,7 +127,7 @@ def test_compressed_requests_are_served_at_once(serve_fake) -> None:
     assert {request.result().status_code for request in requests} == {200}
 
 
-@pytest.mark.parametrize(("rows", "clients"), [(100_000, 8), (150_000, 4)])
+@pytest.mark.parametrize(("rows", "clients"), [(80_000, 8), (120_000, 4)])
 def test_large_requests_at_once_wait_for_each_other(serve_fake, rows: int, clients: int) -> None:
     served = serve_fake({"a": FakeScript()})
     content = json.dumps(

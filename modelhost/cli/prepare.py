@@ -39,7 +39,7 @@ def command(
     in a file that sessions map: a load then takes milliseconds and hardly any committed memory, and the
     kernel drops cold weights instead of killing the process. Outputs are compared with the original's;
     where mapping does not work or does not pay, the model is served as it is and the table says why.
-    The exit status is 1 where a model could not be opened at all.
+    The exit status is 1 where a model could not be opened at all, and with --check where one is missing.
     """
     settings = load_settings(file=config_file, flags={"models.directory": models_directory, "prepare.cache": cache})
     failed = _prepare(settings, names, check=check, again=again)
@@ -62,7 +62,8 @@ def _prepare(settings: Settings, names: tuple[str, ...], *, check: bool, again: 
     files = [
         repository.find(name, version) for name in names or repository.names() for version in repository.versions(name)
     ]
-    rows, failed = [], False
+    problems = repository.problems if not names else {}
+    rows, failed = [], bool(problems)
     with click.progressbar(files, label="preparing" if not check else "checking", item_show_func=_label) as bar:
         for file in bar:
             try:
@@ -93,6 +94,8 @@ def _prepare(settings: Settings, names: tuple[str, ...], *, check: bool, again: 
                 ]
             )
     click.echo(format_table(["model", "version", "weights", "committed", "load", "on file", "reason"], rows))
+    for name, reason in problems.items():
+        click.echo(f"broken: {name}: {reason}", err=True)
     return failed
 
 

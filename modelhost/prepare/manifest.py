@@ -48,7 +48,8 @@ class Manifest:
     peak_bytes: int
     weights_bytes: int
     tolerance: float
-    """Largest relative difference to the original's outputs on the same inputs; 0 where they are equal."""
+    """Largest difference to the original's outputs on the same inputs, as a share of the largest number
+    in the tensor; 0 where they are equal."""
     figures: tuple[VariantFigures, ...]
     files: Mapping[str, tuple[int, int, str]] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -73,9 +74,9 @@ class Manifest:
                 for name, (size, mtime_ns, digest) in table["files"].items()
             }
             manifest = cls(**table)
-        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            manifest._check()
+        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a manifest: {error!r}") from None
-        manifest._check()
         return manifest
 
     def _check(self) -> None:
@@ -84,7 +85,6 @@ class Manifest:
         for figures in self.figures:
             numbers += [figures.load_ms, figures.resident_bytes, figures.peak_bytes]
             numbers += [number for run in figures.runs for number in (run.rows, run.bytes, run.ms)]
-        # Nothing but a finite number from zero up is below infinity and not below zero.
         if any(type(number) not in (int, float) or not 0 <= number < math.inf for number in numbers):
             raise ValueError("not a manifest: a figure is no number")
         variants = [figures.variant for figures in self.figures]

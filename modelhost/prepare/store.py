@@ -71,7 +71,7 @@ class ArtifactStore:
 
     def __init__(self, cache: Path, models: Path, identity: Identity) -> None:
         self.cache, self._models, self.identity = cache, models, identity
-        self._checked: dict[Path, int] = {}
+        self._checked: dict[Path, tuple[int, bool]] = {}
 
     def find(self, file: Path, external: tuple[str, ...] | None = None) -> Artifact | None:
         """Returns the artifact of a model file, or None where there is none that can be used.
@@ -171,7 +171,7 @@ class ArtifactStore:
                 if entry.suffix != ".json" and not _is_locked(entry):
                     removed += _remove(entry)
         total = sum(size for _, size, _ in found)
-        for _, size, entry in sorted(found):
+        for _, _, entry in sorted(found):
             if max_bytes is None or total <= max_bytes:
                 break
             if entry.name not in in_use:
@@ -213,13 +213,17 @@ class ArtifactStore:
                 stat = (folder / name).stat()
                 if stat.st_size != size:
                     return None
-                if stat.st_mtime_ns != mtime_ns and self._checked.get(folder / name) != stat.st_mtime_ns:
-                    if digest_of(folder / name) != digest:
-                        return None
-                    self._checked[folder / name] = stat.st_mtime_ns
+                if stat.st_mtime_ns != mtime_ns and not self._is_unchanged(folder / name, stat.st_mtime_ns, digest):
+                    return None
         except (OSError, ValueError):
             return None
         return Artifact(folder, manifest)
+
+    def _is_unchanged(self, file: Path, mtime_ns: int, digest: str) -> bool:
+        known = self._checked.get(file)
+        if known is None or known[0] != mtime_ns:
+            known = self._checked[file] = (mtime_ns, digest_of(file) == digest)
+        return known[1]
 
 
 def digest_of(file: Path) -> str:

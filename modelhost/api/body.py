@@ -158,6 +158,14 @@ class ByteHold:
         )
         self.size_bytes += size_bytes
 
+    def try_grow(self, size_bytes: int) -> bool:
+        """Claims more where it is free now, for an answer that is there already; never waits."""
+        is_free = size_bytes <= self._budget.free_bytes
+        if is_free:
+            self._budget.used_bytes += size_bytes
+            self.size_bytes += size_bytes
+        return is_free
+
     def hand_over(self, size_bytes: int) -> ByteHold:
         """Moves `size_bytes` of the claim to a new one, which outlives this one's scope."""
         moved = ByteHold(self._budget)

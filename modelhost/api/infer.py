@@ -28,7 +28,7 @@ from modelhost.api.codec import (
 from modelhost.api.disconnect import DisconnectWatch
 from modelhost.api.errors import respond
 from modelhost.api.metrics import Metrics
-from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded
+from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded, RequestTooLarge
 from modelhost.host import Host
 from modelhost.pool import Lease
 from modelhost.repository import ModelFile
@@ -47,6 +47,9 @@ _KEPT_FACTOR: Final = 16
 
 #: Answers up to this are encoded and sent without a claim of their own.
 _ENCODE_AT_ONCE_BYTES: Final = 256 << 10
+
+_ANSWER_TAKES: Final = "the answer takes"
+_FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
 
 Outputs = list[tuple[OutputRequest, TensorSpec, Array]]
 
@@ -122,13 +125,22 @@ class InferRoutes:
             cost_bytes = encode_cost_bytes(results)
             if cost_bytes <= _ENCODE_AT_ONCE_BYTES:
                 return encode(results)
-            if any(array.dtype.kind == "O" for array in arrays) and cost_bytes > self._budget.free_bytes:
-                # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
-                raise Overloaded("answers", waiting=0, limit=0, text=_no_room(cost_bytes, self._budget.free_bytes))
-            return results, cost_bytes
+            if not any(array.dtype.kind == "O" for array in arrays):
+                return results, cost_bytes
+            # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
+            if cost_bytes > self._budget.limit_bytes:
+                raise RequestTooLarge(
+                    _ANSWER_TAKES, size_bytes=cost_bytes, limit_bytes=self._budget.limit_bytes, advice=_FEWER_ROWS
+                )
+            if cost_bytes > self._budget.free_bytes:
+                raise _no_room(cost_bytes, self._budget.free_bytes)
+            return encode(results)
 
         done = await lease.run_checked(decoded.feeds, [out.name for out in asked], finish, deadline=deadline)
         if isinstance(done, EncodedResponse):
+            size_bytes = len(done.body)
+            if size_bytes > _ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
+                raise _no_room(size_bytes, self._budget.free_bytes)
             return done
         results, cost_bytes = done
         # The line for the answer's memory may wait for requests that wait for this one's model and for
@@ -140,8 +152,8 @@ class InferRoutes:
             await hold.grow(
                 cost_bytes,
                 is_last_step=True,
-                what="the answer takes",
-                advice="ask for fewer rows at once, or for binary outputs",
+                what=_ANSWER_TAKES,
+                advice=_FEWER_ROWS,
             )
             encoded = await self._on_thread(lambda: encode(results))
             results.clear()
@@ -231,8 +243,9 @@ class InferRoutes:
             )
 
 
-def _no_room(cost_bytes: int, free_bytes: int) -> str:
-    return f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
+def _no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
+    text = f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
+    return Overloaded("answers", waiting=0, limit=0, text=text)
 
 
 def infer_target(scope: Scope) -> tuple[str, str | None] | None:

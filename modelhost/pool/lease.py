@@ -80,11 +80,12 @@ class Lease:
         `finish` runs on the inference thread, so that outputs never leave it and encoding them does
         not hold up the event loop.
         """
+        await self._runner.wait_turn(deadline)
         try:
             return await self._run_once(feeds, outputs, finish, deadline)
         except ActivationsFull:
-            # Others held the arena. Once more, one at a time: these wait for each other, not for luck.
-            async with self._runner.one_at_a_time:
+            # Others held the arena: once more with all of it, after them and before who comes next.
+            async with self._runner.alone(deadline):
                 return await self._run_once(feeds, outputs, finish, deadline)
 
     async def _run_once(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from modelhost.errors import DeadlineExceeded, HostClosed, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError, Overloaded
 from modelhost.runtime.base import CancelToken
 
 T = TypeVar("T")
@@ -26,8 +26,9 @@ class Runner:
         self.started = 0
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
-        self.one_at_a_time = asyncio.Lock()
-        """For runs that found the arena full of others' activations."""
+        self._alone = asyncio.Lock()
+        self._alone_wanted = 0
+        self._changed: list[asyncio.Future[None]] = []  # who waits for jobs or turns to end
         self._is_closed = False
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
 
@@ -58,17 +59,26 @@ class Runner:
                     future.set_result(result)
                 else:
                     future.set_exception(error)
+            if self._changed:
+                self._tell_change()
             on_end()
 
         def job() -> None:
-            result, error = None, None
+            result: Any = None
+            error: BaseException | None = None
             if not cancel.is_cancelled:  # else abandoned while it waited for a thread
                 try:
                     result = work()
+                except ModelHostError as caught:
+                    # Its words have the figures; its traceback holds what the work had made.
+                    error = caught.with_traceback(None)
                 except BaseException as caught:
                     error = caught
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(finish, result, error)
+            # An error's traceback holds this frame, and with it what the work had made: a circle that
+            # only the collector would find.
+            result = error = None
 
         self._executor.submit(job)
         self.started += 1
@@ -93,6 +103,47 @@ class Runner:
         finally:
             if timer is not None:
                 timer.cancel()
+            # The future has the error, whose traceback has this frame: a circle, and in the frames
+            # above it are the request's tensors.
+            del future
+
+    async def wait_turn(self, deadline: float | None = None) -> None:
+        """Waits while somebody needs to run alone; costs nothing otherwise. Raises DeadlineExceeded."""
+        while self._alone_wanted:
+            await self._wait_change(deadline)
+
+    @contextlib.asynccontextmanager
+    async def alone(self, deadline: float | None = None) -> AsyncIterator[None]:
+        """A scope that begins when no job is in flight, and in which `wait_turn` holds others back.
+
+        Scopes follow each other. Raises DeadlineExceeded.
+        """
+        self._alone_wanted += 1
+        try:
+            async with self._alone:
+                while self.in_flight:
+                    await self._wait_change(deadline)
+                yield
+        finally:
+            self._alone_wanted -= 1
+            self._tell_change()
+
+    async def _wait_change(self, deadline: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        changed: asyncio.Future[None] = loop.create_future()
+        self._changed.append(changed)
+        began = loop.time()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await changed
+        except TimeoutError:
+            raise DeadlineExceeded("waiting for others' runs", waited_s=loop.time() - began) from None
+
+    def _tell_change(self) -> None:
+        waiting, self._changed = self._changed, []
+        for changed in waiting:
+            if not changed.done():
+                changed.set_result(None)
 
     def close(self) -> None:
         """Takes no more jobs, and waits for those in flight; blocks."""

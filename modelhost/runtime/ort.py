@@ -103,6 +103,8 @@ class OrtRuntime:
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
         self._lock, self._runs, self._held = threading.Lock(), 0, 0
+        self.starts = 0
+        """Runs that have been started."""
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._identity = ort.InferenceSession(
@@ -144,6 +146,7 @@ class OrtRuntime:
         """Counts a run while it is going on."""
         with self._lock:
             self._runs += 1
+            self.starts += 1
         try:
             yield
         finally:
@@ -218,10 +221,12 @@ class OrtModel:
         else:
             return results
         self._runtime.trim()
+        starts = self._runtime.starts
         try:
             results = self._session.run(list(outputs), feeds, options)
         except Exception as error:
-            if self._runtime.is_alone and (full := _ARENA_FULL.search(str(error))):
+            was_alone = self._runtime.is_alone and self._runtime.starts == starts
+            if was_alone and (full := _ARENA_FULL.search(str(error))):
                 raise _never_fits(int(full[1]), int(full[2]), self._runtime.activation_ceiling_bytes) from None
             raise
         return results

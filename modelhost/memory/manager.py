@@ -51,7 +51,7 @@ class MemoryInfo:
 
     @property
     def is_critical(self) -> bool:
-        """Whether loads are refused."""
+        """Whether usage reached critical: all that is idle leaves, and loads are refused."""
         return self.level >= Level.CRITICAL
 
     @property

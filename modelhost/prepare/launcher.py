@@ -55,6 +55,11 @@ def prepare(store: ArtifactStore, file: Path, external: tuple[str, ...], bounds:
         raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}") from None
 
 
+def is_no_memory(text: str) -> bool:
+    """Says whether an error's words are those of memory that ran out."""
+    return any(word in text for word in _NO_MEMORY)
+
+
 def _run_child(file: Path, folder: Path, bounds: Bounds) -> dict[str, object]:
     job, report, log = folder / "job.json", folder / "report.json", folder / "log.txt"
     job.write_text(
@@ -88,7 +93,7 @@ def _run_child(file: Path, folder: Path, bounds: Bounds) -> dict[str, object]:
         return table
     said = log.read_text(errors="replace").strip().splitlines()
     last = said[-1][:600] if said else "it said nothing"
-    if any(word in line for line in said for word in _NO_MEMORY):
+    if any(map(is_no_memory, said)):
         raise PrepareFailed(f"it needs more than its {format_bytes(bounds.memory_bytes)} of memory: {last}")
     if ended.returncode < 0:
         killed = ", as the kernel does where memory runs out" if ended.returncode == -signal.SIGKILL else ""

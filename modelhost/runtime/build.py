@@ -1,9 +1,10 @@
 """Makes one artifact: `python -m modelhost.runtime.build JOB.json`, in a child process of its own.
 
 Saves the model optimised with its weights in a file of their own, opens that in each variant, compares
-its answers with the original's, measures, and chooses. The rule: of the variants whose outputs agree
-and whose run times are within 10 % (and 0.2 ms) of the best at one row and at several, the one that
-holds the least memory; where two are within 1 MB, the one that loads faster.
+its answers with the original's, measures, and chooses. The rule: a variant is as slow as its worst run
+against the fastest of all variants' runs with as many rows; of the variants whose outputs agree and
+which are within 10 % (and 0.2 ms) of the least slow one, the one that holds the least memory; where
+two are within 1 MB, the one that loads faster.
 
 Each step runs in a fork of a process that is set up as the host is and has opened no model: what it
 measures is what the host will see, since no free heap page of an earlier step hides a byte of it, and
@@ -34,10 +35,12 @@ import numpy as np
 
 from modelhost.memory import Probe, allocator
 from modelhost.prepare.face import with_inputs
+from modelhost.prepare.launcher import is_no_memory
 from modelhost.prepare.manifest import RunFigures, Variant, VariantFigures
 from modelhost.repository import OnnxSummary, read_summary
 from modelhost.runtime.ort import OrtRuntime
 from modelhost.tensors import DTYPES, Array, TensorSpec
+from modelhost.units import format_bytes
 
 allocator.configure()
 
@@ -55,11 +58,12 @@ _SIZES: Final = ((16, 16), (1, 1), (8, 8), (32, 3), (64, 64), (64, 3), (224, 3),
 _TRYING_S: Final = 60.0
 _ROWS: Final = (1, 8)
 #: Runs that are timed: so many, and more while they are short. The fastest counts: others use the machine too.
-_REPEATS, _MAX_REPEATS, _TIMED_S = 5, 50, 0.02
+_REPEATS, _MAX_REPEATS, _TIMED_S = 3, 50, 0.03
 #: Largest difference to the original that still counts as the same answer.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5
-#: With less than this left on the disk, what does not work may have been cut short by it.
-_DISK_BYTES: Final = 16 << 20
+#: Room on the disk for the saved forms, in weights (the packed one has them twice) and besides; where
+#: there was less, what does not work may have been cut short by it.
+_DISK_FACTOR, _DISK_BYTES = 3.2, 16 << 20
 _PR_SET_PDEATHSIG: Final = 1
 
 #: What each variant opens: the two saved forms differ in the packed copies.
@@ -127,7 +131,7 @@ def build(file: Path, folder: Path, runtime: OrtRuntime) -> Built:
     try:
         runs = _apart(functools.partial(_ask, file, summary, asked, runtime))
     except StepFailed as error:
-        _check_disk(folder)
+        _check_finding(str(error), folder, summary)
         stock = VariantFigures("heap", opened.load_ms, opened.resident_bytes, opened.peak_bytes, ())
         return Built("heap", f"nothing to compare answers by: {error}", 0, 0.0, (stock,))
     stock = VariantFigures("heap", opened.load_ms, opened.resident_bytes, opened.peak_bytes, runs)
@@ -142,10 +146,10 @@ def build(file: Path, folder: Path, runtime: OrtRuntime) -> Built:
             usable.append(measured)
         except StepFailed as error:
             reasons.append(f"{variant}: {error}")
-    if reasons:
-        _check_disk(folder)
+    if not usable:
+        _check_finding("; ".join(reasons), folder, summary)
     chosen, reason = _choose(usable, stock)
-    if chosen == "heap" and reasons:
+    if reasons:
         reason += "; " + "; ".join(reasons)
     weights_bytes = 0
     for name in ("model.onnx", "model.bin") if chosen != "heap" else ():
@@ -159,12 +163,13 @@ def build(file: Path, folder: Path, runtime: OrtRuntime) -> Built:
 def _choose(usable: Sequence[VariantFigures], stock: VariantFigures) -> tuple[Variant, str]:
     best = [min(found.runs[index].ms for found in [*usable, stock]) for index in range(len(stock.runs))]
 
-    def is_fast(found: VariantFigures) -> bool:
-        return all(run.ms <= ms * _SLOWER + _SLOWER_MS for run, ms in zip(found.runs, best, strict=True))
+    def slowness(found: VariantFigures) -> float:
+        return max([1.0, *((run.ms - _SLOWER_MS) / ms for run, ms in zip(found.runs, best, strict=True))])
 
-    candidates = [found for found in usable if is_fast(found)] or list(usable)
-    if not candidates:
+    if not usable:
         return "heap", "no variant opened and answered as the original does"
+    least_slow = min(map(slowness, usable))
+    candidates = [found for found in usable if slowness(found) <= least_slow * _SLOWER]
     least = min(found.resident_bytes for found in candidates)
     chosen = min(
         (found for found in candidates if found.resident_bytes <= least + _SAME_BYTES), key=lambda found: found.load_ms
@@ -456,10 +461,17 @@ def _reason(error: Exception) -> str:
     return text if is_plain and text else f"{type(error).__name__}: {text}"
 
 
-def _check_disk(folder: Path) -> None:
-    """Raises StepFailed where the disk is full: that is no finding about the model."""
-    if shutil.disk_usage(folder).free < _DISK_BYTES:
-        raise StepFailed(os.strerror(errno.ENOSPC))
+def _check_finding(reason: str, folder: Path, summary: OnnxSummary) -> None:
+    """Raises StepFailed where memory or disk ran out: that is no finding about the model, and not for keeps."""
+    if is_no_memory(reason) or signal.SIGKILL.name in reason:  # the kernel's, where memory runs out
+        raise StepFailed(reason)
+    room = shutil.disk_usage(folder).free + sum(_size_bytes(file) for file in folder.rglob("*"))
+    wanted = int(summary.weight_bytes * _DISK_FACTOR) + _DISK_BYTES
+    if room < wanted:
+        raise StepFailed(
+            f"{os.strerror(errno.ENOSPC)}: preparing may take {format_bytes(wanted)}, {format_bytes(room)} were free "
+            f"({reason})"
+        )
 
 
 def _size_bytes(file: Path) -> int:

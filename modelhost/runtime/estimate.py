@@ -25,8 +25,6 @@ _PEAK_FACTOR: Final = 1.1
 _CONV_FACTOR: Final = 1.4
 _GENERATED_FACTOR: Final = 1.05
 _PEAK_EXTRA_BYTES: Final = 4 << 20
-#: What a session holds that a measurement in a process with free heap pages may miss.
-_SESSION_BYTES: Final = 256 << 10
 #: Nodes and names in memory against the same in the file.
 _STRUCTURE_FACTOR: Final = 6
 
@@ -82,8 +80,8 @@ def prepared_plan(artifact: Artifact) -> LoadPlan:
     manifest = artifact.manifest
     is_mapped = manifest.variant != "heap"
     return LoadPlan(
-        resident_bytes=manifest.resident_bytes + _SESSION_BYTES,
-        peak_bytes=manifest.peak_bytes + _SESSION_BYTES,
+        resident_bytes=manifest.resident_bytes,
+        peak_bytes=manifest.peak_bytes,
         optimization="none" if is_mapped else "all",
         artifact=artifact.model_file if is_mapped else None,
         variant=manifest.variant,

@@ -127,8 +127,9 @@ class Stage:
 
     async def settled(self) -> None:
         """Waits until nothing is under way: no run, load, unload or trim, and no one waits."""
-        await until(lambda: self.is_settled)
-        await turns(5)
+        while not self.is_settled:  # the sampler may begin a clean-up in the turns after it was
+            await until(lambda: self.is_settled)
+            await turns(5)
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -177,7 +178,8 @@ class Stage:
         found = self.pool.snapshot()
         assert found.waiting == 0
         assert found.in_flight == 0
-        assert [model for model in found.models if model.leases or model.waiting or model.state != "ready"] == []
+        unsettled = [model for model in found.models if model.leases or model.waiting or model.state != "ready"]
+        assert unsettled == [], unsettled
         assert self.memory.ledger.open_count == len(found.models)
         assert self.machine.committed_bytes() - self.machine.baseline_bytes - self.machine.other_bytes == sum(
             script.resident_bytes * script.copies + script.leaked_bytes * script.closes

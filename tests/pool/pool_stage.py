@@ -127,9 +127,9 @@ class Stage:
 
     async def settled(self) -> None:
         """Waits until nothing is under way: no run, load, unload or trim, and no one waits."""
-        while not self.is_settled:  # the sampler may begin a clean-up in the turns after it was
-            await until(lambda: self.is_settled)
-            await turns(5)
+        await until(lambda: self.is_settled)
+        await turns(5)
+        await until(lambda: self.is_settled)  # the sampler may have begun a clean-up in these turns
 
     # --- looking ----------------------------------------------------------------------------------
 

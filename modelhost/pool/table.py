@@ -34,8 +34,8 @@ class SlotTable:
         self.released: Callable[[Slot], None] = lambda slot: None
         self._slots: dict[ModelKey, Slot] = {}
         # A model enters when its last lease ends and leaves at the next grant, so that iteration is
-        # in the order of last use; the cache keeps the sum of their sizes.
-        self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf, getsizeof=lambda slot: slot.committed_bytes)
+        # in the order of last use.
+        self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf)
         self._runner = runner
         self._wall_clock = wall_clock
 
@@ -50,11 +50,6 @@ class SlotTable:
     def waiting(self) -> int:
         """Requests that wait for a lease."""
         return sum(len(slot.waiters) for slot in self._slots.values())
-
-    @property
-    def idle_bytes(self) -> int:
-        """What the idle models are recorded to hold."""
-        return int(self._idle.currsize)
 
     def candidates(self) -> list[Candidate]:
         """The idle models, least recently used first."""

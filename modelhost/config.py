@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from modelhost.errors import ConfigError
-from modelhost.units import ThresholdSpec, parse_size
+from modelhost.units import ThresholdSpec, parse_duration, parse_size
 
 ENV_PREFIX: Final = "MODELHOST_"
 DEFAULT_FILE: Final = Path("modelhost.toml")
@@ -43,6 +43,7 @@ SizeOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_size_or_auto)]
 Threshold = Annotated[ThresholdSpec, BeforeValidator(_threshold)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
 class _Section(BaseModel):
@@ -87,7 +88,7 @@ class MemorySettings(_Section):
     """Never given to models, whatever the thresholds say."""
     activation_ceiling: SizeOrAuto = "auto"
     """Hard maximum of what all runs together may allocate; auto: the room above critical, at most a quarter
-    of the limit, less `server.max_decoding_bytes`."""
+    of the limit."""
     sample_interval_s: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Time between two looks at usage."""
     event_history: PositiveInt = 256
@@ -109,6 +110,9 @@ class PoolSettings(_Section):
     """A failed load is remembered this long, twice as long after each further failure …"""
     failure_backoff_max_s: Seconds = 60.0
     """… and at most this long."""
+    idle_ttl: Duration = 0.0
+    """A model that nobody has used for so long leaves, and the pages of its files with it; 0: only memory
+    decides. Reloading a prepared model takes a millisecond, so that short times cost little."""
 
 
 class RuntimeSettings(_Section):
@@ -129,6 +133,12 @@ class ModelOptions(_Section):
     """Replaces the estimate of what the loaded model holds, until it was measured."""
     load_peak_bytes: Size | None = None
     """Replaces the estimate of what its load takes at its highest."""
+    read_ahead: bool = False
+    """Asks the kernel to read the weights of a prepared model at its load, not page by page at its first run;
+    pays on disks that are slow to seek."""
+    dimensions: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Sizes to prepare and measure with, for dimensions of any size: by their name in the model, or as
+    `INPUT:AXIS` where they have none."""
     max_batch_size: int = Field(0, ge=0)
     """Told to clients that ask (`/config`); 0: the model has no batch dimension that they may fill."""
 
@@ -167,8 +177,13 @@ class ModelsSettings(_Section):
 class PrepareSettings(_Section):
     """Prepared models: optimised, their weights as pages of a file (`modelhost prepare`)."""
 
+    on_load: bool = True
+    """Prepare a model when it is first wanted; off, or where the cache cannot be written, it is only measured."""
     cache: Path | None = None
     """Where artifacts lie; unset: `.modelhost` in the models' directory."""
+    cache_max_bytes: SizeOrAuto = "auto"
+    """Largest size of all artifacts together, those in use aside: the least recently used go first; auto: half
+    of what the disk has free, the artifacts counted as free."""
     timeout_s: Seconds = 600.0
     """Longest time that preparing one model may take."""
     memory_ceiling: SizeOrAuto = "auto"

@@ -1,7 +1,8 @@
-"""Sizes and thresholds as people write them, and as messages print them."""
+"""Sizes, durations and thresholds as people write them, and as messages print them."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -10,6 +11,10 @@ from typing import Final, Literal
 #: way on both sides has to mean the same bytes.
 _SUFFIXES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>[kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+_SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>ms|s|m|h|)", re.IGNORECASE)
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -32,6 +37,21 @@ def parse_size(text: str | int) -> int:
     if match is None:
         raise ValueError(f'expected bytes or a size such as "256MB" or "1.5GB", got {text!r}')
     return int(float(match["number"]) * _SUFFIXES[match["suffix"].lower()])
+
+
+def parse_duration(text: str | float) -> float:
+    """Returns the seconds that `text` means: `30`, `"1.5"`, `"500ms"`, `"30s"`, `"15m"`, `"2h"`.
+
+    Raises ValueError that names what is accepted.
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        if not 0 <= text < math.inf:
+            raise ValueError(f"a duration cannot be negative or endless, got {text}")
+        return float(text)
+    match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f'expected seconds or a duration such as "500ms", "30s", "15m" or "2h", got {text!r}')
+    return float(match["number"]) * _SECONDS[match["suffix"].lower()]
 
 
 @dataclass(frozen=True, slots=True)

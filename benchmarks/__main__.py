@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import click
 
 from benchmarks import cgroup
 from benchmarks.client import RequestFailed
-from benchmarks.models import ModelSet, conv_nets, default_cache
+from benchmarks.models import SIZE_MB, ModelSet, conv_nets, default_cache
 from benchmarks.process import ROOT
 from benchmarks.report import Report
 from modelhost.units import format_bytes, parse_size
@@ -44,6 +45,12 @@ _cache = click.option(
     help=f"Where generated models are kept. [default: {default_cache()}]",
 )
 
+_transformer = click.option(
+    "--transformer",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A transformer encoder; benchmarks/export_transformer.py writes one, where there is torch.",
+)
+
 
 def _count(default: int, text: str) -> Callable[[F], F]:
     return click.option("--models", "count", type=click.IntRange(2), default=default, show_default=True, help=text)
@@ -61,6 +68,8 @@ def cli() -> None:
     \b
     Start here:
       python -m benchmarks idle                  start time and memory of a host that does nothing
+      python -m benchmarks density --small       prepared models where a plain loop is killed: half a minute
+      python -m benchmarks prepared              prepared sessions beside stock ones
       python -m benchmarks pressure              40 models of 20 MB in a container of 256 MB
       python -m benchmarks sequential --out sequential.jsonl
 
@@ -130,17 +139,116 @@ def pressure(
 
 
 @cli.command()
-@click.option("--cycles", type=click.IntRange(20), default=300, show_default=True, help="Load, ask, unload.")
-@_count(8, "Distinct models, taken in turn.")
+@_count(100, "Distinct models.")
+@click.option("--size-mb", type=click.FloatRange(0.1), default=20, show_default=True, help="Weights of each model.")
+@click.option("--layers", type=click.IntRange(2), help="Layers of each model. [default: 9, or about that]")
+@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True, help="Requests by popularity.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that send them at once.")
+@click.option(
+    "--exponent",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Zipf's law: the model of rank r is asked r to the power of minus this as often; 0: all alike.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of ranks and order.")
+@click.option("--small", is_flag=True, help="6 models and 60 requests at most: half a minute.")
 @_limit
 @_cache
 @_out
-def churn(cycles: int, count: int, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
-    """Hundreds of loads and unloads: does usage drift away from where it began?"""
+def density(
+    count: int,
+    size_mb: float,
+    layers: int | None,
+    requests: int,
+    clients: int,
+    exponent: float,
+    seed: int,
+    small: bool,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """A hundred prepared models in 256 MB, all loaded at once; a plain loop in the same for comparison.
+
+    Models are made and prepared first, outside of the limit, and kept: 100 of 20 MB take 4 GB of disk
+    and five minutes the first time.
+
+    
+    And a thousand of 2 MB (a loaded session holds some 12 KB for each of its nodes, whatever the weights):
+      python -m benchmarks density --models 1000 --size-mb 2 --layers 3 --exponent 0
+    """
+    from benchmarks import density as case
+
+    if small:
+        count, requests = min(count, 6), min(requests, 60)
+    load = case.Load(requests=requests, clients=clients, exponent=exponent, seed=seed)
+    parameters = {"models": count, "size_mb": size_mb, "layers": layers, **asdict(load), **_limits(limit_bytes)}
+    with _report("density", out, **parameters) as report:
+        models = _models(report, count, cache, size_mb=size_mb, layers=layers, label="prepared-all")
+        case.run(report, models, limit_bytes=limit_bytes, load=load)
+
+
+@cli.command()
+@click.option("--loads", type=click.IntRange(1), default=5, show_default=True, help="Loads of each kind, in turns.")
+@click.option("--turns", type=click.IntRange(1), default=8, show_default=True, help="Stretches of runs, in turns.")
+@click.option("--sequence", type=click.IntRange(1), default=64, show_default=True, help="Length of sequences.")
+@click.option("--model", "names", multiple=True, help="Only this one; may be given several times.")
+@_transformer
+@_cache
+@_out
+def prepared(
+    loads: int,
+    turns: int,
+    sequence: int,
+    names: tuple[str, ...],
+    transformer: Path | None,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Prepared sessions beside stock ones: load time, committed memory, run time, as ratios.
+
+    A convolutional net of 20 MB, dense layers of 100 MB, ResNet-50 and DenseNet-121 as the onnx package
+    ships them, and a transformer encoder where one is given; each session in a process of its own.
+    """
+    from benchmarks import prepared as case
+    from benchmarks import zoo
+
+    chosen = names or ("conv20", "gemm", *case.LIGHT)
+    with _report("prepared", out, loads=loads, turns=turns, sequence=sequence, models=list(chosen)) as report:
+        given = [transformer] if transformer else []
+        directory = zoo.repository("prepared", chosen, cache=cache, given=given)
+        encoder = transformer.stem if transformer else None
+        case.run(report, directory, loads=loads, turns=turns, sequence=sequence, encoder=encoder)
+
+
+@cli.command()
+@click.option("--cycles", type=click.IntRange(20), default=300, show_default=True, help="Load, ask, unload.")
+@_count(8, "Distinct models, taken in turn.")
+@click.option(
+    "--prepared",
+    type=click.Choice(["none", "half", "all"]),
+    default="none",
+    show_default=True,
+    help="Which of them are prepared first: half is every other one.",
+)
+@_limit
+@_cache
+@_out
+def churn(cycles: int, count: int, prepared: str, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Hundreds of loads and unloads: does usage drift away from where it began?
+
+    \b
+    The long form, some minutes:
+      python -m benchmarks churn --cycles 2000 --models 50 --prepared half
+    """
     from benchmarks import churn as case
 
-    with _report("churn", out, cycles=cycles, models=count, **_limits(limit_bytes)) as report:
-        case.run(report, _models(report, count, cache), limit_bytes=limit_bytes, cycles=cycles)
+    wanted = {"none": [False] * count, "half": [index % 2 == 0 for index in range(count)], "all": [True] * count}
+    parameters = {"cycles": cycles, "models": count, "prepared": prepared, **_limits(limit_bytes)}
+    with _report("churn", out, **parameters) as report:
+        models = _models(report, count, cache, label="" if prepared == "none" else f"prepared-{prepared}")
+        case.run(report, models, limit_bytes=limit_bytes, cycles=cycles, is_prepared=wanted[prepared])
 
 
 @cli.command()
@@ -168,16 +276,27 @@ def imports(runs: int, out: Path | None) -> None:
 
 @cli.command()
 @click.option("--light/--no-light", default=True, show_default=True, help="The networks that onnx ships, up to 550 MB.")
+@click.option("--model", "names", multiple=True, help="Only this one; may be given several times.")
+@_transformer
 @_cache
 @_out
-def estimates(light: bool, cache: Path | None, out: Path | None) -> None:
-    """Predicted memory of a load against what it really takes, as ratios."""
-    from benchmarks import estimates as case
+def estimates(
+    light: bool, names: tuple[str, ...], transformer: Path | None, cache: Path | None, out: Path | None
+) -> None:
+    """What preparing predicts against what a host measures: committed memory, and bytes of a run.
 
-    with _report("estimates", out, light=light) as report:
-        files = sorted(_models(report, 2, cache).directory.glob("*/*/*.onnx"))
-        files += sorted((ROOT / "models").glob("*/*/*.onnx"))
-        case.run(report, files + (case.light_models() if light else []))
+    Some twenty models: convolutions, dense layers, attention, a table, a recurrent net, one whose
+    activations are thousands of times its input, those of this project, and the networks that onnx
+    ships. Each is prepared once, then measured in processes of their own at sizes that preparing did
+    not try.
+    """
+    from benchmarks import estimates as case
+    from benchmarks import zoo
+
+    chosen = names or (*zoo.made_models(), *zoo.shipped_models(), *(zoo.light_models() if light else ()))
+    with _report("estimates", out, models=list(chosen)) as report:
+        given = [transformer] if transformer else []
+        case.run(report, zoo.repository("estimates", chosen, cache=cache, given=given))
 
 
 @cli.command()
@@ -226,9 +345,17 @@ def _limits(limit_bytes: int) -> dict[str, Any]:
     return {"limit_bytes": limit_bytes, "limit_kind": "cgroup" if reason is None else "setting"}
 
 
-def _models(report: Report, count: int, cache: Path | None) -> ModelSet:
-    report.progress(f"{count} models of 20 MB (made where they are missing)")
-    return conv_nets(count, cache=cache)
+def _models(
+    report: Report,
+    count: int,
+    cache: Path | None,
+    *,
+    size_mb: float = SIZE_MB,
+    layers: int | None = None,
+    label: str = "",
+) -> ModelSet:
+    report.progress(f"{count} models of {size_mb:g} MB (made where they are missing)")
+    return conv_nets(count, size_mb=size_mb, layers=layers, cache=cache, label=label, progress=report.progress)
 
 
 if __name__ == "__main__":

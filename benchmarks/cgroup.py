@@ -39,8 +39,11 @@ class GroupFigures:
     peak_bytes: int
     """Highest `current_bytes`; stands at the limit as soon as enough files were read."""
     limit_hits: int
-    """How often the limit was reached, so that page cache had to go (v1 failcnt, v2 `max`)."""
+    """How often the limit was reached, so that page cache had to go (v1 failcnt, v2 `max`); some recent
+    kernels leave it at 0 on v1."""
     oom_kills: int
+    kernel_bytes: int = 0
+    """Page tables, mappings, inodes, the index of cached pages: part of `usage_bytes`, nobody's anonymous memory."""
 
     @property
     def usage_bytes(self) -> int:
@@ -107,14 +110,16 @@ class MemoryCgroup:
             current = self._number("memory.current")
             peak = self._number("memory.peak", missing=current)  # since Linux 5.19
             hits, kills, prefix = events["max"], events["oom_kill"], ""
+            kernel = stat.get("kernel", 0)  # since Linux 5.18
         else:
             stat, control = self._table("memory.stat"), self._table("memory.oom_control")
             current, peak = self._number("memory.usage_in_bytes"), self._number("memory.max_usage_in_bytes")
             # With swap accounting memory and swap are charged first, and it is that counter which fails.
             hits = self._number("memory.failcnt") + self._number("memory.memsw.failcnt", missing=0)
             kills, prefix = control.get("oom_kill", 0), "total_"
+            kernel = self._number("memory.kmem.usage_in_bytes", missing=0)
         file_bytes = stat[f"{prefix}inactive_file"] + stat[f"{prefix}active_file"]
-        return GroupFigures(current, file_bytes, peak, hits, kills)
+        return GroupFigures(current, file_bytes, peak, hits, kills, kernel)
 
     def _number(self, file: str, *, missing: int | None = None) -> int:
         """Reads one figure; `missing` stands in where this kernel has no such file."""

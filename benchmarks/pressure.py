@@ -10,9 +10,9 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Case, ModelSet
@@ -66,15 +66,26 @@ def ask_in_order(url: str, cases: Sequence[Case]) -> Outcome:
     return outcome
 
 
-def ask_at_random(url: str, cases: Sequence[Case], *, requests: int, clients: int, seed: int) -> Outcome:
-    """Asks models in random order from `clients` threads, each with a connection of its own."""
+def ask_at_random(
+    url: str,
+    cases: Sequence[Case],
+    *,
+    requests: int,
+    clients: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+) -> Outcome:
+    """Asks models in random order from `clients` threads, each with a connection of its own.
+
+    With `weights` some models are asked more often than others.
+    """
     outcomes = [Outcome() for _ in range(clients)]
 
     def work(number: int) -> None:
         choose = random.Random(seed * 1000 + number)
         with Client(url) as client:
             for _ in range(requests // clients + (number < requests % clients)):
-                outcomes[number].ask(client, choose.choice(cases))
+                outcomes[number].ask(client, choose.choices(cases, weights)[0])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -106,9 +117,9 @@ def run(
         else:
             host = RunningHost(url)
         report.progress(f"{len(models.cases)} models one after another")
-        _phase(report, host, "in order", lambda: ask_in_order(host.url, models.cases))
+        phase(report, host, "in order", lambda: ask_in_order(host.url, models.cases))
         report.progress(f"{requests} requests at random by {clients} clients")
-        _phase(
+        phase(
             report,
             host,
             "at random",
@@ -133,7 +144,14 @@ def run(
     report.summary("total")
 
 
-def _phase(report: Report, host: Target, name: str, work: Callable[[], Outcome]) -> None:
+def phase(
+    report: Report,
+    host: Target,
+    name: str,
+    work: Callable[[], Outcome],
+    more: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
+    """Runs one phase with a meter on the host and reports it; what `more` says afterwards is in the result."""
     with Client(host.url) as client:
         before = client.metrics()
         started = time.monotonic()
@@ -152,12 +170,14 @@ def _phase(report: Report, host: Target, name: str, work: Callable[[], Outcome])
         failures=outcome.failures[:_FAILURES_KEPT],
         wrong=outcome.wrong,
         took_s=round(took_s, 3),
+        per_second=round(outcome.requests / took_s, 1),
         p50_ms=round(outcome.percentile(0.5), 2),
         p99_ms=round(outcome.percentile(0.99), 2),
         max_ms=round(max(outcome.latencies_ms, default=0.0), 2),
         usage_peak_bytes=meter.peak_bytes,
         readings=meter.readings,
         **{key: int(after.get(key, 0) - before.get(key, 0)) for key in ("loads", "evictions", "load_failures")},
+        **more(),
     )
     report.require(not outcome.failures, f"{name}: {len(outcome.failures)} requests failed: {outcome.failures[:1]}")
     report.require(outcome.wrong == 0, f"{name}: {outcome.wrong} answers are wrong")

@@ -26,6 +26,8 @@ _POLL_S: Final = 0.002
 #: Short against a load (some 100 ms), long against a reading (some 50 microseconds).
 _METER_INTERVAL_S: Final = 0.005
 
+_SETTINGS: Final = {"PREPARE_ON_LOAD": "false"}
+
 #: What the command `modelhost` does, without asking where it is installed.
 SERVE: Final = [sys.executable, "-c", "from modelhost.cli.main import main; main()", "serve"]
 
@@ -153,10 +155,11 @@ def running_host(
 
     With `limit_bytes` it runs in a memory cgroup of that size, or with `memory.limit` where none can
     be made. `settings` are MODELHOST_* variables without the prefix; the caller's own are left out.
+    Nothing is prepared on the side unless they say so: what is prepared decides what is measured.
     Raises RequestFailed, with the end of the log, where the host does not come up.
     """
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MODELHOST_")}
-    environ |= {f"MODELHOST_{key}": value for key, value in (settings or {}).items()}
+    environ |= {f"MODELHOST_{key}": value for key, value in {**_SETTINGS, **(settings or {})}.items()}
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelhost-bench-")))
         command, group = [*SERVE, "--models", str(models), "--port", "0"], None

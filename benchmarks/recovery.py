@@ -24,8 +24,7 @@ BACK_BYTES: Final = 5 * _MB
 _TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.01
 
-#: A body larger than the default may carry, so that one can reach critical from below warning; the
-#: activation ceiling shrinks by as much.
+#: A body larger than the default may carry, so that one can reach critical from below warning.
 _SETTINGS: Final = {"SERVER_MAX_DECODING_BYTES": "56MB", "SERVER_MAX_REQUEST_BYTES": "56MB"}
 
 

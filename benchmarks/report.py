@@ -87,6 +87,8 @@ def _shown(key: str, value: Any) -> str:
         return "yes" if value else "NO"
     if isinstance(value, (int, float)):
         if key.endswith("_bytes"):
+            if 0 < abs(value) < _MB:
+                return f"{value / 1024:.0f} KB"
             return f"{value / _MB:.1f} MB"
         if key.endswith(("_ms", "_us")):
             return f"{value:.1f} {key[-2:]}"

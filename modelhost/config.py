@@ -129,10 +129,8 @@ class ModelOptions(_Section):
     """Never evicted to make room."""
     optimization: Literal["all", "extended", "basic", "none"] | None = None
     """Graph optimisation; unset: `all`, or `extended` where only its lower load peak fits."""
-    resident_bytes: Size | None = None
-    """Replaces the estimate of what the loaded model holds, until it was measured."""
     load_peak_bytes: Size | None = None
-    """Replaces the estimate of what its load takes at its highest."""
+    """Replaces the estimate of what the child process takes that opens the model for the first time."""
     read_ahead: bool = False
     """Asks the kernel to read the weights of a prepared model at its load, not page by page at its first run;
     pays on disks that are slow to seek."""

@@ -104,7 +104,7 @@ class ModelBroken(ModelHostError):
 
 
 class MemoryRefusal(ModelHostError):
-    """Base of the two refusals for memory; carries what was asked, what is there, who holds the rest."""
+    """Base of the refusals for memory; carries what was asked, what is there, who holds the rest."""
 
     def __init__(
         self,
@@ -140,6 +140,34 @@ class NeverFits(MemoryRefusal):
     """It would not fit even if everything else left."""
 
     code = "never_fits"
+
+
+class RunTooLarge(MemoryRefusal):
+    """A run would not fit under the ceiling of activations with nobody else running.
+
+    `max_rows` is the largest batch that fits, None where that is not known.
+    """
+
+    code = "run_too_large"
+
+    def __init__(self, what: str, *, needed_bytes: int, available_bytes: int, max_rows: int | None = None) -> None:
+        match max_rows:
+            case None:
+                advice = "send fewer rows at once"
+            case 0:
+                advice = "not even one row fits"
+            case _:
+                advice = f"at most {max_rows} {'row fits' if max_rows == 1 else 'rows fit'}"
+        super().__init__(f"{what}; {advice}", needed_bytes=needed_bytes, available_bytes=available_bytes)
+        self.max_rows = max_rows
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {
+            "needed_bytes": self.needed_bytes,
+            "available_bytes": self.available_bytes,
+            "max_rows": self.max_rows,
+        }
 
 
 class Overloaded(ModelHostError):

@@ -32,7 +32,8 @@ _MB = 1 << 20
 class Budgets:
     """How the room above critical is shared, in bytes.
 
-    At 256 MB: 64 MB of room, of which 16 MB are for bodies being decoded and 48 MB for activations.
+    At 256 MB the room is 64 MB. Activations may take all of it: a run looks at usage before it begins.
+    Bodies being decoded may take 16 MB.
     """
 
     activation_ceiling_bytes: int
@@ -51,13 +52,16 @@ class Budgets:
             if server.max_request_bytes == "auto"
             else server.max_request_bytes
         )
-        ceiling = room - decoding if memory.activation_ceiling == "auto" else memory.activation_ceiling
-        if ceiling < _MB or ceiling + decoding > thresholds.activation_room_bytes:
-            raise ConfigError(
-                f"server.max_decoding_bytes ({format_bytes(decoding)}) and memory.activation_ceiling "
-                f"({format_bytes(ceiling)}) have to share the {format_bytes(thresholds.activation_room_bytes)} above "
-                f"memory.critical ({format_bytes(thresholds.critical_bytes)}), and activations need at least 1 MB"
-            )
+        ceiling = room if memory.activation_ceiling == "auto" else memory.activation_ceiling
+        for name, size in (("memory.activation_ceiling", ceiling), ("server.max_decoding_bytes", decoding)):
+            if size > thresholds.activation_room_bytes:
+                raise ConfigError(
+                    f"{name} ({format_bytes(size)}) cannot be over the "
+                    f"{format_bytes(thresholds.activation_room_bytes)} between memory.critical "
+                    f"({format_bytes(thresholds.critical_bytes)}) and the limit ({format_bytes(limit_bytes)})"
+                )
+        if ceiling < _MB:
+            raise ConfigError(f"memory.activation_ceiling ({format_bytes(ceiling)}) has to be at least 1 MB")
         if request > decoding:
             raise ConfigError(
                 f"server.max_request_bytes ({format_bytes(request)}) cannot be over "
@@ -73,9 +77,11 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     """Makes the ONNX Runtime runtime; it can be set up once in a process."""
     from modelhost.prepare import ArtifactStore
     from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
+    from modelhost.runtime.preparing import Preparer
 
+    store = ArtifactStore(settings.artifact_cache, settings.models.directory, identity())
     return OrtRuntime(
-        store=ArtifactStore(settings.artifact_cache, settings.models.directory, identity()),
+        preparer=Preparer(store, settings.prepare),
         activation_ceiling_bytes=budgets.activation_ceiling_bytes,
         intra_op_threads=settings.runtime.intra_op_threads,
     )
@@ -116,6 +122,7 @@ class Host:
             runtime=self.runtime,
             memory=self.memory,
             runner=Runner(threads=settings.server.run_threads or _cores(), max_waiting=settings.server.max_queue),
+            activation_ceiling_bytes=self.budgets.activation_ceiling_bytes,
             settings=settings.pool,
             models=settings.models,
         )

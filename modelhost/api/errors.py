@@ -22,6 +22,7 @@ STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.UnrepresentableOutput: 400,
     errors.ModelNotFound: 404,
     errors.RequestTooLarge: 413,
+    errors.RunTooLarge: 413,
     errors.ModelBroken: 500,
     errors.RunFailed: 500,
     errors.ConfigError: 500,
@@ -34,10 +35,11 @@ STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.ModelHostError: 500,
 }
 
-#: What a client should wait before it tries again: a queue drains in about a second, memory comes
-#: back when somebody else's runs end.
+#: What a client should wait before it tries again: a queue drains in about a second, and so do runs;
+#: memory of models comes back when their users are done.
 _RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.InsufficientMemory: 2,
+    errors.ActivationsFull: 1,
     errors.Overloaded: 1,
     errors.DeadlineExceeded: 1,
     errors.HostClosed: 5,

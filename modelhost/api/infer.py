@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -30,7 +30,7 @@ from modelhost.api.errors import respond
 from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded, RequestTooLarge
 from modelhost.host import Host
-from modelhost.pool import Lease
+from modelhost.pool import Kept, Lease
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
 from modelhost.tensors import Array, TensorSpec
@@ -120,13 +120,13 @@ class InferRoutes:
                 model_name=key.name, model_version=key.version, request_id=decoded.id, outputs=results
             )
 
-        def finish(arrays: list[Array]) -> EncodedResponse | tuple[Outputs, int]:
+        def finish(arrays: list[Array]) -> EncodedResponse | Kept[tuple[Outputs, int]]:
             results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
             cost_bytes = encode_cost_bytes(results)
             if cost_bytes <= _ENCODE_AT_ONCE_BYTES:
                 return encode(results)
             if not any(array.dtype.kind == "O" for array in arrays):
-                return results, cost_bytes
+                return Kept((results, cost_bytes), sum(array.nbytes for array in arrays))
             # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
             if cost_bytes > self._budget.limit_bytes:
                 raise RequestTooLarge(
@@ -142,20 +142,19 @@ class InferRoutes:
             if size_bytes > _ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
                 raise _no_room(size_bytes, self._budget.free_bytes)
             return done
-        results, cost_bytes = done
-        # The line for the answer's memory may wait for requests that wait for this one's model and for
-        # its body's memory: both are given up first.
-        lease.end()
-        decoded.feeds.clear()
-        hold.shrink(0)
-        with self._host.runtime.outputs_held():
+        with done as (results, cost_bytes):
+            # The line for the answer's memory may wait for requests that wait for this one's model and
+            # for its body's memory: both are given up first.
+            lease.end()
+            decoded.feeds.clear()
+            hold.shrink(0)
             await hold.grow(
                 cost_bytes,
                 is_last_step=True,
                 what=_ANSWER_TAKES,
                 advice=_FEWER_ROWS,
             )
-            encoded = await self._on_thread(lambda: encode(results))
+            encoded = await self._on_thread(lambda: encode(results), kept=done)
             results.clear()
         return encoded
 
@@ -223,9 +222,18 @@ class InferRoutes:
             return decode()
         return await self._on_thread(decode)
 
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        runner, cancel = self._host.pool.runner, CancelToken()
-        return await runner.result(runner.submit(work, cancel=cancel), cancel=cancel)
+    async def _on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
+        """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""
+        cancel = CancelToken()
+        return await self._host.pool.runner.result(self._submit(work, cancel, kept), cancel=cancel)
+
+    def _submit(self, work: Callable[[], T], cancel: CancelToken, kept: Kept[Any] | None) -> asyncio.Future[T]:
+        runner = self._host.pool.runner
+        if kept is None:
+            return runner.submit(work, cancel=cancel)
+        job = runner.submit(work, cancel=cancel, on_end=kept.end_use)
+        kept.begin_use()
+        return job
 
     def _refuse_exhausted(self) -> None:
         """Refuses work while usage is within `memory.min_free` of the limit: it might be what is killed."""

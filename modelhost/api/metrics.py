@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from modelhost.host import Host
+from modelhost.memory import Weights, WeightsInCache
+from modelhost.pool import ModelKey
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -28,7 +30,8 @@ class Metrics:
             registry=self._registry,
         )
         self._by_outcome: dict[str, Histogram] = {}
-        self._registry.register(_HostCollector(host))
+        self._collector = _HostCollector(host)
+        self._registry.register(self._collector)
 
     def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request; `outcome` is `ok` or the error's code."""
@@ -37,8 +40,9 @@ class Metrics:
             child = self._by_outcome[outcome] = self._requests.labels(outcome)
         child.observe(took_s)
 
-    def render(self) -> bytes:
-        """Returns the text format."""
+    def render(self, weights: WeightsInCache[ModelKey]) -> bytes:
+        """Returns the text format; `weights` were looked up before, since that waits for the disk's index."""
+        self._collector.weights = weights
         return generate_latest(self._registry)
 
 
@@ -47,14 +51,17 @@ class _HostCollector:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.weights: WeightsInCache[ModelKey] = WeightsInCache({}, Weights(0, 0))
 
     def describe(self) -> Iterator[Metric]:
         """Nothing ahead of time: the host is not open yet when this is registered."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Yields memory, ledger and pool figures."""
+        """Yields memory, ledger, page cache, activation and pool figures."""
         yield from self._memory()
+        yield from self._page_cache()
+        yield from self._activations()
         yield from self._pool()
 
     def _memory(self) -> Iterator[Metric]:
@@ -81,6 +88,52 @@ class _HostCollector:
         for kind, count in memory.history.counts.items():
             events.add_metric([kind], count)
         yield events
+
+    def _page_cache(self) -> Iterator[Metric]:
+        """Yields what is known; rates are left to who reads the totals."""
+        pressure, total = self._host.memory.pressure(), self.weights.total
+        reading = pressure.reading
+        for name, value, text in (
+            ("page_cache_weights_bytes", total.weights_bytes, "File pages that are loaded models' weights."),
+            ("page_cache_cached_bytes", total.cached_bytes, "What of them is in the page cache."),
+            ("page_cache_thrashing", int(pressure.is_thrashing), "1 while it no longer holds what is used."),
+            ("memory_psi_some_avg10", reading.psi_some_avg10, "Percent of 10 s in which something waited for memory."),
+            ("memory_psi_full_avg10", reading.psi_full_avg10, "Percent of 10 s in which everything waited for memory."),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(f"modelhost_{name}", text, value)
+        for name, count, text in (
+            ("page_cache_refaulted_bytes", reading.refaulted_bytes, "File pages dropped and read again."),
+            ("major_faults", reading.major_faults, "Page faults of the group that waited for the disk."),
+            ("process_major_faults", reading.process_major_faults, "Page faults of the host's own that did."),
+        ):
+            if count is not None:
+                yield CounterMetricFamily(f"modelhost_{name}", text, count)
+        weights = GaugeMetricFamily(
+            "modelhost_model_weights_bytes", "File pages of each model's weights.", labels=["model", "version"]
+        )
+        cached = GaugeMetricFamily(
+            "modelhost_model_cached_bytes", "What of them is in the page cache.", labels=["model", "version"]
+        )
+        for key, found in self.weights.models.items():
+            weights.add_metric([key.name, key.version], found.weights_bytes)
+            if found.cached_bytes is not None:
+                cached.add_metric([key.name, key.version], found.cached_bytes)
+        yield weights
+        yield cached
+
+    def _activations(self) -> Iterator[Metric]:
+        gate = self._host.pool.activations
+        for name, value, text in (
+            ("claimed_bytes", gate.claimed_bytes, "Memory that runs in progress and their outputs may hold."),
+            ("waiting", gate.waiting, "Runs that wait for memory."),
+        ):
+            yield GaugeMetricFamily(f"modelhost_activation_{name}", text, value)
+        for name, count, text in (
+            ("refusals", gate.refused_total, "Runs refused because they would not fit alone."),
+            ("misses", gate.missed_total, "Runs that were let through and that the arena refused."),
+        ):
+            yield CounterMetricFamily(f"modelhost_activation_{name}", text, count)
 
     def _pool(self) -> Iterator[Metric]:
         snapshot = self._host.pool.snapshot()

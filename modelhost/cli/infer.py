@@ -108,9 +108,13 @@ async def _in_process(
     from modelhost.tensors import datatype_of
 
     settings = load_settings(file=config_file, flags={"models.directory": models_directory})
-    only_this = settings.models.model_copy(update={"preload": ()})
+    only_this = {
+        "models": settings.models.model_copy(update={"preload": ()}),
+        # One run does not repay preparing, and asking a model something is no reason to write to the disk.
+        "prepare": settings.prepare.model_copy(update={"on_load": False}),
+    }
     async with (
-        Host(settings.model_copy(update={"models": only_this})) as host,
+        Host(settings.model_copy(update=only_this)) as host,
         host.pool.lease(name, version) as lease,
     ):
         results = await lease.run(_feeds(lease.inputs, file, values))

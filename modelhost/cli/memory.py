@@ -22,7 +22,7 @@ _BAR_WIDTH = 60
 @click.option("--cleanup", is_flag=True, help="Unload every idle model that is not pinned first.")
 @click.option("--events", default=5, show_default=True, type=click.IntRange(0), help="How many events to show.")
 def command(url: str, as_json: bool, cleanup: bool, events: int) -> None:
-    """Show limit, usage, thresholds, models and the last events of a running host."""
+    """Show limit, usage, thresholds, page cache, models and the last events of a running host."""
     answer = request(url, "/memory/cleanup", {})["memory"] if cleanup else request(url, "/memory")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
@@ -52,8 +52,25 @@ def _summary(info: dict[str, Any]) -> str:
             f"[{''.join(bar)}]",
             f"baseline {format_bytes(info['baseline_bytes'])}, w warning {format_bytes(info['warning_bytes'])}, "
             f"C critical {format_bytes(info['critical_bytes'])}, reserved {format_bytes(info['reserved_bytes'])}",
+            _page_cache(info["page_cache"]),
         ]
     )
+
+
+def _page_cache(found: dict[str, Any]) -> str:
+    """One line; what the host could not read is left out."""
+    parts = []
+    if found["weights_bytes"]:
+        cached = "an unknown part" if found["cached_bytes"] is None else format_bytes(found["cached_bytes"])
+        parts.append(f"{cached} of {format_bytes(found['weights_bytes'])} of mapped weights")
+    if found["refaulted_bytes_per_s"] is not None:
+        parts.append(f"{format_bytes(found['refaulted_bytes_per_s'])}/s read again")
+    if found["major_faults_per_s"] is not None:
+        parts.append(f"{found['major_faults_per_s']:.0f} major faults/s")
+    if found["psi_full_avg10"] is not None:
+        whose = " (the whole machine)" if found["psi_is_machines"] else ""
+        parts.append(f"stalled {found['psi_full_avg10']:.0f} % of the time{whose}")
+    return f"page cache{', THRASHING' if found['is_thrashing'] else ''}: {', '.join(parts) or 'nothing is known'}"
 
 
 def _models(models: list[dict[str, Any]]) -> str:
@@ -64,12 +81,21 @@ def _models(models: list[dict[str, Any]]) -> str:
             model["version"],
             model["state"] + (" (pinned)" if model["pinned"] else ""),
             format_bytes(model["committed_bytes"]),
+            _weights(model),
             str(model["leases"]),
             f"{now - model['last_used']:.0f} s ago" if model["last_used"] else "never",
         ]
         for model in sorted(models, key=lambda model: -model["committed_bytes"])
     ]
-    return format_table(["model", "version", "state", "committed", "leases", "last used"], rows)
+    return format_table(["model", "version", "state", "committed", "weights in cache", "leases", "last used"], rows)
+
+
+def _weights(model: dict[str, Any]) -> str:
+    """Empty for a model on the heap, whose weights are committed."""
+    if model["weights_bytes"] is None:
+        return ""
+    cached = "?" if model["cached_bytes"] is None else format_bytes(model["cached_bytes"])
+    return f"{cached} of {format_bytes(model['weights_bytes'])}"
 
 
 def _event(event: dict[str, Any]) -> str:
@@ -77,4 +103,6 @@ def _event(event: dict[str, Any]) -> str:
     text = f"{at} {event['kind']}: level {event['level']}, {format_bytes(event['usage_bytes'])} ({event['cause']})"
     if "freed_bytes" in event:
         text += f", freed {format_bytes(event['freed_bytes'])} of {format_bytes(event['expected_bytes'])}"
+    if event["kind"] == "thrashing" and event["refaulted_bytes_per_s"] is not None:
+        text += f", {format_bytes(event['refaulted_bytes_per_s'])}/s read again"
     return text

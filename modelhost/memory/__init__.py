@@ -1,4 +1,4 @@
-"""Memory: limits, usage, thresholds, reservations, verified clean-up. Usable without the host."""
+"""Memory: limits, usage, thresholds, reservations, verified clean-up, the page cache. Usable without the host."""
 
 from modelhost.memory.events import Level, MemoryEvent, Recovery
 from modelhost.memory.ledger import Ledger, LedgerTotals, Reservation
@@ -9,12 +9,15 @@ from modelhost.memory.manager import (
     MemoryInfo,
     MemoryManager,
 )
+from modelhost.memory.page_cache import PageCache, Weights, WeightsInCache
+from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo, PressureReading, PressureSource
 from modelhost.memory.probe import MemoryProbe, Probe, Usage
 from modelhost.memory.thresholds import Thresholds
 
 __all__ = [
     "CleanupGoal",
     "CleanupPlan",
+    "KernelPressure",
     "Ledger",
     "LedgerTotals",
     "Level",
@@ -23,9 +26,16 @@ __all__ = [
     "MemoryInfo",
     "MemoryManager",
     "MemoryProbe",
+    "PageCache",
+    "PressureGauge",
+    "PressureInfo",
+    "PressureReading",
+    "PressureSource",
     "Probe",
     "Recovery",
     "Reservation",
     "Thresholds",
     "Usage",
+    "Weights",
+    "WeightsInCache",
 ]

@@ -60,11 +60,41 @@ def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
     `proc` is a directory with `cgroup` and `mountinfo` in it. Mount points in `mountinfo` are used
     as they stand there.
     """
+    membership = _membership(proc)
+    return () if membership is None else tuple(_limited(*membership))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The group whose `memory.stat` counts this process, limited or not."""
+
+    path: Path
+    version: int
+
+
+def find_group(proc: Path = Path("/proc/self")) -> Group | None:
+    """Returns the process's own memory group, None where there is none.
+
+    In v2 it is the nearest one on the way to the root that has the memory controller: where the own
+    group lacks it, that one counts for it. `proc` is as for `find_levels`.
+    """
+    membership = _membership(proc)
+    if membership is None:
+        return None
+    mount, path, version = membership
+    return next(
+        (Group(group, version) for group in _to_root(mount, path) if (group / "memory.stat").is_file()),
+        None,
+    )
+
+
+def _membership(proc: Path) -> tuple[_Mount, str, int] | None:
+    """Finds the hierarchy that counts memory, the process's path in it, and its version."""
     try:
         memberships = (proc / "cgroup").read_text().splitlines()
         mounts = list(_mounts((proc / "mountinfo").read_text()))
     except OSError:
-        return ()
+        return None
     v1 = [line.split(":", 2)[2] for line in memberships if "memory" in line.split(":", 2)[1].split(",")]
     v2 = [line.split(":", 2)[2] for line in memberships if line.startswith("0::")]
     # A `0::` line is also there where v1 holds the memory controller: v1 is asked first, and a v2
@@ -73,8 +103,8 @@ def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
         for path in paths:
             for mount in mounts:
                 if mount.kind == kind and (version == 2 or "memory" in mount.options):
-                    return tuple(_limited(mount, path, version))
-    return ()
+                    return mount, path, version
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
 from modelhost.memory.events import NOISE_BYTES, History, Level, MemoryEvent, Recovery, next_level
 from modelhost.memory.ledger import Ledger, Reservation
+from modelhost.memory.page_cache import PageCache
+from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo
 from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.units import format_bytes
@@ -116,12 +118,16 @@ class MemoryManager:
         self.probe: MemoryProbe = probe or Probe(self.settings.limit)
         self.ledger = Ledger()
         self.history = History(self.settings.event_history)
+        # Beside a scripted machine the real one's page cache would be somebody else's.
+        self.gauge = PressureGauge(KernelPressure() if isinstance(self.probe, Probe) else None, clock=clock)
+        self.page_cache = PageCache(clock=clock)
         self.quiet_marker: Callable[[], object | None] = lambda: 0
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._thresholds: Thresholds | None = None
         self._level = Level.NORMAL
         self._usage_bytes = 0
+        self._thrashing_since: float | None = None
         self._cleaner: Cleaner | None = None
         self._trimmers: list[Callable[[], object]] = []
         self._change_listeners: list[Callable[[], None]] = []
@@ -158,6 +164,7 @@ class MemoryManager:
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._thread.shutdown()
+        self.page_cache.close()
 
     # --- asking ------------------------------------------------------------------------------------
 
@@ -199,6 +206,27 @@ class MemoryManager:
             level=self._level,
             raw=dict(usage.raw),
         )
+
+    def pressure(self) -> PressureInfo:
+        """Returns what the page cache suffers, at most a second old; notes where thrashing begins or ends."""
+        since = self._thrashing_since
+        info = self.gauge.look()
+        if info.is_thrashing and since is None:
+            self._thrashing_since = self._clock()
+            self._note_thrashing("thrashing", info)
+            log.warning(
+                "memory thrashes: %s/s of file pages are read again, the page cache holds %s (stalled %s %% of the "
+                "time); use fewer models at once, raise the memory limit, or put the models on a faster disk",
+                format_bytes(info.refaulted_bytes_per_s or 0),
+                format_bytes(info.cache_bytes or 0),
+                "?" if info.reading.psi_full_avg10 is None else info.reading.psi_full_avg10,
+            )
+        elif since is not None and not info.is_thrashing:
+            self._thrashing_since = None
+            lasted_s = self._clock() - since
+            self._note_thrashing("thrashing_over", info, lasted_s=round(lasted_s, 3))
+            log.info("memory no longer thrashes, after %.0f s", lasted_s)
+        return info
 
     # --- reserving ---------------------------------------------------------------------------------
 
@@ -332,9 +360,10 @@ class MemoryManager:
     async def _sample_once(self) -> None:
         """One look; acts on the level, and returns what idle runs left in the arena."""
         self._look("sample")
+        self.pressure()
         marker = self.quiet_marker()
-        if self.is_changing:
-            pass  # the memory thread is busy, and a load's peak is no reason to evict for
+        if self.is_changing or (self._level is Level.WARNING and self.ledger.totals.loading_bytes):
+            pass  # the peak of a load, or of a child that opens a model, is no reason to evict for
         elif self._level is not Level.NORMAL:
             await self.attempt_cleanup(cause=f"level {self._level.label}")
         elif marker is not None and marker != self._trimmed_at:
@@ -370,6 +399,11 @@ class MemoryManager:
                 cause,
             )
         return usage
+
+    def _note_thrashing(self, kind: str, info: PressureInfo, **more: float) -> None:
+        self.history.add(
+            kind, level=self._level, usage_bytes=self._usage_bytes, cause="page cache", details=info.as_event() | more
+        )
 
     def _book(self, recovery: Recovery, usage: Usage) -> None:
         details = recovery.as_dict()

@@ -29,6 +29,10 @@ class MemoryProbe(Protocol):
     limit_bytes: int
     limit_source: LimitSource
 
+    @property
+    def sees_children(self) -> bool:
+        """Whether usage has the memory of child processes in it."""
+
     def usage(self) -> Usage:
         """Reads the usage that counts against the limit. Takes some 50 to 150 microseconds."""
 
@@ -58,6 +62,11 @@ class Probe:
             self.limit_bytes, self.limit_source = machine_bytes, "machine"
         if configured_limit_bytes is not None and configured_limit_bytes < self.limit_bytes:
             self.limit_bytes, self.limit_source = configured_limit_bytes, "setting"
+
+    @property
+    def sees_children(self) -> bool:
+        """Whether usage has child processes in it: a group's and the machine's do, the process's own has not."""
+        return bool(self._levels) or self.limit_source == "machine"
 
     def usage(self) -> Usage:
         """Reads the usage that counts against the limit."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from modelhost.errors import ActivationsFull, HostClosed
+from modelhost.errors import ActivationsFull, HostClosed, RunTooLarge
+from modelhost.pool.activations import ActivationGate, Claim, Kept
 from modelhost.pool.key import ModelKey
 from modelhost.pool.runner import Runner
 from modelhost.runtime.base import CancelToken, LoadedModel
@@ -22,19 +24,21 @@ class Lease:
     Event-loop thread only; the pool makes them. `release` is called once, when both are over.
     """
 
-    __slots__ = ("_holds", "_model", "_release", "_runner", "key")
+    __slots__ = ("_activations", "_holds", "_model", "_release", "_runner", "key")
 
     def __init__(
         self,
         key: ModelKey,
         model: LoadedModel,
         runner: Runner,
+        activations: ActivationGate,
         *,
         release: Callable[[], None],
     ) -> None:
         self.key = key
         self._model: LoadedModel | None = model
         self._runner = runner
+        self._activations = activations
         self._release = release
         self._holds = 1  # the lease itself, and each of its runs
 
@@ -54,8 +58,7 @@ class Lease:
         """Runs the model; returns the named outputs (all where none is named) as arrays of their own.
 
         `deadline` is on the event loop's clock. Raises InvalidRequest or InvalidTensor where the
-        feeds are not what the model expects, Overloaded where the queue for threads is full, and
-        what LoadedModel.run raises.
+        feeds are not what the model expects, and what `run_checked` raises.
         """
         check_feeds(self.inputs, feeds)
         check_outputs(self.outputs, outputs)
@@ -78,35 +81,75 @@ class Lease:
         """Runs with feeds that were checked already; returns what `finish` makes of the outputs.
 
         `finish` runs on the inference thread, so that outputs never leave it and encoding them does
-        not hold up the event loop.
+        not hold up the event loop. Where it returns a Kept, that has the claim on their memory.
+
+        Waits for memory of other runs. Raises RunTooLarge where there would not be enough without
+        them, ActivationsFull where the arena refused what the prediction let through, twice;
+        Overloaded where a queue is full, DeadlineExceeded, and what LoadedModel.run raises.
         """
-        await self._runner.wait_turn(deadline)
+        gate, model = self._activations, self._open_model()
+        claim = await gate.claim(self.key, model, feeds, deadline=deadline)
         try:
-            return await self._run_once(feeds, outputs, finish, deadline)
-        except ActivationsFull:
-            # Others held the arena: once more with all of it, after them and before who comes next.
-            async with self._runner.alone(deadline):
-                return await self._run_once(feeds, outputs, finish, deadline)
+            return await self._run_once(feeds, outputs, finish, claim, deadline)
+        except (ActivationsFull, RunTooLarge) as error:
+            gate.missed(self.key, model, feeds, error, claim)
+        # Others held the arena: once more with all of it, after them and before who comes next.
+        claim = await gate.claim_alone(model, feeds, deadline=deadline)
+        try:
+            return await self._run_once(feeds, outputs, finish, claim, deadline)
+        except (ActivationsFull, RunTooLarge) as error:
+            gate.missed(self.key, model, feeds, error, claim)
+            raise
 
     async def _run_once(
         self,
         feeds: Mapping[str, Array],
         outputs: Sequence[str],
         finish: Callable[[list[Array]], T],
+        claim: Claim,
         deadline: float | None,
     ) -> T:
-        model, cancel = self._open_model(), CancelToken()
+        """Runs under `claim`, which ends with the run, or with the outputs where they are kept."""
+        cancel = CancelToken()
+        try:
+            # No name for the job: it has the error, whose traceback will have this frame.
+            return await self._runner.result(
+                self._submit(feeds, outputs, finish, claim, cancel), cancel=cancel, deadline=deadline
+            )
+        except BaseException:
+            claim.abandon()
+            raise
+
+    def _submit(
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        finish: Callable[[list[Array]], T],
+        claim: Claim,
+        cancel: CancelToken,
+    ) -> asyncio.Future[T]:
+        try:
+            model = self._open_model()
+        except HostClosed:  # the lease has ended while the run waited
+            claim.run_ended()
+            raise
 
         def work() -> T:
-            return finish(model.run(feeds, outputs, cancel))
+            result = finish(model.run(feeds, outputs, cancel))
+            if isinstance(result, Kept):
+                claim.keep(result)
+            return result
+
+        def ended() -> None:
+            claim.run_ended()
+            self._let_go()
 
         self._holds += 1
         try:
-            running = self._runner.submit(work, cancel=cancel, on_end=self._let_go)
+            return self._runner.submit(work, cancel=cancel, on_end=ended)
         except BaseException:
-            self._let_go()
+            ended()
             raise
-        return await self._runner.result(running, cancel=cancel, deadline=deadline)
 
     def end(self) -> None:
         """Ends the lease; harmless when it has ended. Runs in progress keep the model until they return."""

@@ -1,4 +1,4 @@
-"""What a load will take: the runtime's estimate, replaced by what earlier loads were measured to hold."""
+"""What a load will take: what a child measured, replaced by what loads in this process were measured to hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from modelhost.memory import Measured
 from modelhost.pool.key import ModelKey
 from modelhost.runtime.base import Inspection, LoadPlan
 
-#: Of an estimate, the share that an unload is held to: estimates are upper bounds.
-_ESTIMATE_SHARE: Final = 0.8
+#: A load that held more than was predicted, or less, by over this share and this much, is worth an event.
+_OFF_SHARE: Final = 0.1
+_OFF_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,12 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a load is booked at, and what its unload should give back at least; in bytes."""
+    """What a load is booked at, in bytes, and how far that is from what was predicted; 0 where nobody measured."""
 
     size_bytes: int
-    expected_bytes: int
+    error_bytes: int = 0
+    is_off: bool = False
+    """Whether the prediction was wrong by more than noise."""
 
 
 class Footprints:
@@ -36,31 +39,24 @@ class Footprints:
     def __init__(self) -> None:
         self._known: dict[ModelKey, _Known] = {}
 
-    def plan(self, key: ModelKey, inspection: Inspection, *, budget_bytes: int) -> LoadPlan:
-        """Returns the first plan whose peak is below `budget_bytes`, else the one with the lowest peak."""
+    def plan(self, key: ModelKey, inspection: Inspection, plan: LoadPlan) -> LoadPlan:
+        """Returns the plan with what is known better of a model since."""
         known = self._known.get(key)
-        plans = inspection.plans
-        if known is not None and known.fingerprint == inspection.fingerprint:
-            plans = tuple(_corrected(plan, known.resident_bytes) for plan in plans)
-        fitting = (plan for plan in plans if plan.peak_bytes < budget_bytes)
-        return next(fitting, min(plans, key=lambda plan: plan.peak_bytes))
+        if known is None or known.fingerprint != inspection.fingerprint:
+            return plan
+        peak_bytes = max(plan.peak_bytes, known.resident_bytes)
+        return replace(plan, resident_bytes=known.resident_bytes, peak_bytes=peak_bytes)
 
     def settle(self, key: ModelKey, inspection: Inspection, plan: LoadPlan, measured: Measured) -> Settled:
         """Returns what to book for a load that has just ended.
 
         A measurement during which nothing else ran is taken and remembered. Another one has the
-        allocations and releases of the runs beside it in it: then what is known stands, or the
-        plan's figure, which is an upper bound.
+        allocations and releases of the runs beside it in it: then the plan's figure stands.
         """
-        if measured.quiet:
-            delta_bytes = max(0, measured.delta_bytes)
-            self._known[key] = _Known(inspection.fingerprint, delta_bytes)
-            return Settled(delta_bytes, delta_bytes)
-        known = self._known.get(key)
-        if known is not None and known.fingerprint == inspection.fingerprint:
-            return Settled(known.resident_bytes, known.resident_bytes)
-        return Settled(plan.resident_bytes, int(plan.resident_bytes * _ESTIMATE_SHARE))
-
-
-def _corrected(plan: LoadPlan, resident_bytes: int) -> LoadPlan:
-    return replace(plan, resident_bytes=resident_bytes, peak_bytes=max(plan.peak_bytes, resident_bytes))
+        if not measured.quiet:
+            return Settled(plan.resident_bytes)
+        size_bytes = max(0, measured.delta_bytes)
+        self._known[key] = _Known(inspection.fingerprint, size_bytes)
+        error_bytes = size_bytes - plan.resident_bytes
+        is_off = abs(error_bytes) > max(plan.resident_bytes * _OFF_SHARE, _OFF_BYTES)
+        return Settled(size_bytes, error_bytes, is_off)

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from modelhost.config import ModelsSettings, PoolSettings
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHostError, ModelNotFound, Overloaded
 from modelhost.memory import MemoryManager, Recovery
+from modelhost.pool.activations import ActivationGate
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
@@ -35,7 +37,7 @@ class Pool:
     """Loads models when a lease is asked for, and lets idle ones go when memory asks for it.
 
     `runner` has the inference threads; loads and unloads run on the memory manager's thread, looks
-    at files on one of the pool's own.
+    at files on one of the pool's own. `activation_ceiling_bytes` is what the runtime's arena may grow to.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Pool:
         runtime: Runtime,
         memory: MemoryManager,
         runner: Runner,
+        activation_ceiling_bytes: int,
         settings: PoolSettings,
         models: ModelsSettings,
         clock: Callable[[], float] = time.monotonic,
@@ -54,7 +57,14 @@ class Pool:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="modelhost-disk")
         self.catalog = Catalog(repository, models, self._disk, clock=clock)
         self._runtime, self._memory, self._settings, self._clock = runtime, memory, settings, clock
-        self._table = SlotTable(runner, wall_clock=wall_clock)
+        self.activations = ActivationGate(
+            activation_ceiling_bytes,
+            max_waiting=runner.max_waiting,
+            memory=memory,
+            threads=runner.threads,
+            preparing_bytes=runtime.preparing_bytes,
+        )
+        self._table = SlotTable(runner, self.activations, clock=clock, wall_clock=wall_clock)
         self._scheduler = Scheduler(
             table=self._table,
             catalog=self.catalog,
@@ -202,12 +212,12 @@ class Pool:
 
     async def _unload_slot(self, slot: Slot, *, cause: str) -> Recovery | None:
         """Lets one slot go, after its load and its leases; None where it held nothing of its own."""
-        if slot.state in (SlotState.QUEUED, SlotState.GONE):
+        if slot.state in (SlotState.QUEUED, SlotState.PREPARING, SlotState.GONE):
             return None
         waiter: Waiter[Recovery | None] = Waiter()
         slot.departures.append(waiter)
         if slot.state is SlotState.READY:
-            self._scheduler.let_go(slot, cause=cause)
+            self._scheduler.departures.let_go(slot, cause=cause)
         try:
             async with asyncio.timeout(self._settings.wait_timeout_s):
                 return await waiter.wait()
@@ -249,7 +259,11 @@ class Pool:
         slot = self._table.get(_key(file))
         if slot is not None and slot.model is not None:
             return file, slot.model
-        return file, await self._scheduler.inspect(file)
+        return file, await self._scheduler.faces.inspect(file)
+
+    def mapped_files(self) -> dict[ModelKey, tuple[Path, ...]]:
+        """Returns the files whose pages are the weights of each loaded model; none for one on the heap."""
+        return {slot.key: slot.model.mapped_files for slot in self._table if slot.model is not None}
 
     def snapshot(self) -> PoolSnapshot:
         """Returns what the pool holds now."""
@@ -268,10 +282,11 @@ class Pool:
         if self._is_closed:
             return
         self._is_closed = True
+        await self.activations.close()
         await self._scheduler.close()
         await asyncio.get_running_loop().run_in_executor(self._disk, self.runner.close)
         await asyncio.sleep(0)  # the runs that have just returned end their leases on the loop
-        await self._scheduler.unload_all()
+        await self._scheduler.departures.unload_all()
         self._disk.shutdown()
 
     def _check_open(self) -> None:
@@ -279,7 +294,7 @@ class Pool:
             raise HostClosed("the host is shutting down")
 
 
-_WIRE_STATES = {SlotState.LOADING: "LOADING", SlotState.READY: "READY"}
+_WIRE_STATES = {SlotState.PREPARING: "LOADING", SlotState.LOADING: "LOADING", SlotState.READY: "READY"}
 
 
 def _key(file: ModelFile) -> ModelKey:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,9 +26,6 @@ class Runner:
         self.started = 0
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
-        self._alone = asyncio.Lock()
-        self._alone_wanted = 0
-        self._changed: list[asyncio.Future[None]] = []  # who waits for jobs or turns to end
         self._is_closed = False
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
 
@@ -59,8 +56,6 @@ class Runner:
                     future.set_result(result)
                 else:
                     future.set_exception(error)
-            if self._changed:
-                self._tell_change()
             on_end()
 
         def job() -> None:
@@ -106,44 +101,6 @@ class Runner:
             # The future has the error, whose traceback has this frame: a circle, and in the frames
             # above it are the request's tensors.
             del future
-
-    async def wait_turn(self, deadline: float | None = None) -> None:
-        """Waits while somebody needs to run alone; costs nothing otherwise. Raises DeadlineExceeded."""
-        while self._alone_wanted:
-            await self._wait_change(deadline)
-
-    @contextlib.asynccontextmanager
-    async def alone(self, deadline: float | None = None) -> AsyncIterator[None]:
-        """A scope that begins when no job is in flight, and in which `wait_turn` holds others back.
-
-        Scopes follow each other. Raises DeadlineExceeded.
-        """
-        self._alone_wanted += 1
-        try:
-            async with self._alone:
-                while self.in_flight:
-                    await self._wait_change(deadline)
-                yield
-        finally:
-            self._alone_wanted -= 1
-            self._tell_change()
-
-    async def _wait_change(self, deadline: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        changed: asyncio.Future[None] = loop.create_future()
-        self._changed.append(changed)
-        began = loop.time()
-        try:
-            async with asyncio.timeout_at(deadline):
-                await changed
-        except TimeoutError:
-            raise DeadlineExceeded("waiting for others' runs", waited_s=loop.time() - began) from None
-
-    def _tell_change(self) -> None:
-        waiting, self._changed = self._changed, []
-        for changed in waiting:
-            if not changed.done():
-                changed.set_result(None)
 
     def close(self) -> None:
         """Takes no more jobs, and waits for those in flight; blocks."""

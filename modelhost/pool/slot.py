@@ -19,6 +19,8 @@ class SlotState(Enum):
 
     QUEUED = "queued"
     """Wanted; not yet decided, or waiting for memory."""
+    PREPARING = "preparing"
+    """Has a reservation; a child process is opening it for the first time."""
     LOADING = "loading"
     """Has a reservation; the memory thread is loading it."""
     READY = "ready"
@@ -33,8 +35,9 @@ class SlotState(Enum):
 
 #: From each state to those that may follow; anything else is a bug and raises.
 TRANSITIONS: Final[dict[SlotState, frozenset[SlotState]]] = {
-    SlotState.QUEUED: frozenset({SlotState.LOADING, SlotState.GONE}),
-    SlotState.LOADING: frozenset({SlotState.READY, SlotState.GONE}),
+    SlotState.QUEUED: frozenset({SlotState.PREPARING, SlotState.LOADING, SlotState.GONE}),
+    SlotState.PREPARING: frozenset({SlotState.QUEUED, SlotState.GONE}),
+    SlotState.LOADING: frozenset({SlotState.READY, SlotState.QUEUED, SlotState.GONE}),
     SlotState.READY: frozenset({SlotState.DRAINING, SlotState.UNLOADING}),
     SlotState.DRAINING: frozenset({SlotState.UNLOADING}),
     SlotState.UNLOADING: frozenset({SlotState.QUEUED, SlotState.GONE}),
@@ -53,11 +56,15 @@ class Slot:
     model: LoadedModel | None = None
     inspection: Inspection | None = None
     reservation: Reservation | None = None
-    expected_bytes: int = 0
-    """What its unload should give back at least."""
+    child_bytes: int | None = None
+    """What a child is given to open the model first, where one that was given less did not do."""
+    looks: int = 0
+    """Children and loads since it was queued that ended in another look at the files."""
     pinned: bool = False
     last_used: float = 0.0
     """Unix time of the last lease's grant or end."""
+    idle_since: float = 0.0
+    """Monotonic time of the end of the last lease, or of the load."""
     blocked_since: float | None = None
     """Monotonic time since when memory alone keeps it queued."""
     waiters: list[Waiter[Lease]] = field(default_factory=list)

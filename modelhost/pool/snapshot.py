@@ -33,8 +33,18 @@ class PoolCounters:
     load_seconds: float = 0.0
     evictions: int = 0
     unloads: int = 0
+    preparations: int = 0
+    preparation_failures: int = 0
+    preparation_seconds: float = 0.0
+    expiries: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     overshoot_bytes: int = 0
+    undershoot_bytes: int = 0
+
+    def note_error(self, error_bytes: int) -> None:
+        """Counts how far a load was from its prediction: over it, or (negative) under."""
+        self.overshoot_bytes += max(0, error_bytes)
+        self.undershoot_bytes += max(0, -error_bytes)
 
     def refuse(self, code: str) -> None:
         """Counts a refusal by its code."""

@@ -5,6 +5,7 @@ Only `pool.py` and `scheduler.py` touch it, on the event-loop thread.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from cachetools import LRUCache
 
 from modelhost.errors import ModelHostError
+from modelhost.pool.activations import ActivationGate
 from modelhost.pool.eviction import Candidate
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
@@ -26,7 +28,14 @@ class SlotTable:
     `released` is called with a slot whose last lease has just ended.
     """
 
-    def __init__(self, runner: Runner, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        activations: ActivationGate,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.queue: list[Slot] = []
         """QUEUED slots, first come first."""
         self.unloaded: set[str] = set()
@@ -36,8 +45,8 @@ class SlotTable:
         # A model enters when its last lease ends and leaves at the next grant, so that iteration is
         # in the order of last use.
         self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf)
-        self._runner = runner
-        self._wall_clock = wall_clock
+        self._runner, self._activations = runner, activations
+        self._clock, self._wall_clock = clock, wall_clock
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(tuple(self._slots.values()))
@@ -54,6 +63,12 @@ class SlotTable:
     def candidates(self) -> list[Candidate]:
         """The idle models, least recently used first."""
         return [Candidate(slot.key, slot.committed_bytes, slot.pinned) for slot in self._idle.values()]
+
+    def resting(self, since: float) -> list[Slot]:
+        """The idle models that may leave and that nobody has used after `since` (monotonic), longest first."""
+        # The order is that of last use: the first that is too young ends the search.
+        rested = itertools.takewhile(lambda slot: slot.idle_since <= since, self._idle.values())
+        return [slot for slot in rested if not slot.pinned]
 
     def in_use(self) -> list[Slot]:
         """The slots with leases."""
@@ -76,20 +91,20 @@ class SlotTable:
             if waiter.is_waiting:
                 waiter.set(self.grant(slot))
         if slot.leases == 0:
-            self._idle[slot.key] = slot
+            self._rest(slot)
 
     def withdraw(self, slot: Slot) -> None:
         """Takes an idle or drained slot out of reach: it grants nothing from here on."""
         slot.move(SlotState.UNLOADING)
         self._idle.pop(slot.key, None)
 
-    def requeue(self, slot: Slot) -> None:
-        """Queues a slot whose memory has gone while requests came in."""
+    def requeue(self, slot: Slot, *, is_first: bool = False) -> None:
+        """Queues a slot again: its memory has gone while requests came in, or it has to be looked at anew."""
         slot.move(SlotState.QUEUED)
         _tell_departed(slot)
         slot.blocked_since = None
         slot.inspection = None  # the files may be others now
-        self.queue.append(slot)
+        self.queue.insert(0 if is_first else len(self.queue), slot)
 
     def drop(self, slot: Slot, error: ModelHostError) -> None:
         """Takes a slot that holds nothing out of the table and fails its waiters with `error`."""
@@ -112,6 +127,7 @@ class SlotTable:
             slot.key,
             slot.model,
             self._runner,
+            self._activations,
             release=lambda: self._release(slot),
         )
 
@@ -126,8 +142,12 @@ class SlotTable:
         slot.last_used = self._wall_clock()
         if slot.leases == 0:
             if slot.state is SlotState.READY:
-                self._idle[slot.key] = slot
+                self._rest(slot)
             self.released(slot)
+
+    def _rest(self, slot: Slot) -> None:
+        slot.idle_since = self._clock()
+        self._idle[slot.key] = slot
 
 
 def _tell_departed(slot: Slot) -> None:

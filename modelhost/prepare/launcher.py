@@ -1,125 +1,108 @@
-"""Starts the child that builds an artifact, and takes in what it made."""
+"""Has a child prepare or measure a model, and takes in what it made. Blocking; see Child for threads."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any
 
-from modelhost.prepare.manifest import Manifest, RunFigures, VariantFigures
+from modelhost.prepare.child import Bounds, Child, no_memory
+from modelhost.prepare.failures import PrepareFailed
+from modelhost.prepare.footprint import FreeDims
+from modelhost.prepare.manifest import Manifest
 from modelhost.prepare.store import Artifact, ArtifactStore
-from modelhost.units import format_bytes
+from modelhost.repository import OnnxFormatError, read_summary
 
-#: The module that a child runs; it imports ONNX Runtime, which this one does not.
-_BUILDER: Final = "modelhost.runtime.build"
+__all__ = ["Bounds", "Child", "PrepareFailed", "measure", "prepare"]
 
-_NO_MEMORY: Final = (
-    "bad_alloc",
-    "MemoryError",
-    "Cannot allocate memory",
-    "Failed to allocate memory",
-    "Available memory of",  # the arena, which has the same ceiling
-)
-
-#: What a child inherits: all that an interpreter may need to find itself and its libraries.
-_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+_NO_SIZES: Mapping[str, int] = {}
 
 
-class PrepareFailed(Exception):
-    """The child ended without an artifact; the text says why, with the ceiling that it met."""
+def prepare(
+    store: ArtifactStore,
+    file: Path,
+    external: tuple[str, ...],
+    bounds: Bounds,
+    *,
+    dimensions: Mapping[str, int] | None = None,
+    child: Child | None = None,
+) -> Artifact:
+    """Builds the artifact of `file` in a child process and returns it; blocks. Raises PrepareFailed.
 
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a child may take."""
-
-    memory_bytes: int
-    seconds: float
-
-
-def prepare(store: ArtifactStore, file: Path, external: tuple[str, ...], bounds: Bounds) -> Artifact:
-    """Builds the artifact of `file` in a child process and returns it; blocks. Raises PrepareFailed."""
+    `dimensions` are sizes of free dimensions to measure with, by symbol or `INPUT:AXIS`.
+    """
+    sizes = dimensions or _NO_SIZES
+    key = _key(store, file, external, sizes)
     try:
-        key = store.key_of(file, external)
         with store.aside() as folder:
-            report = _run_child(file, folder, bounds)
-            if store.key_of(file, external) != key:
-                raise PrepareFailed("the model's files changed while it was prepared")
-            return store.adopt(folder, _manifest(key, report))
+            job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes)
+            manifest = _reported(job, bounds, child or Child())
+            if _key(store, file, external, sizes) != key:
+                raise PrepareFailed("the model's files changed while it was prepared", "changed")
+            return store.adopt(folder, replace(manifest, key=key))
     except OSError as error:
-        raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}") from None
+        raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}", "disk") from None
 
 
-def is_no_memory(text: str) -> bool:
-    """Says whether an error's words are those of memory that ran out."""
-    return any(word in text for word in _NO_MEMORY)
+def measure(
+    file: Path,
+    bounds: Bounds,
+    *,
+    optimization: str = "all",
+    dimensions: Mapping[str, int] | None = None,
+    child: Child | None = None,
+) -> Manifest:
+    """Has a child open and run a model as it is, from the heap; writes nothing. Raises PrepareFailed.
+
+    The manifest's key is empty. `optimization` is "all", "extended", "basic" or "none".
+    """
+    job = _job(file, bounds, folder=None, optimization=optimization, dimensions=dimensions or _NO_SIZES)
+    return _reported(job, bounds, child or Child())
 
 
-def _run_child(file: Path, folder: Path, bounds: Bounds) -> dict[str, object]:
-    job, report, log = folder / "job.json", folder / "report.json", folder / "log.txt"
-    job.write_text(
-        json.dumps(
-            {
-                "file": str(file.resolve()),
-                "folder": str(folder.resolve()),
-                "report": str(report.resolve()),
-                "ceiling_bytes": bounds.memory_bytes,
-                "parent": os.getpid(),
-            }
-        )
-    )
-    with log.open("wb") as stream:
-        try:
-            ended = subprocess.run(
-                # -P: what lies in the directory that this was started in is no module of ours.
-                [sys.executable, "-P", "-m", _BUILDER, str(job.resolve())],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                timeout=bounds.seconds,
-                check=False,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for us, and we end it
-            )
-        except subprocess.TimeoutExpired:
-            raise PrepareFailed(f"it took longer than {bounds.seconds:.0f} s") from None
-    if ended.returncode == 0 and report.exists():
-        table: dict[str, object] = json.loads(report.read_text())
-        return table
-    said = log.read_text(errors="replace").strip().splitlines()
-    last = said[-1][:600] if said else "it said nothing"
-    if any(map(is_no_memory, said)):
-        raise PrepareFailed(f"it needs more than its {format_bytes(bounds.memory_bytes)} of memory: {last}")
-    if ended.returncode < 0:
-        killed = ", as the kernel does where memory runs out" if ended.returncode == -signal.SIGKILL else ""
-        raise PrepareFailed(f"it was ended by signal {-ended.returncode}{killed}: {last}")
-    raise PrepareFailed(last)
+def _key(store: ArtifactStore, file: Path, external: tuple[str, ...], sizes: Mapping[str, int]) -> str:
+    try:
+        return store.key_of(file, external, sizes)
+    except OSError as error:
+        raise PrepareFailed(f"{error.filename or file}: {error.strerror}", "changed") from None
 
 
-def _environment() -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    # One thread of numpy's too: the others would only hold memory.
-    return inherited | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
+def _job(
+    file: Path, bounds: Bounds, *, folder: Path | None, optimization: str, dimensions: Mapping[str, int]
+) -> dict[str, Any]:
+    try:
+        summary = read_summary(file)
+        FreeDims.of(summary.inputs).resolve(dimensions)
+    except (OnnxFormatError, ValueError) as error:
+        raise PrepareFailed(str(error), "model") from None
+    except OSError as error:
+        raise PrepareFailed(f"{error.filename or file}: {error.strerror}", "changed") from None
+    return {
+        "file": str(file.resolve()),
+        "folder": None if folder is None else str(folder.resolve()),
+        "inputs": [[spec.name, spec.datatype, spec.shape, spec.dim_names] for spec in summary.inputs],
+        "non_tensor_inputs": summary.non_tensor_inputs,
+        "weight_bytes": summary.weight_bytes,
+        "dimensions": dict(dimensions),
+        "optimization": optimization,
+        "ceiling_bytes": bounds.memory_bytes,
+        "parent": os.getpid(),
+    }
 
 
-def _manifest(key: str, report: dict[str, object]) -> Manifest:
-    figures = tuple(
-        VariantFigures(**{**found, "runs": tuple(RunFigures(**run) for run in found["runs"])})
-        for found in report["figures"]  # type: ignore[attr-defined]
-    )
-    chosen = next(found for found in figures if found.variant == report["variant"])
-    return Manifest(
-        key=key,
-        variant=chosen.variant,
-        reason=str(report["reason"]),
-        resident_bytes=chosen.resident_bytes,
-        peak_bytes=chosen.peak_bytes,
-        weights_bytes=int(str(report["weights_bytes"])),
-        tolerance=float(str(report["tolerance"])),
-        figures=figures,
-    )
+def _reported(job: Mapping[str, Any], bounds: Bounds, child: Child) -> Manifest:
+    """Runs the child and reads its report. Raises PrepareFailed."""
+    report = child.report(json.dumps(job).encode(), bounds)
+    try:
+        text = report.decode()
+        table = json.loads(text)
+        if "failure" not in table:
+            return Manifest.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise PrepareFailed(f"its report cannot be read: {error}", "crash") from None
+    if table["kind"] == "memory":
+        raise no_memory(table["failure"], bounds)
+    raise PrepareFailed(table["failure"], table["kind"])

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, get_args
 
+from modelhost.prepare.footprint import RunFootprint
+
 #: Raised whenever the meaning of a field changes; an artifact of another schema is made again.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 #: How the weights get into memory: as pages of the file with their packed copies, as pages of the
 #: file without packing, or (where neither serves) the original model from the heap.
@@ -51,6 +53,8 @@ class Manifest:
     """Largest difference to the original's outputs on the same inputs, as a share of the largest number
     in the tensor; 0 where they are equal."""
     figures: tuple[VariantFigures, ...]
+    run: RunFootprint | None = None
+    """What runs of the chosen variant take; None where the model could not be run on made-up inputs."""
     files: Mapping[str, tuple[int, int, str]] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -69,6 +73,7 @@ class Manifest:
                 VariantFigures(**{**figures, "runs": tuple(RunFigures(**run) for run in figures["runs"])})
                 for figures in table["figures"]
             )
+            table["run"] = None if table["run"] is None else RunFootprint.from_table(table["run"])
             table["files"] = {
                 name: (int(size), int(mtime_ns), str(digest))
                 for name, (size, mtime_ns, digest) in table["files"].items()

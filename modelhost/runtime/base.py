@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from modelhost.config import ModelOptions
 from modelhost.prepare import Variant
+from modelhost.prepare.footprint import RunFootprint
 from modelhost.tensors import Array, TensorSpec
 
 Optimization = Literal["all", "extended", "basic", "none"]
@@ -17,6 +17,14 @@ Optimization = Literal["all", "extended", "basic", "none"]
 
 class LoadError(Exception):
     """A model's files cannot be loaded; the text is the runtime's reason. The pool adds the model's name."""
+
+
+class ArtifactUnusable(LoadError):
+    """A prepared model could not be opened, and was removed: the model has to be looked at again."""
+
+
+class NeedsMemory(Exception):
+    """A child process met its memory ceiling; the text says which, and how much it wanted."""
 
 
 class CancelToken:
@@ -43,30 +51,44 @@ class CancelToken:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How to load, and what that takes: upper bounds in bytes until a load was measured."""
+    """How to load, and what that takes, in bytes: as a child process, or this one, has measured it."""
 
     resident_bytes: int
     peak_bytes: int
-    optimization: Optimization
-    folds_constants: bool = True
-    """False where folding would make constants of a size that nobody foresees; the run makes them then."""
+    optimization: Optimization = "all"
     artifact: Path | None = None
     """A prepared model to open instead of the original."""
     variant: Variant = "heap"
+    run: RunFootprint | None = None
+    """What runs take; None where the child found no input that the model runs on."""
+    read_ahead: bool = False
+    """Whether to have the weights read at the load, not page by page at the first run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What a child process takes that opens a model for the first time, in bytes.
+
+    Below `least_bytes` it cannot succeed; `likely_bytes` are enough for all but odd models.
+    """
+
+    least_bytes: int
+    likely_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What is known of a model before it is loaded.
 
-    `plans` has the preferred way to load first; a later one needs a lower peak.
+    `plan` is None until a child process has opened the model; then `preparation` says what that takes.
     `fingerprint` changes when the files do.
     """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    plans: tuple[LoadPlan, ...]
+    plan: LoadPlan | None
     fingerprint: tuple[int, ...]
+    preparation: Preparation | None = None
 
 
 class LoadedModel(Protocol):
@@ -80,12 +102,21 @@ class LoadedModel(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]:
         """The outputs by name, in the model's order."""
 
+    @property
+    def mapped_files(self) -> tuple[Path, ...]:
+        """The files whose pages are its weights; none where they lie on the heap."""
+
+    @property
+    def run_footprint(self) -> RunFootprint | None:
+        """What its runs take, by the shapes of their inputs; None where nobody has measured that."""
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
         """Returns the named outputs, in that order; blocks.
 
         The arrays may lie in memory of the runtime: encode or copy them before the lease ends.
-        Raises InvalidRequest where the runtime finds the input wrong, InsufficientMemory or NeverFits
-        where activations do not fit, DeadlineExceeded where `cancel` stopped it, else RunFailed.
+        Raises InvalidRequest where the runtime finds the input wrong, ActivationsFull where activations
+        do not fit now and RunTooLarge where they never will, DeadlineExceeded where `cancel` stopped it,
+        else RunFailed.
         """
 
     def close(self) -> None:
@@ -98,17 +129,29 @@ class Runtime(Protocol):
     def inspect(self, file: Path, options: ModelOptions) -> Inspection:
         """Reads the face of a model without loading it. Raises LoadError."""
 
+    def prepare(
+        self, file: Path, options: ModelOptions, *, ceiling_bytes: int, is_last: bool, cancel: CancelToken
+    ) -> None:
+        """Has a child process open a model and learn its figures; `inspect` has a plan afterwards.
+
+        Raises LoadError where the child could not open it, and NeedsMemory where `ceiling_bytes` are too
+        little. `is_last`: no higher ceiling will come, so rather measure only than not at all.
+        """
+
+    def preparing_bytes(self) -> int:
+        """Returns what the child process of `prepare` holds now; 0 where there is none. Any thread."""
+
+    def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
+        """Takes note that a load held more than its plan said, for those that come after."""
+
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
-        """Loads a model. Raises LoadError."""
+        """Loads a model. Raises LoadError, of which ArtifactUnusable asks for another inspection."""
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when the file does; empty where it is gone."""
 
     def forget(self, file: Path) -> None:
         """Gives back what the kernel keeps of the model's files: nobody will want them soon."""
-
-    def outputs_held(self) -> AbstractContextManager[None]:
-        """A scope in which a run's outputs are kept beyond it: they take room from other runs."""
 
     def trim(self) -> None:
         """Gives back what finished runs left in the runtime's arena; takes microseconds where there is nothing."""

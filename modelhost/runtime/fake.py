@@ -6,18 +6,27 @@ memory that they hold shows in `FakeMemory`, which stands in for the kernel's fi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from modelhost.config import ModelOptions
-from modelhost.errors import DeadlineExceeded
+from modelhost.errors import ActivationsFull, DeadlineExceeded
 from modelhost.memory.probe import LimitSource, Usage
-from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan
+from modelhost.prepare.footprint import RunFootprint
+from modelhost.runtime.base import (
+    ArtifactUnusable,
+    CancelToken,
+    Inspection,
+    LoadError,
+    LoadPlan,
+    NeedsMemory,
+    Preparation,
+)
 from modelhost.tensors import Array, TensorSpec
 
 _MB = 1 << 20
@@ -37,6 +46,10 @@ class FakeMemory:
         """Usage that no model accounts for; tests set it."""
         self.highest_bytes = baseline_bytes
         """The most that was ever used."""
+        self.arena_bytes: int | None = None
+        """What all runs together may take; as much as they like where None."""
+        self.runs_bytes = 0
+        """What runs take now."""
         self._models_bytes = 0
         self._lock = threading.Lock()
 
@@ -45,6 +58,26 @@ class FakeMemory:
         with self._lock:
             self._models_bytes += size_bytes
             self.highest_bytes = max(self.highest_bytes, self.committed_bytes())
+
+    @property
+    def sees_children(self) -> bool:
+        """A fake child's memory is in the figures."""
+        return True
+
+    def begin_run(self, size_bytes: int) -> None:
+        """Takes memory for a run; what `end_run` gives back. Raises ActivationsFull where the arena has less."""
+        with self._lock:
+            free_bytes = math.inf if self.arena_bytes is None else self.arena_bytes - self.runs_bytes
+            if size_bytes > free_bytes:
+                raise ActivationsFull("the arena is full", needed_bytes=size_bytes, available_bytes=int(free_bytes))
+            self.runs_bytes += size_bytes
+        self.add(size_bytes)
+
+    def end_run(self, size_bytes: int) -> None:
+        """Gives back what `begin_run` took."""
+        with self._lock:
+            self.runs_bytes -= size_bytes
+        self.add(-size_bytes)
 
     def usage(self) -> Usage:
         """What is used now."""
@@ -67,9 +100,28 @@ class FakeScript:
     """What a load takes at its highest, and what admission is told of it; what it holds where None."""
     leaked_bytes: int = 0
     """What an unload leaves behind."""
+    child_bytes: int | None = None
+    """What a child needs that opens it first; None where its figures are known from the start."""
+    child_estimate_bytes: int | None = None
+    """What is expected that the child needs; the true size where None."""
+    child_least_bytes: int | None = None
+    """What is known that the child needs at least; the true size where None."""
+    is_prepared: bool = False
+    prepare_error: Exception | None = None
+    prepare_may_end: threading.Event | None = None
+    prepare_started: threading.Event = field(default_factory=threading.Event)
+    ceilings: list[int] = field(default_factory=list)
+    """What the children were given."""
+    learnt: list[int] = field(default_factory=list)
+    unusable_artifacts: int = 0
+    """Loads that will find the artifact damaged."""
     load_error: str | None = None
     run_error: Exception | None = None
     close_error: Exception | None = None
+    run_footprint: RunFootprint | None = None
+    """What runs are predicted to take."""
+    run_bytes: int = 0
+    """What a run really takes, until it returns; of the arena, where `FakeMemory` has one."""
     is_deaf: bool = False
     """Whether a run goes on when it is cancelled."""
     fingerprint: tuple[int, ...] = (1,)
@@ -106,7 +158,10 @@ class FakeRuntime:
         self.memory = memory
         self.scripts: dict[str, FakeScript] = dict(scripts or {})
         self.trims = 0
+        self.forgotten: list[str] = []
+        """Models whose pages were given back."""
         self._name_of = name_of
+        self._preparing_bytes = 0
 
     def script(self, file: Path) -> FakeScript:
         """The script of the model at `file`; a default one is made where there is none."""
@@ -117,8 +172,46 @@ class FakeRuntime:
         script = self.script(file)
         script.inspections += 1
         estimate = script.resident_bytes if script.estimate_bytes is None else script.estimate_bytes
-        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0), "all")
-        return Inspection({"x": _SPEC}, {"y": TensorSpec("y", "FP32", (-1,))}, (plan,), script.fingerprint)
+        inputs, outputs = {"x": _SPEC}, {"y": TensorSpec("y", "FP32", (-1,))}
+        if script.child_bytes is not None and not script.is_prepared:
+            least_bytes = script.child_bytes if script.child_least_bytes is None else script.child_least_bytes
+            child = Preparation(least_bytes, script.child_estimate_bytes or script.child_bytes)
+            return Inspection(inputs, outputs, None, script.fingerprint, child)
+        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0))
+        return Inspection(inputs, outputs, plan, script.fingerprint)
+
+    def prepare(
+        self, file: Path, options: ModelOptions, *, ceiling_bytes: int, is_last: bool, cancel: CancelToken
+    ) -> None:
+        """Takes the child's memory, waits for `prepare_may_end`, and gives it back; then it is prepared, or fails."""
+        script = self.script(file)
+        script.ceilings.append(ceiling_bytes)
+        needed_bytes = script.child_bytes or 0
+        if needed_bytes > ceiling_bytes:
+            raise NeedsMemory(f"it needs {needed_bytes} bytes")
+        if self._preparing_bytes:
+            script.violations.append("two children at once")
+        self._preparing_bytes = needed_bytes
+        self.memory.add(needed_bytes)
+        script.prepare_started.set()
+        try:
+            _wait(script.prepare_may_end, cancel)
+            if cancel.is_cancelled:
+                raise LoadError("cancelled")
+            if script.prepare_error is not None:
+                raise script.prepare_error
+            script.is_prepared = True
+        finally:
+            self._preparing_bytes = 0
+            self.memory.add(-needed_bytes)
+
+    def preparing_bytes(self) -> int:
+        """What the scripted child holds."""
+        return self._preparing_bytes
+
+    def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
+        """Notes what was learnt."""
+        self.script(file).learnt.append(resident_bytes)
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Changes when the test says so."""
@@ -138,6 +231,9 @@ class FakeRuntime:
             _wait(script.load_may_end, cancel)
             if cancel.is_cancelled:
                 raise LoadError("cancelled")
+            if script.unusable_artifacts:
+                script.unusable_artifacts -= 1
+                raise ArtifactUnusable("the artifact is damaged")
             if script.load_error is not None:
                 raise LoadError(script.load_error)
         except BaseException:
@@ -149,11 +245,8 @@ class FakeRuntime:
         return FakeModel(script, self.memory)
 
     def forget(self, file: Path) -> None:
-        """Nothing is kept of a fake's files."""
-
-    def outputs_held(self) -> AbstractContextManager[None]:
-        """Nothing is short in a fake."""
-        return nullcontext()
+        """Notes it."""
+        self.forgotten.append(self._name_of(file))
 
     def trim(self) -> None:
         """Counts."""
@@ -168,11 +261,21 @@ class FakeModel:
         self._running = 0
         self._is_closed = False
         self._lock = threading.Lock()
+        self.mapped_files: tuple[Path, ...] = ()
+        self.run_footprint = script.run_footprint
         self.inputs: Mapping[str, TensorSpec] = {"x": _SPEC}
         self.outputs: Mapping[str, TensorSpec] = {"y": TensorSpec("y", "FP32", (-1,))}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
-        """Waits for `run_may_end`, then fails or answers."""
+        """Takes `run_bytes`, waits for `run_may_end`, then fails or answers."""
+        run_bytes = self._script.run_bytes
+        self._memory.begin_run(run_bytes)
+        try:
+            return self._run(feeds, outputs, cancel)
+        finally:
+            self._memory.end_run(run_bytes)
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
         with self._lock:
             self._running += 1
             self._script.runs += 1

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,11 @@ from typing import Any, Final
 import numpy as np
 
 from modelhost.config import ModelOptions
-from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, NeverFits, RunFailed
+from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, RunFailed, RunTooLarge
 from modelhost.memory import allocator
-from modelhost.prepare import ArtifactStore, Identity
-from modelhost.runtime.base import CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
-from modelhost.runtime.estimate import external_files, fingerprint, inspect_file
+from modelhost.prepare import Identity
+from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
+from modelhost.runtime.preparing import Preparer
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_shared_dims
 from modelhost.units import format_bytes
 
@@ -96,15 +96,12 @@ class OrtRuntime:
     """Loads and runs models with ONNX Runtime on the CPU."""
 
     def __init__(
-        self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1, store: ArtifactStore | None = None
+        self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1, preparer: Preparer | None = None
     ) -> None:
-        self._store = store
+        self._preparer = preparer
         process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
-        self._lock, self._runs, self._held = threading.Lock(), 0, 0
-        self.starts = 0
-        """Runs that have been started."""
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._identity = ort.InferenceSession(
@@ -113,73 +110,66 @@ class OrtRuntime:
         self._one = np.zeros(1, np.float32)
         self.trim()  # warms what every run needs, so that the baseline has it
 
+    @property
+    def preparer(self) -> Preparer:
+        """What knows the models' figures. Raises RuntimeError in a runtime that was made without one."""
+        if self._preparer is None:
+            raise RuntimeError("this runtime only runs models that others have opened")
+        return self._preparer
+
     def inspect(self, file: Path, options: ModelOptions) -> Inspection:
         """Reads the face of a model without loading it. Raises LoadError."""
-        return inspect_file(file, options, self._store)
+        return self.preparer.inspect(file, options)
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
-        """Returns size and modification time; empty where the file is gone."""
-        return fingerprint(file, self._store)
+        """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
+        return self.preparer.fingerprint(file)
+
+    def prepare(
+        self, file: Path, options: ModelOptions, *, ceiling_bytes: int, is_last: bool, cancel: CancelToken
+    ) -> None:
+        """Has a child open the model first. Raises LoadError and NeedsMemory."""
+        self.preparer.prepare(file, options, ceiling_bytes=ceiling_bytes, is_last=is_last, cancel=cancel)
+
+    def preparing_bytes(self) -> int:
+        """Returns what that child holds now."""
+        return self.preparer.preparing_bytes()
+
+    def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
+        """Lets the figure of a prepared model grow to what its load held."""
+        self.preparer.learn(file, plan, resident_bytes)
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
-        """Loads a model. Raises LoadError with ONNX Runtime's reason."""
+        """Loads a model. Raises LoadError with ONNX Runtime's reason, ArtifactUnusable where it is prepared."""
         options = _session_options("none" if plan.artifact else plan.optimization, self._intra_op_threads)
         if plan.variant == "mapped_unpacked":
             options.add_session_config_entry("session.disable_prepacking", "1")
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
+        mapped = () if plan.artifact is None else _weights_beside(plan.artifact)
+        if plan.read_ahead:
+            for path in mapped:
+                _advise(path, "POSIX_FADV_WILLNEED")
         try:
-            session = ort.InferenceSession(
-                str(plan.artifact or file),
-                options,
-                providers=_PROVIDERS,
-                disabled_optimizers=None if plan.folds_constants else ["ConstantFolding"],
-            )
+            session = ort.InferenceSession(str(plan.artifact or file), options, providers=_PROVIDERS)
         except Exception as error:
-            if plan.artifact is not None and self._store is not None and not cancel.is_cancelled:
-                self._store.reject(plan.artifact.parent.name)
-                log.warning("%s is unusable and was removed; the original is served", plan.artifact.parent)
-            raise LoadError(_reason(error)) from None
-        return OrtModel(session, inspection, self)
+            if plan.artifact is None or cancel.is_cancelled:
+                raise LoadError(_reason(error)) from None
+            self.preparer.reject(plan)
+            raise ArtifactUnusable(_reason(error)) from None
+        model = OrtModel(session, inspection, self, plan, mapped)
+        if self._preparer is not None:
+            self._preparer.opened(plan)
+        return model
 
-    @contextlib.contextmanager
-    def run_counted(self) -> Iterator[None]:
-        """Counts a run while it is going on."""
-        with self._lock:
-            self._runs += 1
-            self.starts += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._runs -= 1
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether at most one run is going on, and no outputs of others are kept."""
-        return self._runs + self._held <= 1
-
-    @contextlib.contextmanager
-    def outputs_held(self) -> Iterator[None]:
-        """A scope in which a run's outputs are kept beyond it: they take room from other runs."""
-        with self._lock:
-            self._held += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held -= 1
+    def closed(self, plan: LoadPlan) -> None:
+        """Takes note that a session has been closed."""
+        if self._preparer is not None:
+            self._preparer.closed(plan)
 
     def forget(self, file: Path) -> None:
-        """Drops the file's pages from the page cache, those of its external data too."""
-        artifact = self._store.find(file) if self._store is not None else None
-        prepared = (artifact.directory / name for name in artifact.manifest.files) if artifact is not None else ()
-        for path in (file, *(file.parent / name for name in external_files(file)), *prepared):
-            with contextlib.suppress(OSError, AttributeError):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                finally:
-                    os.close(descriptor)
+        """Drops the file's pages from the page cache, those of its external data and its artifact too."""
+        for path in self.preparer.files_of(file):
+            _advise(path, "POSIX_FADV_DONTNEED")
 
     def trim(self) -> None:
         """Shrinks the shared arena to what is in use."""
@@ -189,9 +179,14 @@ class OrtRuntime:
 class OrtModel:
     """One session. Any thread may run it."""
 
-    def __init__(self, session: Any, inspection: Inspection, runtime: OrtRuntime) -> None:
+    def __init__(
+        self, session: Any, inspection: Inspection, runtime: OrtRuntime, plan: LoadPlan, mapped: tuple[Path, ...]
+    ) -> None:
         self._session = session
         self._runtime = runtime
+        self._plan = plan
+        self.mapped_files = mapped
+        self.run_footprint = plan.run
         self.inputs = _specs(session.get_inputs(), inspection.inputs)
         self.outputs = _specs([arg for arg in session.get_outputs() if arg.type in _DATATYPES], inspection.outputs)
         for spec in self.inputs.values():
@@ -203,8 +198,7 @@ class OrtModel:
         options = ort.RunOptions()
         cancel.bind(lambda: setattr(options, "terminate", True))
         try:
-            with self._runtime.run_counted():
-                return self._run(feeds, outputs, options)
+            return self._run(feeds, outputs, options)
         except Exception as error:
             # ONNX Runtime does not hold inputs to a dimension that they share by name, the operators
             # do, in words of their own. Only looked at now: some exporters reuse names carelessly.
@@ -212,28 +206,23 @@ class OrtModel:
             raise _run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
 
     def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str], options: Any) -> list[Array]:
-        """Runs; where the arena is full, once more with all of it, if nobody else is using it."""
+        """Runs; where the arena is full, once more without what earlier runs left in it, in pieces."""
         try:
             results: list[Array] = self._session.run(list(outputs), feeds, options)
         except Exception as error:
-            if not self._runtime.is_alone or not _ARENA_FULL.search(str(error)):
+            full = _ARENA_FULL.search(str(error))
+            if full is None or int(full[2]) > self._runtime.activation_ceiling_bytes:
                 raise
         else:
             return results
         self._runtime.trim()
-        starts = self._runtime.starts
-        try:
-            results = self._session.run(list(outputs), feeds, options)
-        except Exception as error:
-            was_alone = self._runtime.is_alone and self._runtime.starts == starts
-            if was_alone and (full := _ARENA_FULL.search(str(error))):
-                raise _never_fits(int(full[1]), int(full[2]), self._runtime.activation_ceiling_bytes) from None
-            raise
-        return results
+        again: list[Array] = self._session.run(list(outputs), feeds, options)
+        return again
 
     def close(self) -> None:
         """Drops the session; nothing else refers to it, since names and shapes were copied."""
         self._session = None
+        self._runtime.closed(self._plan)
 
 
 _PROVIDERS: Final = ["CPUExecutionProvider"]
@@ -276,6 +265,22 @@ def _session_options(optimization: str, intra_op_threads: int) -> Any:
     return options
 
 
+def _weights_beside(artifact: Path) -> tuple[Path, ...]:
+    """The file that a prepared model's weights are mapped from; models without large ones have none."""
+    weights = artifact.with_name("model.bin")
+    return (weights,) if weights.exists() else ()
+
+
+def _advise(path: Path, advice: str) -> None:
+    """Tells the kernel what will become of a file's pages, where it can be told."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, getattr(os, advice))
+        finally:
+            os.close(descriptor)
+
+
 def _specs(arguments: Sequence[Any], declared: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """Copies names and shapes out of NodeArgs, each of which would keep the session alive."""
     return {arg.name: _spec(arg.name, arg.type, arg.shape, declared.get(arg.name)) for arg in arguments}
@@ -297,37 +302,28 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _never_fits(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> NeverFits:
-    return NeverFits(
-        _activation_text(available_bytes, needed_bytes, ceiling_bytes)
-        + ", with nobody else running; send fewer rows at once",
+def _arena_full(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> ActivationsFull | RunTooLarge:
+    needs = f"one step of this run needs {format_bytes(needed_bytes)} for activations"
+    if needed_bytes > ceiling_bytes:
+        return RunTooLarge(
+            f"{needs}, memory.activation_ceiling is {format_bytes(ceiling_bytes)}",
+            needed_bytes=needed_bytes,
+            available_bytes=ceiling_bytes,
+        )
+    return ActivationsFull(
+        f"{needs}, {format_bytes(available_bytes)} of {format_bytes(ceiling_bytes)} (memory.activation_ceiling) "
+        "are free, others' runs hold the rest",
         needed_bytes=needed_bytes,
         available_bytes=available_bytes,
     )
 
 
-def _activation_text(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> str:
-    return (
-        f"one step of this run needs {format_bytes(needed_bytes)} for activations, {format_bytes(available_bytes)} "
-        f"of {format_bytes(ceiling_bytes)} (memory.activation_ceiling) are free"
-    )
-
-
 def _run_error(error: Exception, cancel: CancelToken, ceiling_bytes: int) -> Exception:
-    if isinstance(error, NeverFits):
-        return error
     if cancel.is_cancelled:
         return DeadlineExceeded("the run", waited_s=0.0)
     text = _reason(error)
     if full := _ARENA_FULL.search(text):
-        available_bytes, needed_bytes = int(full[1]), int(full[2])
-        if needed_bytes > ceiling_bytes:
-            return _never_fits(available_bytes, needed_bytes, ceiling_bytes)
-        return ActivationsFull(
-            _activation_text(available_bytes, needed_bytes, ceiling_bytes) + ", others' runs hold the rest",
-            needed_bytes=needed_bytes,
-            available_bytes=available_bytes,
-        )
+        return _arena_full(int(full[1]), int(full[2]), ceiling_bytes)
     if type(error).__name__ == "InvalidArgument" or isinstance(error, (ValueError, TypeError)):
         return InvalidRequest(f"ONNX Runtime refuses the input: {text}")
     return RunFailed(f"the run failed: {text}")

@@ -140,8 +140,8 @@ def test_a_run_that_needs_more_than_the_room_for_activations_is_refused_and_the_
     models: ModelSet, host: HostProcess, client: Client
 ) -> None:
     case = models.cases[0]
-    too_many = repeat(case, 1024)  # 4 MB in the request, 68 MB in each layer, at a ceiling of 48
-    with pytest.raises(RequestFailed, match=r"^507: .*activations") as refused:
+    too_many = repeat(case, 1024)  # 4 MB in the request, 68 MB in each layer, at a ceiling of 64
+    with pytest.raises(RequestFailed, match=r"^413: .*activations") as refused:
         client.infer(case.name, too_many)
     assert "activation_ceiling" in str(refused.value)
     assert case.is_right(client.infer(case.name, case.question))

@@ -173,7 +173,7 @@ def test_an_optional_preload_that_fails_does_not_stop_the_start(tmp_path: Path) 
 # --- memory of runs ------------------------------------------------------------------------------------------
 
 
-def test_a_run_over_the_activation_ceiling_is_507_and_smaller_ones_go_on(tmp_path: Path) -> None:
+def test_a_run_over_the_activation_ceiling_is_413_and_smaller_ones_go_on(tmp_path: Path) -> None:
     with running_host(tmp_path, MODELS, "--memory-limit", "400MB", MODELHOST_MEMORY_ACTIVATION_CEILING="2MB") as host:
 
         def request(rows: int) -> dict:
@@ -183,7 +183,7 @@ def test_a_run_over_the_activation_ceiling_is_507_and_smaller_ones_go_on(tmp_pat
             }
 
         status, body = post(f"{host.url}/v2/models/digits/infer", request(1500))
-        assert (status, body["code"]) == (507, "never_fits")
+        assert (status, body["code"]) == (413, "run_too_large")
         assert body["needed_bytes"] > 2 << 20
-        assert "send fewer rows at once" in body["error"]
+        assert "memory.activation_ceiling is 2.0 MB; " in body["error"]
         assert post(f"{host.url}/v2/models/digits/infer", request(10))[0] == 200

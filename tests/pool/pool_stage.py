@@ -21,6 +21,7 @@ from modelhost.repository import Repository
 from modelhost.runtime.fake import FakeMemory, FakeRuntime, FakeScript
 
 MB = 1 << 20
+_UNGRANTED = ("queued", "preparing", "loading", "unloading")
 FEEDS = {"x": np.ones(2, np.float32)}
 
 
@@ -74,6 +75,7 @@ class Stage:
         limit_bytes: int = 256 * MB,
         threads: int = 4,
         max_queue: int = 256,
+        ceiling_bytes: int = 64 * MB,
         sampling: bool = False,
         memory: dict[str, Any] | None = None,
         models: dict[str, Any] | None = None,
@@ -92,6 +94,7 @@ class Stage:
             runtime=self.runtime,
             memory=self.memory,
             runner=self.runner,
+            activation_ceiling_bytes=ceiling_bytes,
             settings=PoolSettings(**pool),
             models=ModelsSettings(directory=directory, **models or {}),
             clock=self.clock,
@@ -167,7 +170,7 @@ class Stage:
         holding = [model for model in found.models if model.state not in ("queued", "gone")]
         assert ledger.open_count == len(holding) == found.reservations
         assert all(model.leases >= 0 for model in found.models)
-        assert all(model.leases == 0 for model in found.models if model.state in ("queued", "loading", "unloading"))
+        assert all(model.leases == 0 for model in found.models if model.state in _UNGRANTED)
         totals = ledger.totals
         booked = totals.loading_bytes + totals.resident_bytes + totals.leaving_bytes
         assert booked == sum(model.committed_bytes for model in holding)
@@ -178,6 +181,7 @@ class Stage:
         found = self.pool.snapshot()
         assert found.waiting == 0
         assert found.in_flight == 0
+        assert (self.pool.activations.claimed_bytes, self.pool.activations.waiting) == (0, 0)
         unsettled = [model for model in found.models if model.leases or model.waiting or model.state != "ready"]
         assert unsettled == [], unsettled
         assert self.memory.ledger.open_count == len(found.models)

@@ -359,12 +359,12 @@ async def test_a_load_settles_to_what_was_measured(tmp_path: Path) -> None:
         assert stage.pool.snapshot().counters.overshoot_bytes == 0
 
 
-async def test_a_measurement_above_the_estimate_is_reported(tmp_path: Path) -> None:
+async def test_a_measurement_above_the_prediction_is_reported_and_learnt(tmp_path: Path) -> None:
     async with Stage(tmp_path, {"a": FakeScript(resident_bytes=30 * MB, estimate_bytes=20 * MB)}) as stage:
         await stage.use("a")
         assert stage.pool.snapshot().counters.overshoot_bytes == 10 * MB
-        event = next(event for event in stage.memory.history.snapshot() if event.kind == "overshoot")
-        assert event.details == {"expected_bytes": 20 * MB, "measured_bytes": 30 * MB}
+        event = next(event for event in stage.memory.history.snapshot() if event.kind == "misprediction")
+        assert event.details == {"predicted_bytes": 20 * MB, "measured_bytes": 30 * MB}
         assert stage.info("a").committed_bytes == 30 * MB
 
 

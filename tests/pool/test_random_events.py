@@ -12,6 +12,7 @@ from pool_stage import FEEDS, MB, Stage, soon, until
 
 from modelhost.errors import ModelHostError
 from modelhost.pool import Lease
+from modelhost.prepare.footprint import RunFootprint, Term
 from modelhost.runtime.fake import FakeScript
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +37,7 @@ class Actor:
     async def step(self) -> None:
         actions = [self.acquire] * 8 + [self.release] * 7 + [self.run, self.run, self.cancel, self.cancel]
         actions += [self.unload, self.load, self.clean_up, self.let_fail, self.others, self.time]
+        actions += [self.change_files, self.damage]
         self.random.choice(actions)()
         for _ in range(self.random.choice((0, 0, 1, 2, 5, 30))):
             await asyncio.sleep(0)
@@ -47,6 +49,7 @@ class Actor:
         self.stage.machine.other_bytes = 0
         for script in self.stage.runtime.scripts.values():
             script.load_error = None
+            script.unusable_artifacts = 0
 
     # --- what may happen --------------------------------------------------------------------------
 
@@ -84,6 +87,14 @@ class Actor:
         script = self.stage.script(self._name())
         script.load_error = None if script.load_error else "broken for a while"
 
+    def change_files(self) -> None:
+        """New files: a child has to open them first."""
+        script = self.stage.script(self._name())
+        script.is_prepared, script.fingerprint = False, (self.random.random(),)  # type: ignore[assignment]
+
+    def damage(self) -> None:
+        self.stage.script(self._name()).unusable_artifacts = self.random.choice((0, 1))
+
     def others(self) -> None:
         self.stage.machine.other_bytes = self.random.choice((0, 0, 5 * MB, 25 * MB, OTHERS_BYTES))
 
@@ -114,16 +125,28 @@ async def test_whatever_happens_the_books_are_right_and_nothing_is_left_behind(t
     for name in "abcdefgh":
         resident = sizes.choice((1, 10, 20) if name == "a" else (1, 10, 20, 40, 80)) * MB  # a may be pinned
         estimate = resident + sizes.choice((0, 0, 5)) * MB
+        child = sizes.choice((None, 10, 60))
+        child = child and child * MB
         scripts[name] = FakeScript(
-            resident_bytes=resident, estimate_bytes=estimate, peak_bytes=estimate + sizes.choice((0, 10)) * MB
+            resident_bytes=resident,
+            estimate_bytes=estimate,
+            peak_bytes=estimate + sizes.choice((0, 10)) * MB,
+            child_bytes=child,
+            child_estimate_bytes=child and child // sizes.choice((1, 3)),
+            run_bytes=sizes.choice((0, 2, 30, 64)) * MB,
         )
+        predicted_bytes = scripts[name].run_bytes - sizes.choice((0, 0, 1)) * MB  # seldom too little
+        if predicted_bytes > 0:
+            scripts[name].run_footprint = RunFootprint((Term(predicted_bytes),), {})
     models = {"pinned": ("a",)} if sizes.random() < 0.3 else {}
-    async with Stage(tmp_path, scripts, sampling=True, max_waiting=40, models=models) as stage:
+    ttl = sizes.choice((0, 3))
+    async with Stage(tmp_path, scripts, sampling=True, max_waiting=40, models=models, idle_ttl=ttl) as stage:
+        stage.machine.arena_bytes = stage.pool.activations.ceiling_bytes
         actor = Actor(stage, seed)
         for _ in range(STEPS):
             await actor.step()
             stage.check()
-            assert stage.machine.highest_bytes < stage.memory.thresholds.critical_bytes + OTHERS_BYTES
+            assert stage.machine.highest_bytes < stage.machine.limit_bytes + OTHERS_BYTES
 
         # Everything that is given back lets everybody who waits go on.
         actor.finish()

@@ -123,13 +123,13 @@ async def test_options_that_have_changed_count_at_the_next_load(
         inspect, seen = stage.runtime.inspect, []
 
         def spy(file: Path, options: ModelOptions) -> Inspection:
-            seen.append(options.resident_bytes)
+            seen.append(options.load_peak_bytes)
             return inspect(file, options)
 
         monkeypatch.setattr(stage.runtime, "inspect", spy)
         await stage.use("a")
         await stage.pool.unload("a")
-        (tmp_path / "a" / "model.toml").write_text('resident_bytes = "50MB"\n')  # the model's file is the same
+        (tmp_path / "a" / "model.toml").write_text('load_peak_bytes = "50MB"\n')  # the model's file is the same
         await stage.pool.load("a")
         assert seen == [None, 50 * MB]
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cgroup
+from benchmarks import artifacts, cgroup, estimates, zoo
 from benchmarks.__main__ import cli
 from benchmarks.client import RequestFailed, binary_request
-from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, conv_nets, repeat
+from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, Shape, conv_nets, repeat
 from benchmarks.pressure import Outcome
 from benchmarks.process import running_host
 from benchmarks.report import Report, align
-from benchmarks.smaps import read_process
+from benchmarks.smaps import read_mappings, read_process, read_status, read_traffic, reset_peak
+from modelhost.prepare.footprint import RunFootprint, RunPoint, Term
+from modelhost.tensors import TensorSpec
 
 _MB = 1 << 20
 
@@ -52,6 +56,22 @@ def test_models_are_made_once_and_a_smaller_set_has_only_its_own(models: ModelSe
     smaller = conv_nets(1, cache=cache)
     assert [folder.name for folder in smaller.directory.iterdir()] == ["m000"]
     assert before.items() <= {file: file.stat().st_mtime_ns for file in cache.rglob("model.onnx")}.items()
+
+
+@pytest.mark.parametrize("size_mb", [0.5, 2, 5, 20, 50])
+def test_a_shape_has_the_weights_that_were_asked_for(size_mb: float) -> None:
+    shape = Shape.of_size(size_mb)
+    floats = 9 * shape.channels * (CHANNELS_IN + (shape.layers - 1) * shape.channels)
+    assert size_mb <= 4 * floats / _MB < 1.3 * size_mb
+    assert shape.channels % 16 == 0
+
+
+def test_small_models_are_right_too_and_a_labelled_set_is_apart(tmp_path: Path) -> None:
+    models = conv_nets(2, size_mb=0.5, cache=tmp_path, label="apart")
+    assert models.directory.name == "repository-2-apart"
+    for case, file, folder in zip(models.cases, models.files, models.folders, strict=True):
+        assert case.is_right(ort.InferenceSession(file).run(None, {"x": case.question})[0])
+        assert file.samefile(folder / "model.onnx")
 
 
 def test_repeat_makes_rows_of_one_question(models: ModelSet) -> None:
@@ -111,6 +131,79 @@ def test_smaps_of_this_process_are_plausible() -> None:
     assert figures.pss_bytes <= figures.rss_bytes
 
 
+def test_what_the_kernel_keeps_besides_pages_is_read() -> None:
+    figures = read_mappings("self")
+    assert figures.mappings > 10
+    assert figures.page_table_bytes > 0
+    assert read_traffic("self").major_faults >= 0
+    reset_peak()
+    before = read_status("VmRSS")
+    with mmap.mmap(-1, 32 * _MB) as taken:  # pages that nobody has had before
+        taken.write(b"1" * 24 * _MB)
+    assert read_status("VmHWM") - before > 16 * _MB
+
+
+def test_a_zoo_has_exactly_what_was_asked_for_and_runs(tmp_path: Path) -> None:
+    directory = zoo.repository("both", ["attention", "wine"], cache=tmp_path)
+    assert {entry.name for entry in directory.iterdir()} == {"attention", "wine"}
+    session = ort.InferenceSession(directory / "attention" / "1" / "model.onnx")
+    assert session.run(None, {"x": np.ones((2, 5, 64), np.float32)})[0].shape == (2, 5, 64)
+    zoo.repository("both", ["wine"], cache=tmp_path)
+    assert [entry.name for entry in directory.iterdir()] == ["wine"]
+
+
+def test_predictions_are_tried_at_sizes_that_were_not_measured() -> None:
+    run = RunFootprint(
+        terms=(Term(1 << 20, ("batch",)),),
+        dims={"batch": (("x", 0),), "steps": (("x", 1),)},
+        rows="batch",
+        measured=(RunPoint({"batch": 1, "steps": 8}, 1 << 20), RunPoint({"batch": 16, "steps": 8}, 16 << 20)),
+    )
+    tried = list(estimates._sizes(run))
+    assert {"batch": 3, "steps": 8} in tried
+    assert {"batch": 16, "steps": 8} not in tried
+    assert {"batch": 5, "steps": 100} in tried
+    feed = estimates._feed([TensorSpec("x", "FP32", (-1, -1, 4))], run, {"batch": 5, "steps": 100})
+    assert feed == {"x": ([5, 100, 4], "FP32")}
+
+
+def test_a_model_of_one_size_is_tried_at_that() -> None:
+    run = RunFootprint(terms=(Term(9.0),), dims={}, measured=(RunPoint({}, 9),))
+    assert list(estimates._sizes(run)) == [{}]
+
+
+def _invoke(*arguments: str, out: Path) -> list[dict[str, Any]]:
+    """Runs a benchmark as a user does; returns its results."""
+    result = CliRunner().invoke(cli, [*arguments, "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_prepared_sessions_are_compared_with_stock_ones(tmp_path: Path) -> None:
+    rows = _invoke(
+        *("prepared", "--model", "conv2", "--loads", "1", "--turns", "1", "--cache", str(tmp_path)),
+        out=tmp_path / "out.jsonl",
+    )
+    load, *runs = rows
+    assert load["variant"].startswith("mapped")
+    assert load["prepared_bytes"] < load["stock_bytes"]
+    assert [row["batch"] for row in runs] == [1, 8]
+    assert all(row["prepared_ms"] > 0 and row["stock_ms"] > 0 for row in runs)
+
+
+def test_predictions_are_compared_with_what_a_host_measures(tmp_path: Path) -> None:
+    rows = _invoke(*("estimates", "--model", "wine", "--cache", str(tmp_path)), out=tmp_path / "out.jsonl")
+    assert {row["kind"] for row in rows} == {"load", "run", "total"}
+    assert all(row["measured_bytes"] > 0 for row in rows if row["kind"] == "load")
+
+
+def test_preparing_that_fails_is_reported_with_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(RequestFailed, match="broken"):
+        artifacts.prepare(tmp_path, progress=lambda text: None)
+
+
 def test_a_host_that_cannot_start_is_reported_with_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(RequestFailed, match="does not exist"), running_host(tmp_path / "nowhere"):
         pass
@@ -146,6 +239,17 @@ class TestCgroup:
             )
             assert done.returncode == -9
             assert group.read().oom_kills == 1
+
+    def test_many_models_are_held_where_a_plain_loop_holds_few(self, tmp_path: Path) -> None:
+        # The third load alone has more at its peak, beside the two, than the group may have.
+        rows = _invoke(
+            *("density", "--small", "--models", "3", "--limit", "112MB", "--cache", str(tmp_path)),
+            out=tmp_path / "out.jsonl",
+        )
+        held = {row["server"]: row for row in rows if row["kind"] == "held"}
+        assert held["modelhost, prepared"]["held"] == held["modelhost, prepared"]["right"] == 3
+        assert 0 < held["onnxruntime"]["held"] < 3
+        assert held["onnxruntime"]["oom_kills"] == 1
 
     def test_what_still_runs_at_the_end_is_ended(self) -> None:
         with cgroup.MemoryCgroup(32 * _MB) as group:

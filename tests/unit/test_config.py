@@ -69,7 +69,7 @@ def test_one_underscore_or_two_name_the_same_key(variable: str) -> None:
 
 def test_every_key_can_be_set_from_the_environment() -> None:
     texts = {"port": "1", "limit": "1GB", "min_free": "1MB", "sample_interval_s": "0.1", "pinned": "a", "preload": "a"}
-    texts |= {"warning": "1MB", "critical": "2MB", "options": "{a = {}}"}
+    texts |= {"on_load": "no", "warning": "1MB", "critical": "2MB", "options": "{a = {}}"}
     for key in valid_keys():
         section, name = key.split(".")
         variable = f"MODELHOST_{section}_{name}".upper()
@@ -86,10 +86,10 @@ def test_a_list_in_the_environment_is_written_with_commas_or_as_toml(text: str) 
 
 
 def test_a_table_in_the_environment_is_written_as_toml() -> None:
-    environ = {"MODELHOST_MODELS_OPTIONS": '{digits = {pinned = true, resident_bytes = "3MB"}}'}
+    environ = {"MODELHOST_MODELS_OPTIONS": '{digits = {pinned = true, load_peak_bytes = "3MB"}}'}
     options = load_settings(environ=environ).models.options["digits"]
     assert options.pinned
-    assert options.resident_bytes == 3 * MB
+    assert options.load_peak_bytes == 3 * MB
 
 
 def test_preload_entries_are_names_or_tables(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelhost.prepare import Manifest
+from modelhost.prepare.footprint import RunFootprint, RunPoint, Term
 from modelhost.prepare.manifest import SCHEMA, RunFigures, VariantFigures
 
 RUNS = (RunFigures(1, 4096, 0.5), RunFigures(8, 32768, 3.25))
@@ -26,6 +27,9 @@ MANIFEST = Manifest(
     figures=(
         VariantFigures("heap", 20.0, 5_100_000, 11_000_000, RUNS),
         VariantFigures("mapped", 1.0, 100_000, 200_000, RUNS),
+    ),
+    run=RunFootprint(
+        (Term(65536.0), Term(4000.5, ("n",))), {"n": (("x", 0),)}, "n", True, (RunPoint({"n": 8}, 32768),)
     ),
     files={"model.onnx": (1000, 1_700_000_000_000_000_001, "a" * 64), "model.bin": (5_000_000, 2, "b" * 64)},
 )
@@ -44,7 +48,7 @@ def changed_figures(**fields: Any) -> str:
 
 def test_it_comes_back_as_it_was_written() -> None:
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
-    heap = replace(MANIFEST, variant="heap", files={}, tolerance=0.0)
+    heap = replace(MANIFEST, variant="heap", files={}, tolerance=0.0, run=None)
     assert Manifest.from_json(heap.to_json()) == heap
 
 
@@ -82,6 +86,11 @@ def test_another_schema_is_refused_and_named(schema: object) -> None:
         changed(files=[]),
         changed(files={"model.bin": [1, 2]}),
         changed(files={"model.bin": [float("inf"), 2, "a"]}),
+        changed(run=1),
+        changed(run={}),
+        changed(run=[]),
+        changed(run=json.loads(MANIFEST.to_json())["run"] | {"rows": "t"}),
+        changed(run=json.loads(MANIFEST.to_json())["run"] | {"terms": [{"bytes": float("inf"), "dims": []}]}),
         changed_figures(variant="heated"),
         changed_figures(variant={}),
         changed_figures(load_ms="fast"),

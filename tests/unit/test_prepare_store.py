@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -336,6 +337,46 @@ def test_a_model_replaced_while_it_is_read_is_not_remembered(stage: Stage, monke
         patch.setattr(store_module, "digest_of", slow)
         before = stage.store().key_of(file)
     assert stage.store().key_of(file) != before
+
+
+# --- told ------------------------------------------------------------------------------------------------
+
+
+def test_how_a_model_stands_is_told(stage: Stage) -> None:
+    file = stage.model("a")
+    assert stage.store().look(file).state == "missing"
+    made = stage.prepare(file)
+    standing = stage.store().look(file)
+    assert (standing.state, standing.artifact) == ("prepared", made)
+    assert stage.store().look(stage.model("b", b"other")).state == "missing"
+    assert stage.store().look(file, (), {"n": 8}).state == "stale"
+    stage.prepare(file)
+    assert stage.store(replace(IDENTITY, cpu="other")).look(file).state == "stale"
+    stage.prepare(file)
+    file.write_bytes(b"modem")
+    touch(file)
+    assert stage.store().look(file).state == "stale"
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (flip_byte, "model.bin has not the content that was written"),
+        (cut_short, "model.bin has .* bytes, .* were written"),
+        (lose_weights, "model.bin: No such file"),
+        (lose_manifest, "manifest.json: No such file"),
+        (cut_manifest, "manifest.json: "),
+        (foreign_schema, "manifest.json: schema 99"),
+        (foreign_key, "manifest.json is that of another artifact"),
+        (no_files, r"manifest.json speaks of no model\.onnx"),
+    ],
+)
+def test_what_is_wrong_with_a_damaged_one_is_told(stage: Stage, damage: Callable[[Artifact], None], why: str) -> None:
+    file = stage.model("a")
+    damage(stage.prepare(file))
+    standing = stage.store().look(file)
+    assert (standing.state, standing.artifact) == ("damaged", None)
+    assert re.search(why, standing.why)
 
 
 # --- cleaned ---------------------------------------------------------------------------------------------

@@ -1,0 +1,398 @@
+"""Memory of runs: a claim on the shared arena for each, from before its thread until its outputs have gone.
+
+The gate predicts, waits and counts; it runs nothing. What it let through and the arena refused all the
+same comes back to it for a claim on the whole arena.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from modelhost.errors import DeadlineExceeded, HostClosed, MemoryRefusal, Overloaded, RunTooLarge
+from modelhost.memory import MemoryManager
+from modelhost.pool.key import ModelKey
+from modelhost.pool.waiter import Waiter
+from modelhost.prepare.footprint import RunFootprint
+from modelhost.runtime.base import LoadedModel
+from modelhost.tensors import Array
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+T = TypeVar("T")
+
+Feeds = Mapping[str, Array]
+
+#: A run whose bytes nobody can tell claims one part in so many of the ceiling; a smaller one where there
+#: are more threads, each of which may work on such a run.
+_UNPREDICTED_PART: Final = 4
+
+#: A prediction may be over by one part in so many: up to there the arena decides, not the prediction.
+_OVER_PART: Final = 4
+
+#: From this size on a run is worth a look at usage, which takes about 0.1 ms; it takes longer itself.
+_LOOK_FROM_BYTES: Final = 4 << 20
+
+#: Of the limit, one part in so many stays free beside the runs: 8 MB at 256 MB.
+_MARGIN_PART: Final = 32
+
+#: Predictions that are remembered for each model, by the shapes of its inputs.
+_SHAPES_KEPT: Final = 64
+
+
+class Claim:
+    """Bytes of the arena for one run. Event-loop thread only, but for `keep`; the gate makes it.
+
+    The run holds it until its thread has returned, whatever became of the requester. Where outputs
+    are kept beyond that, they hold it at their size.
+    """
+
+    __slots__ = ("_gate", "_holds", "_is_abandoned", "_is_active", "_kept_bytes", "is_alone", "size_bytes")
+
+    def __init__(self, gate: ActivationGate, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.is_alone = size_bytes >= gate.ceiling_bytes and gate.claimed_bytes == 0
+        """Whether nobody else has anything in the arena until this claim ends."""
+        self._gate = gate
+        self._holds = 1  # the run, then its outputs; and their encoding
+        self._is_active = True  # ends by itself: a run or an encoding, not outputs that wait
+        self._is_abandoned = False
+        self._kept_bytes: int | None = None
+        gate.claimed_bytes += size_bytes
+        gate._active += 1
+
+    def keep(self, kept: Kept[Any]) -> None:
+        """Notes, on the run's thread, that outputs stay when it returns."""
+        self._kept_bytes, kept._claim = kept.size_bytes, self
+
+    def run_ended(self) -> None:
+        """Ends the claim, or hands it over to the outputs that are kept."""
+        if self._kept_bytes is None or self._is_abandoned:
+            self._let_go()
+            return
+        self._set_active(False)
+        self._shrink(min(self.size_bytes, self._kept_bytes))
+
+    def abandon(self) -> None:
+        """Says that nobody will take the outputs; a run that still goes on keeps the claim until it ends."""
+        self._is_abandoned = True
+        if self._holds and not self._is_active:
+            self._let_go()
+
+    def _hold(self) -> None:
+        self._holds += 1
+        self._set_active(True)
+
+    def _let_go(self) -> None:
+        self._holds -= 1
+        if self._holds == 0:
+            self._gate._active -= self._is_active
+            self._is_active = False
+            self._shrink(0)
+
+    def _shrink(self, size_bytes: int) -> None:
+        gate = self._gate
+        gate.claimed_bytes -= self.size_bytes - size_bytes
+        self.size_bytes = size_bytes
+        if gate._line or gate._first:
+            gate._pump()
+
+    def _set_active(self, is_active: bool) -> None:
+        self._gate._active += is_active - self._is_active
+        self._is_active = is_active
+
+
+class Kept(Generic[T]):
+    """Outputs that stay in the arena when their run has returned. A scope; their claim ends with it.
+
+    `finish` of a run returns it instead of the value, and who gets it has to enter it at once. Unless it
+    is in use, who has it may wait for others: no run waits for that where it has nothing else to wait for.
+    """
+
+    __slots__ = ("_claim", "size_bytes", "value")
+
+    def __init__(self, value: T, size_bytes: int) -> None:
+        self.value, self.size_bytes = value, size_bytes
+        self._claim: Claim | None = None
+
+    def begin_use(self) -> None:
+        """Says that work on the outputs has begun, which ends by itself; it may outlive the scope."""
+        if self._claim is not None:
+            self._claim._hold()
+
+    def end_use(self) -> None:
+        """Says that the work is over."""
+        if self._claim is not None:
+            self._claim._let_go()
+
+    def __enter__(self) -> T:
+        return self.value
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._claim is not None:
+            self._claim._let_go()
+
+
+class Demand:
+    """What runs of one model take; remembers what it has worked out for the shapes seen last."""
+
+    __slots__ = ("_footprint", "_inputs", "_known")
+
+    def __init__(self, footprint: RunFootprint | None) -> None:
+        self._footprint = footprint
+        places = () if footprint is None else footprint.dims.values()
+        self._inputs = tuple(sorted({name for each in places for name, _ in each}))
+        self._known: dict[tuple[tuple[int, ...], ...], int | None] = {}
+
+    def predict(self, feeds: Feeds) -> int | None:
+        """Returns the bytes of a run on `feeds`; None where nobody can tell."""
+        if self._footprint is None:
+            return None
+        try:
+            key = tuple([feeds[name].shape for name in self._inputs])
+        except KeyError:  # the footprint of another face
+            return None
+        if key not in self._known:
+            if len(self._known) >= _SHAPES_KEPT:
+                self._known.clear()
+            self._known[key] = self._footprint.predict(_shapes(feeds))
+        return self._known[key]
+
+    def rows(self, feeds: Feeds) -> int | None:
+        """Returns how many rows `feeds` has; None where the model is not known to have any."""
+        places = () if self._footprint is None else self._footprint.dims.get(self._footprint.rows, ())
+        sizes = [feeds[name].shape[axis] for name, axis in places if name in feeds and axis < feeds[name].ndim]
+        return max(sizes, default=None)
+
+    def largest_rows(self, feeds: Feeds, ceiling_bytes: int) -> int | None:
+        """Returns how many rows fit under the ceiling; None where nobody can tell."""
+        return None if self._footprint is None else self._footprint.largest_rows(_shapes(feeds), ceiling_bytes)
+
+
+class _Waiting:
+    """One run in the line. `predicted_bytes` is 0 where nobody can tell."""
+
+    __slots__ = ("predicted_bytes", "remedies", "size_bytes", "waiter")
+
+    def __init__(self, size_bytes: int, predicted_bytes: int, remedies: list[Callable[[], Awaitable[object]]]) -> None:
+        self.size_bytes, self.predicted_bytes = size_bytes, predicted_bytes
+        self.remedies = remedies
+        self.waiter: Waiter[Claim] = Waiter()
+
+
+class ActivationGate:
+    """Owns what runs may take of the arena. Event-loop thread only; `max_waiting` bounds its line.
+
+    `preparing_bytes` says how much of the reservations is in usage already, held by a child process.
+
+    In order: a small run does not pass a large one that waits, so that the large one has its turn.
+
+    Why the line always moves: its head waits for runs and encodings in progress, which end by
+    themselves; for a load, a child that opens a model, or a clean-up in progress, which do too; and for
+    two clean-ups of its own.
+    Where there is none of these it goes, whatever the figures say. It never waits for outputs that are
+    kept while their request waits for others' bodies, as those may be bodies of requests in this line.
+    """
+
+    def __init__(
+        self,
+        ceiling_bytes: int,
+        *,
+        max_waiting: int,
+        memory: MemoryManager,
+        threads: int = 1,
+        preparing_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.ceiling_bytes = ceiling_bytes
+        """Hard maximum of the arena."""
+        self.claimed_bytes = 0
+        """What runs in progress, those that wait for a thread, and kept outputs may hold."""
+        self.refused_total = 0
+        """Runs refused because they would not fit alone."""
+        self.missed_total = 0
+        """Runs that were let through and that the arena refused."""
+        self._active = 0
+        self._unpredicted_bytes = ceiling_bytes // max(_UNPREDICTED_PART, threads)
+        self._max_waiting, self._memory, self._preparing_bytes = max_waiting, memory, preparing_bytes
+        self._line: deque[_Waiting] = deque()
+        self._first: deque[_Waiting] = deque()  # before the line: those that ran once, and want it all
+        self._demands: WeakKeyDictionary[LoadedModel, Demand] = WeakKeyDictionary()
+        self._making_room: asyncio.Task[None] | None = None
+        self._is_closed = False
+        memory.on_change(self._pump)
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait for their turn."""
+        return len(self._line) + len(self._first)
+
+    # --- claiming ------------------------------------------------------------------------------------
+
+    async def claim(self, key: ModelKey, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
+        """Claims what a run on `feeds` will take, after those who came before; end it with `run_ended`.
+
+        `deadline` is on the event loop's clock. Raises RunTooLarge where it would not fit alone,
+        Overloaded where the line is full, DeadlineExceeded, HostClosed.
+        """
+        ceiling_bytes = self.ceiling_bytes
+        demand = self._demands.get(model) or self._demand(model)
+        predicted_bytes = demand.predict(feeds)
+        if predicted_bytes is None:
+            size_bytes, predicted_bytes = self._unpredicted_bytes, 0
+        elif predicted_bytes <= ceiling_bytes:
+            size_bytes = predicted_bytes
+        elif predicted_bytes <= ceiling_bytes + ceiling_bytes // _OVER_PART:
+            size_bytes = ceiling_bytes
+        else:
+            raise self._predicted_too_large(key, model, feeds, predicted_bytes)
+        if (
+            predicted_bytes < _LOOK_FROM_BYTES
+            and self.claimed_bytes + size_bytes <= ceiling_bytes
+            and not (self._line or self._first)
+        ):
+            return Claim(self, size_bytes)
+        if len(self._line) >= self._max_waiting:
+            raise Overloaded("the queue for memory of runs", waiting=len(self._line), limit=self._max_waiting)
+        return await self._wait(self._line, size_bytes, predicted_bytes, deadline)
+
+    async def claim_alone(self, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
+        """Claims the whole arena, before everybody who waits, for a run that the arena has refused.
+
+        Not bounded in number: who asks has been let through once. Raises DeadlineExceeded, HostClosed.
+        """
+        predicted_bytes = self._demand(model).predict(feeds) or 0
+        return await self._wait(self._first, self.ceiling_bytes, predicted_bytes, deadline)
+
+    def missed(self, key: ModelKey, model: LoadedModel, feeds: Feeds, refusal: MemoryRefusal, claim: Claim) -> None:
+        """Counts a run that was let through under `claim` and that the arena has refused.
+
+        Raises RunTooLarge, with the largest batch where that is known, where it would be refused again.
+        """
+        self.missed_total += 1
+        if not claim.is_alone and not isinstance(refusal, RunTooLarge):
+            return
+        self.refused_total += 1
+        demand = self._demand(model)
+        max_rows, rows = demand.largest_rows(feeds, self.ceiling_bytes), demand.rows(feeds)
+        if max_rows is not None and rows is not None and max_rows >= rows:
+            max_rows = None  # just proved wrong
+        needed_bytes = refusal.needed_bytes
+        if claim.is_alone:  # and what is not free it had itself
+            needed_bytes += max(0, self.ceiling_bytes - refusal.available_bytes)
+        raise RunTooLarge(
+            f"{key}: this run needs at least {format_bytes(needed_bytes)} for activations, "
+            f"memory.activation_ceiling is {format_bytes(self.ceiling_bytes)}",
+            needed_bytes=needed_bytes,
+            available_bytes=self.ceiling_bytes,
+            max_rows=max_rows,
+        ) from None
+
+    def _predicted_too_large(self, key: ModelKey, model: LoadedModel, feeds: Feeds, needed_bytes: int) -> RunTooLarge:
+        self.refused_total += 1
+        demand = self._demand(model)
+        rows = demand.rows(feeds)
+        asked = "this run needs" if rows is None else "1 row needs" if rows == 1 else f"{rows} rows need"
+        return RunTooLarge(
+            f"{key}: {asked} {format_bytes(needed_bytes)} for activations, "
+            f"memory.activation_ceiling is {format_bytes(self.ceiling_bytes)}",
+            needed_bytes=needed_bytes,
+            available_bytes=self.ceiling_bytes,
+            max_rows=demand.largest_rows(feeds, self.ceiling_bytes),
+        )
+
+    def _demand(self, model: LoadedModel) -> Demand:
+        demand = self._demands.get(model)
+        if demand is None:
+            demand = self._demands[model] = Demand(model.run_footprint)
+        return demand
+
+    # --- the line ------------------------------------------------------------------------------------
+
+    async def _wait(
+        self, line: deque[_Waiting], size_bytes: int, predicted_bytes: int, deadline: float | None
+    ) -> Claim:
+        if self._is_closed:
+            raise HostClosed("the host is shutting down")
+        # Free memory first; then idle models leave for a run.
+        remedies: list[Callable[[], Awaitable[object]]] = [self._memory.trim, self._clean_up]
+        entry = _Waiting(size_bytes, min(predicted_bytes, size_bytes), remedies)
+        line.append(entry)
+        self._pump()
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await entry.waiter.wait()
+        except BaseException as error:
+            claim = entry.waiter.leave()
+            if claim is not None:  # granted, and nobody is there to use it
+                claim.run_ended()
+            if entry in line:
+                line.remove(entry)
+                self._pump()
+            if isinstance(error, TimeoutError):
+                waited_s = asyncio.get_running_loop().time() - began
+                raise DeadlineExceeded("waiting for the memory that other runs hold", waited_s=waited_s) from None
+            raise
+
+    def _pump(self) -> None:
+        """Grants to the head of the line for as long as that may go."""
+        while line := self._first or self._line:
+            entry = line[0]
+            if entry.waiter.is_waiting:
+                if not self._may_go(entry):
+                    return
+                entry.waiter.set(Claim(self, entry.size_bytes))
+            line.popleft()
+
+    def _may_go(self, entry: _Waiting) -> bool:
+        if self._active and self.claimed_bytes + entry.size_bytes > self.ceiling_bytes:
+            return False
+        return entry.predicted_bytes < _LOOK_FROM_BYTES or self._memory_allows(entry)
+
+    def _memory_allows(self, entry: _Waiting) -> bool:
+        """Says whether usage outside of the arena leaves room for the run, or nothing can be done about it."""
+        info = self._memory.memory_info()
+        # How much of the others' claims is in usage already cannot be told: all of it counts as to come.
+        to_come_bytes = max(0, info.reserved_bytes - self._preparing_bytes()) + self.claimed_bytes
+        room_bytes = info.limit_bytes - info.limit_bytes // _MARGIN_PART - info.usage_bytes - to_come_bytes
+        if entry.predicted_bytes <= room_bytes:
+            return True
+        if self._active or self._memory.is_changing or self._making_room is not None:
+            return False  # each of these pumps again when it ends
+        if not entry.remedies or self._is_closed:
+            return not self._preparing_bytes()  # a child ends by itself; the next sample sees it
+        self._making_room = asyncio.get_running_loop().create_task(self._make_room(entry.remedies.pop(0)))
+        return False
+
+    async def _make_room(self, remedy: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await remedy()
+        except Exception:
+            log.exception("making room for a run failed")
+        finally:
+            self._making_room = None
+            self._pump()
+
+    async def _clean_up(self) -> None:
+        await self._memory.attempt_cleanup(everything=True, cause="run")
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Refuses everybody who waits, and waits for a clean-up in progress; harmless when closed."""
+        self._is_closed = True
+        for line in (self._first, self._line):
+            for entry in line:
+                entry.waiter.fail(HostClosed("the host is shutting down"))
+        if self._making_room is not None:
+            await asyncio.wait([self._making_room])
+
+
+def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in feeds.items()}

@@ -1,0 +1,256 @@
+"""How models come: a child opens one first where nobody knows what it takes; then it is loaded.
+
+The reservation is made before the work begins, in the same plain function, and ends or settles on
+every path. Both kinds of work go on when the requests that caused them have left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from modelhost.config import PoolSettings
+from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits
+from modelhost.memory import MemoryManager
+from modelhost.pool.catalog import Catalog
+from modelhost.pool.departures import Departures
+from modelhost.pool.faces import Faces
+from modelhost.pool.failures import Failures
+from modelhost.pool.loader import Footprints, Settled
+from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.snapshot import PoolCounters
+from modelhost.pool.table import SlotTable
+from modelhost.runtime.base import (
+    ArtifactUnusable,
+    CancelToken,
+    LoadedModel,
+    LoadError,
+    LoadPlan,
+    NeedsMemory,
+    Runtime,
+)
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+#: Children and unusable artifacts, one after another, before a model counts as broken. Files that change
+#: all the time end here too.
+_MAX_LOOKS: Final = 4
+
+
+class Arrivals:
+    """First looks and loads. Event-loop thread; a child is waited for on a thread of its own.
+
+    `again` is called with a slot that has been queued again and has to be looked at anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: SlotTable,
+        catalog: Catalog,
+        runtime: Runtime,
+        memory: MemoryManager,
+        faces: Faces,
+        failures: Failures,
+        counters: PoolCounters,
+        settings: PoolSettings,
+        departures: Departures,
+        clock: Callable[[], float],
+        again: Callable[[Slot], None],
+    ) -> None:
+        self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
+        self._faces, self._failures, self._counters, self._settings = faces, failures, counters, settings
+        self._departures, self._clock, self._again = departures, clock, again
+        self.footprints = Footprints()
+        self._child: tuple[Slot, CancelToken] | None = None
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="modelhost-prepare")
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Ends the child, if there is one; what is loading ends by itself."""
+        self._is_closed = True
+        if self._child is not None:
+            self._child[1].cancel()
+
+    def shutdown(self) -> None:
+        """Ends the thread, when nothing is under way any more."""
+        self._builder.shutdown()
+
+    # --- a first look --------------------------------------------------------------------------------
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether a child is at work; there is one at a time."""
+        return self._child is not None
+
+    @property
+    def seen_bytes(self) -> int:
+        """What of the child's reservation shows in usage already."""
+        if self._child is None or not self._memory.probe.sees_children:
+            return 0
+        return min(self._child[0].committed_bytes, self._runtime.preparing_bytes())
+
+    def prepare(self, slot: Slot, ceiling_bytes: int, *, is_last: bool) -> Coroutine[Any, Any, None]:
+        """Reserves at once; the coroutine has a child open the model, and queues the slot again."""
+        cancel = CancelToken()
+        slot.move(SlotState.PREPARING)
+        slot.looks += 1
+        self._table.queue.remove(slot)
+        slot.reservation = self._memory.ledger.reserve(f"preparing {slot.key}", ceiling_bytes)
+        self._child = slot, cancel
+        file, options = slot.file, self._catalog.options(slot.file)
+        log.info("preparing %s, which nobody has opened yet; up to %s", slot.key, format_bytes(ceiling_bytes))
+
+        def work() -> None:
+            self._runtime.prepare(file.path, options, ceiling_bytes=ceiling_bytes, is_last=is_last, cancel=cancel)
+
+        async def run() -> None:
+            started, error = self._clock(), None
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._builder, work)
+            except Exception as caught:
+                error = caught
+            finally:
+                self._child = None
+                self._end_reservation(slot)
+            self._prepared(slot, error, ceiling_bytes, self._clock() - started, is_last=is_last)
+
+        return run()
+
+    def _prepared(
+        self, slot: Slot, error: Exception | None, ceiling_bytes: int, took_s: float, *, is_last: bool
+    ) -> None:
+        self._counters.preparations += 1
+        self._counters.preparation_seconds += took_s
+        if self._is_closed:
+            self._table.drop(slot, HostClosed("the host is shutting down"))
+        elif error is None:
+            log.info("prepared %s in %.1f s", slot.key, took_s)
+            self.look_again(slot)
+        elif isinstance(error, NeedsMemory) and not is_last:
+            slot.child_bytes = ceiling_bytes * 2
+            self.look_again(slot)
+        elif isinstance(error, NeedsMemory):
+            self._counters.preparation_failures += 1
+            self.fail(slot, self._too_large(slot, error, ceiling_bytes))
+        else:
+            self._counters.preparation_failures += 1
+            self.fail(slot, error)
+
+    def look_again(self, slot: Slot) -> None:
+        """Queues a slot whose model has to be looked at anew, at the head; drops it where nobody waits."""
+        self._faces.forget(slot.key)
+        if not slot.waiters:
+            self._table.drop(slot, HostClosed("nobody waits for it"))
+        elif slot.looks > _MAX_LOOKS:
+            self.fail(slot, LoadError(f"its figures were not settled after {slot.looks} looks"))
+        else:
+            self._table.requeue(slot, is_first=True)
+            self._again(slot)
+
+    def _too_large(self, slot: Slot, error: NeedsMemory, ceiling_bytes: int) -> NeverFits:
+        found = self._memory.thresholds
+        return NeverFits(
+            f"{slot.key} could not be opened in a child process: {error}; below critical "
+            f"({format_bytes(found.critical_bytes)} of {format_bytes(found.limit_bytes)}) there is no more. "
+            f"Prepare it where there is (modelhost prepare): prepared models need much less",
+            needed_bytes=max(ceiling_bytes, slot.inspection.preparation.least_bytes)
+            if slot.inspection is not None and slot.inspection.preparation is not None
+            else ceiling_bytes,
+            available_bytes=ceiling_bytes,
+        )
+
+    # --- loading ---------------------------------------------------------------------------------------
+
+    def load(self, slot: Slot, plan: LoadPlan) -> Coroutine[Any, Any, None]:
+        """Reserves at once; the coroutine loads, settles and grants."""
+        slot.move(SlotState.LOADING)
+        self._table.queue.remove(slot)
+        slot.reservation = self._memory.ledger.reserve(str(slot.key), plan.peak_bytes)
+        cancel, inspection, file = CancelToken(), slot.inspection, slot.file
+        assert inspection is not None
+
+        def work() -> LoadedModel:
+            return self._runtime.load(file.path, plan, inspection, cancel)
+
+        async def run() -> None:
+            timer = asyncio.get_running_loop().call_later(self._settings.load_timeout_s, cancel.cancel)
+            started = self._clock()
+            try:
+                model, measured = await self._memory.change(work)
+            except ArtifactUnusable as error:
+                log.warning("%s: %s", slot.key, error)
+                slot.looks += 1
+                self._end_reservation(slot)
+                self.look_again(slot)
+                return
+            except BaseException as error:
+                self.fail(slot, error)
+                if not isinstance(error, Exception):
+                    raise
+                return
+            finally:
+                timer.cancel()
+            took_s = self._clock() - started
+            settled = self.footprints.settle(slot.key, inspection, plan, measured)
+            self._loaded(slot, model, settled, took_s)
+            if settled.is_off:
+                await self._note_error(slot, plan, settled)
+
+        return run()
+
+    def _loaded(self, slot: Slot, model: LoadedModel, settled: Settled, took_s: float) -> None:
+        """Settles the reservation and grants the waiters, those that are still there."""
+        assert slot.reservation is not None
+        slot.reservation.settle(settled.size_bytes)
+        slot.model = model
+        slot.looks, slot.child_bytes = 0, None
+        self._table.ready(slot)
+        if slot.departures:  # somebody asked for its unload while it was loading
+            self._departures.let_go(slot, cause="unload")
+        self._failures.forget(slot.key)
+        self._counters.loads += 1
+        self._counters.load_seconds += took_s
+        self._counters.note_error(settled.error_bytes)
+        log.info("loaded %s in %.0f ms, %s", slot.key, took_s * 1e3, format_bytes(settled.size_bytes))
+
+    async def _note_error(self, slot: Slot, plan: LoadPlan, settled: Settled) -> None:
+        """Records a wrong prediction; the figure grows to the truth, for other hosts and starts too."""
+        self._memory.record(
+            "misprediction",
+            cause=f"load of {slot.key}",
+            details={"predicted_bytes": plan.resident_bytes, "measured_bytes": settled.size_bytes},
+        )
+        if settled.error_bytes > 0:
+            path = slot.file.path
+            await self._catalog.on_disk(lambda: self._runtime.learn(path, plan, settled.size_bytes))
+
+    # --- failing ---------------------------------------------------------------------------------------
+
+    def fail(self, slot: Slot, error: BaseException) -> None:
+        """Ends a look or a load that failed: no reservation and no waiter is left, and the failure is remembered."""
+        self._end_reservation(slot)
+        if slot.state is SlotState.GONE:
+            return
+        if isinstance(error, ModelNotFound):
+            self._table.drop(slot, error)
+            return
+        reported: ModelHostError
+        if isinstance(error, ModelBroken | NeverFits):
+            reported = error
+        else:
+            reason = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+            reported = ModelBroken(slot.key.name, slot.key.version, reason)
+        self._counters.load_failures += 1
+        self._failures.note(slot.key, reported, self._clock())
+        log.warning("%s", reported)
+        self._table.drop(slot, reported)
+
+    def _end_reservation(self, slot: Slot) -> None:
+        if slot.reservation is not None:
+            slot.reservation.end()
+            slot.reservation = None

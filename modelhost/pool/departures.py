@@ -1,0 +1,173 @@
+"""How models leave: out of reach first, then their memory, then whatever wants them again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from modelhost.config import PoolSettings
+from modelhost.errors import HostClosed, ModelHostError
+from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
+from modelhost.pool.background import Background
+from modelhost.pool.catalog import Catalog
+from modelhost.pool.eviction import Candidate, choose_victims
+from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.snapshot import PoolCounters
+from modelhost.pool.table import SlotTable
+from modelhost.runtime.base import LoadedModel, Runtime
+
+log = logging.getLogger("modelhost")
+
+#: A model that was not used for so long before it left is cold: the pages of its files go with it. One
+#: that left sooner is often wanted again, and what the kernel needs of its pages it takes.
+_COLD_S: Final = 60.0
+
+
+class Departures:
+    """Unloads, evictions and expiries. Event-loop thread; memory is given back on the memory thread.
+
+    `wanted_again` is called with a slot that requests came for while it left; it is queued again.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: SlotTable,
+        catalog: Catalog,
+        runtime: Runtime,
+        memory: MemoryManager,
+        background: Background,
+        counters: PoolCounters,
+        settings: PoolSettings,
+        clock: Callable[[], float],
+        wanted_again: Callable[[Slot], None],
+    ) -> None:
+        self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
+        self._background, self._counters, self._settings = background, counters, settings
+        self._clock, self._wanted_again = clock, wanted_again
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Queues nothing again from here on."""
+        self._is_closed = True
+
+    # --- on request ----------------------------------------------------------------------------------
+
+    def let_go(self, slot: Slot, *, cause: str) -> None:
+        """Unloads a ready slot: at once where it is idle, else when its last lease has ended."""
+        if slot.leases:
+            slot.move(SlotState.DRAINING)
+        else:
+            self.depart(slot, cause=cause)
+
+    def depart(self, slot: Slot, *, cause: str) -> None:
+        """Takes an idle slot out of reach at once and gives its memory back; its departures are told."""
+        plan = self.plan([slot])
+        departures, slot.departures = slot.departures, []
+
+        async def run() -> None:
+            recovery: Recovery | None = None
+            try:
+                recovery = await self._memory.recover(plan, cause=cause)
+                self._counters.unloads += 1
+            finally:
+                for waiter in departures:
+                    waiter.set(recovery)
+
+        self._background.spawn(run())
+
+    async def unload_all(self) -> None:
+        """Gives back the memory of all models; their runs have ended, leases that are still held are void."""
+        loaded = [slot for slot in self._table if slot.model is not None]
+        if loaded:
+            await self._memory.recover(self.plan(loaded), cause="shutdown")
+
+    # --- on their own --------------------------------------------------------------------------------
+
+    def evict(self, victims: Iterable[Candidate]) -> CleanupPlan:
+        """Takes idle models out of reach, and returns how to give their memory back."""
+        slots = [slot for victim in victims if (slot := self._table.get(victim.key)) is not None]
+        self._counters.evictions += len(slots)
+        return self.plan(slots)
+
+    def clean(self, goal: CleanupGoal) -> CleanupPlan | None:
+        """Answers the memory manager: idle models in LRU order, or all of them."""
+        wanted = math.inf if goal.everything else goal.excess_bytes
+        victims = choose_victims(self._table.candidates(), wanted)
+        if not victims:
+            return None
+        plan = self.evict(victims)
+        log.info("%s leave", ", ".join(plan.victims))
+        return plan
+
+    def expire(self) -> None:
+        """Lets those go that nobody has used for `pool.idle_ttl`."""
+        ttl_s = self._settings.idle_ttl
+        if not ttl_s or self._memory.is_changing or self._is_closed:
+            return
+        slots = self._table.resting(self._clock() - ttl_s)
+        if not slots:
+            return
+        self._counters.expiries += len(slots)
+        self._background.spawn(self._memory.recover(self.plan(slots), cause="idle_ttl"))
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def plan(self, slots: Iterable[Slot]) -> CleanupPlan:
+        """Takes idle (or drained) slots out of reach, and returns how to give their memory back."""
+        leaving = list(slots)
+        models: list[LoadedModel] = []
+        held_bytes = sum(slot.committed_bytes for slot in leaving)
+        for slot in leaving:
+            self._table.withdraw(slot)
+            assert slot.model is not None
+            assert slot.reservation is not None
+            models.append(slot.model)
+            slot.model = None
+            slot.reservation.leave()
+
+        def act() -> None:
+            while models:
+                try:
+                    models.pop().close()
+                except Exception:  # the others' memory must come back all the same
+                    log.exception("a model could not be closed")
+
+        return CleanupPlan(
+            victims=tuple(str(slot.key) for slot in leaving),
+            expected_bytes=held_bytes,
+            act=act,
+            done=lambda: self._departed(leaving),
+        )
+
+    def _departed(self, slots: Iterable[Slot]) -> None:
+        """Ends the reservations; a slot that is wanted again goes back to the queue."""
+        cold: list[Path] = []
+        cold_since = self._clock() - min(_COLD_S, self._settings.idle_ttl or _COLD_S)
+        for slot in slots:
+            assert slot.reservation is not None
+            slot.reservation.end()
+            slot.reservation = None
+            if not slot.waiters or self._is_closed:
+                if slot.idle_since <= cold_since:
+                    cold.append(slot.file.path)
+                self._table.drop(slot, HostClosed("the host is shutting down"))
+                continue
+            try:  # the files and their options may be others now
+                slot.file = self._catalog.find(slot.key.name, slot.key.version)
+            except ModelHostError as error:
+                self._table.drop(slot, error)
+                continue
+            slot.pinned = self._catalog.options(slot.file).pinned
+            self._table.requeue(slot)
+            self._wanted_again(slot)
+        if cold and not self._is_closed:
+            self._background.spawn(self._forget_pages(cold))
+
+    async def _forget_pages(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            await self._catalog.on_disk(partial(self._runtime.forget, path))

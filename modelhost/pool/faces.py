@@ -1,0 +1,51 @@
+"""What models say of themselves before they are loaded, remembered while their files stay the same."""
+
+from __future__ import annotations
+
+from cachetools import LRUCache
+
+from modelhost.config import ModelOptions
+from modelhost.errors import ModelBroken, ModelNotFound
+from modelhost.pool.catalog import Catalog
+from modelhost.pool.key import ModelKey
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import Inspection, LoadError, Runtime
+
+#: Faces of models that are not loaded; some kilobytes each.
+_KEPT = 256
+
+
+class Faces:
+    """Inspections by model. Event-loop thread; files are read on the catalog's disk thread."""
+
+    def __init__(self, catalog: Catalog, runtime: Runtime) -> None:
+        self._catalog, self._runtime = catalog, runtime
+        self._known: LRUCache[ModelKey, tuple[ModelOptions, Inspection]] = LRUCache(_KEPT)
+
+    async def inspect(self, file: ModelFile) -> Inspection:
+        """Reads the face of a model, or remembers it. Raises ModelNotFound and ModelBroken."""
+        key, options = ModelKey(file.name, file.version), self._catalog.options(file)
+        known = self._known.get(key)
+
+        def look() -> Inspection:
+            if known is not None and known[0] == options:
+                inspection = known[1]
+                if self._runtime.fingerprint(file.path) == inspection.fingerprint:
+                    return inspection
+            if not self._runtime.fingerprint(file.path):
+                raise FileNotFoundError(file.path.name)
+            return self._runtime.inspect(file.path, options)
+
+        try:
+            inspection = await self._catalog.on_disk(look)
+        except FileNotFoundError:
+            await self._catalog.scan()
+            raise ModelNotFound(f"model '{file.name}' version {file.version} was removed from the disk") from None
+        except LoadError as error:
+            raise ModelBroken(file.name, file.version, str(error)) from None
+        self._known[key] = (options, inspection)
+        return inspection
+
+    def forget(self, key: ModelKey) -> None:
+        """Forgets what is remembered: more is known of the model now."""
+        self._known.pop(key, None)

@@ -1,0 +1,215 @@
+"""The child process that opens models for the first time: how it is started, talked to and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelhost.memory import allocator
+from modelhost.prepare.failures import PrepareFailed, is_no_memory
+from modelhost.units import format_bytes
+
+#: The module that a child runs; it imports ONNX Runtime, which this one does not.
+_BUILDER: Final = "modelhost.runtime.build"
+
+#: What a child inherits: all that an interpreter may need to find itself and its libraries.
+_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+
+#: A report has a few kilobytes; of what a child complains about, the end says why it ended.
+_REPORT_BYTES: Final = 4 << 20
+_LOG_BYTES: Final = 16 << 10
+_CHUNK_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a child may take."""
+
+    memory_bytes: int
+    seconds: float
+
+
+class Child:
+    """A handle on the child of one call after another. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.is_killed = False
+
+    def kill(self) -> None:
+        """Ends the child with its forks, and every call that still follows: those raise PrepareFailed."""
+        with self._lock:
+            self.is_killed = True
+            self._end()
+
+    def committed_bytes(self) -> int:
+        """Returns the memory of the child and its forks now, 0 where there is none. Takes up to milliseconds."""
+        process = self._process
+        return sum(map(_anonymous_bytes, _family(process.pid))) if process is not None else 0
+
+    def report(self, job: bytes, bounds: Bounds) -> bytes:
+        """Runs a child on a job and returns what it reports; blocks. Raises PrepareFailed."""
+        with self._lock:
+            if self.is_killed:
+                raise PrepareFailed("preparing was cancelled", "cancelled")
+            self._process = process = _start()
+        try:
+            talk = _Talk(process, job)
+            is_in_time = talk.until(time.monotonic() + bounds.seconds)
+        finally:
+            with self._lock:
+                self._end()
+                self._process = None
+            status = process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+        if self.is_killed:
+            raise PrepareFailed("preparing was cancelled", "cancelled")
+        if not is_in_time:
+            raise PrepareFailed(f"it took longer than {bounds.seconds:g} s", "time")
+        return talk.report if status == 0 and talk.report else _raise_reason(status, talk.complaints, bounds)
+
+    def _end(self) -> None:
+        """Ends the whole session that the child leads: a fork may have outlived it by a moment."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _raise_reason(status: int, complaints: str, bounds: Bounds) -> bytes:
+    said = complaints.strip().splitlines()
+    last = said[-1][:600] if said else "it said nothing"
+    if any(map(is_no_memory, said)):
+        raise no_memory(last, bounds)
+    if status == -signal.SIGKILL:
+        text = f"it was ended by signal {signal.SIGKILL:d}, as the kernel does where memory runs out: {last}"
+        raise PrepareFailed(text, "memory")
+    if status < 0:
+        raise PrepareFailed(f"it was ended by signal {-status}: {last}", "crash")
+    raise PrepareFailed(last, "crash")
+
+
+def no_memory(reason: str, bounds: Bounds) -> PrepareFailed:
+    """Returns the failure of a child that met its memory ceiling."""
+    return PrepareFailed(f"it needs more than its {format_bytes(bounds.memory_bytes)} of memory: {reason}", "memory")
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # -P: what lies in the directory that this was started in is no module of ours.
+        [sys.executable, "-P", "-m", _BUILDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=_environment(),
+        start_new_session=True,  # Ctrl-C is for us, and we end it
+    )
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would only hold memory
+        # What `allocator.configure` does here, the C library does there before it allocates anything.
+        "MALLOC_MMAP_THRESHOLD_": str(allocator.MMAP_THRESHOLD_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(allocator.TRIM_THRESHOLD_BYTES),
+        "MALLOC_ARENA_MAX": str(allocator.ARENAS),
+    }
+
+
+class _Talk:
+    """Writes the job and reads report and complaints, whichever comes; keeps only so much of either."""
+
+    def __init__(self, process: subprocess.Popen[bytes], job: bytes) -> None:
+        self.report = b""
+        self._log = b""
+        self._job = memoryview(job)
+        self._selector = selectors.DefaultSelector()
+        assert process.stdin is not None
+        self._stdin = process.stdin
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for stream, events, act in (
+            (process.stdin, selectors.EVENT_WRITE, self._write),
+            (process.stdout, selectors.EVENT_READ, self._read_report),
+            (process.stderr, selectors.EVENT_READ, self._read_log),
+        ):
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream.fileno(), events, act)
+
+    @property
+    def complaints(self) -> str:
+        """The end of what was written to standard error."""
+        return self._log.decode(errors="replace")
+
+    def until(self, deadline: float) -> bool:
+        """Talks until the other side has ended; returns False where the deadline was first."""
+        with self._selector:
+            while self._selector.get_map():
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return False
+                for key, _ in self._selector.select(left_s):
+                    if not key.data(key.fd):
+                        self._selector.unregister(key.fd)
+                        if key.data == self._write:  # the job is whole only at its end
+                            self._stdin.close()
+        return True
+
+    def _write(self, descriptor: int) -> bool:
+        """Writes a part of the job; returns whether there is more."""
+        try:
+            self._job = self._job[os.write(descriptor, self._job[:_CHUNK_BYTES]) :]
+        except BrokenPipeError:
+            return False
+        return bool(self._job)
+
+    def _read_report(self, descriptor: int) -> bool:
+        part = os.read(descriptor, _CHUNK_BYTES)
+        if len(self.report) <= _REPORT_BYTES:
+            self.report += part
+        return bool(part)
+
+    def _read_log(self, descriptor: int) -> bool:
+        part = os.read(descriptor, _CHUNK_BYTES)
+        self._log = (self._log + part)[-_LOG_BYTES:]
+        return bool(part)
+
+
+# --- memory of a family of processes -------------------------------------------------------------------
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yields a process and all that descend from it; those that end meanwhile are left out."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """Returns a process's own memory, of shared pages its share; 0 where it is gone."""
+    # Kernels without the first have the second, which counts a page for every fork that shares it.
+    for file, wanted in (("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
+            for line in stream:
+                if line.startswith(wanted):
+                    return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,31 @@
+"""Why a model could not be prepared or measured: in words, and of which kind."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+#: `memory`: its ceiling was met, or the kernel ended it; `time`: its deadline; `disk`: the cache cannot
+#: be written, or is full; `changed`: the model's files were replaced meanwhile; `cancelled`: by
+#: `Child.kill`; `model`: ONNX Runtime refuses to open it; `crash`: it ended by a signal, or without a word.
+Kind = Literal["memory", "time", "disk", "changed", "cancelled", "model", "crash"]
+
+_NO_MEMORY: Final = (
+    "bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+    "Failed to allocate memory",
+    "Available memory of",  # the arena, which has the same ceiling
+)
+
+
+class PrepareFailed(Exception):
+    """The child ended without a result; the text says why, with the ceiling that it met."""
+
+    def __init__(self, text: str, kind: Kind) -> None:
+        super().__init__(text)
+        self.kind: Kind = kind
+
+
+def is_no_memory(text: str) -> bool:
+    """Says whether an error's words are those of memory that ran out."""
+    return any(word in text for word in _NO_MEMORY)

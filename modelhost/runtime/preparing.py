@@ -1,0 +1,228 @@
+"""What is known of models before they are loaded, and the child processes that find it out.
+
+A model is opened by a child before the host ever opens it. Where the cache can be written the child
+prepares it, once for all hosts to come; elsewhere it only measures, and this process remembers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from cachetools import LRUCache
+
+from modelhost.config import ModelOptions, PrepareSettings
+from modelhost.prepare import Artifact, ArtifactStore, Manifest
+from modelhost.prepare.launcher import Bounds, Child, PrepareFailed, measure, prepare
+from modelhost.repository import OnnxFormatError, OnnxSummary, read_summary
+from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan, NeedsMemory, Optimization, Preparation
+from modelhost.runtime.estimate import preparation
+from modelhost.tensors import DTYPES
+
+log = logging.getLogger("modelhost")
+
+#: Measured models that are remembered; one or two kilobytes each.
+_MEASURED_KEPT: Final = 4096
+
+#: File, its size and time, optimisation and sizes that it was measured with.
+_MeasuredKey = tuple[Path, tuple[int, ...], str]
+
+
+class Preparer:
+    """Knows the figures of models, and gets those that it does not know. Any thread; one `prepare` at a time."""
+
+    def __init__(self, store: ArtifactStore, settings: PrepareSettings) -> None:
+        self.store, self._settings = store, settings
+        self._measured: LRUCache[_MeasuredKey, LoadPlan] = LRUCache(_MEASURED_KEPT)
+        self._in_use: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        store.clean_up()  # what a crash has left behind; artifacts are not looked at
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    def inspect(self, file: Path, options: ModelOptions) -> Inspection:
+        """Reads the face of a model, in milliseconds and without its weights. Raises LoadError."""
+        found_as = self.fingerprint(file)
+        summary = _summary(file)
+        _check_face(summary)
+        plan = self._measured_plan(file, options)
+        if plan is None and _wants_artifact(options):
+            artifact = self.store.find(file, summary.external_files, options.dimensions)
+            if artifact is not None:
+                plan = prepared_plan(artifact, options)
+                found_as = self.fingerprint(file)
+        return Inspection(
+            inputs={spec.name: spec for spec in summary.inputs},
+            outputs={spec.name: spec for spec in summary.outputs if spec.datatype in DTYPES},
+            plan=plan,
+            fingerprint=found_as,
+            preparation=None if plan is not None else _preparation(summary, options),
+        )
+
+    def fingerprint(self, file: Path) -> tuple[int, ...]:
+        """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
+        stat = _stat(file)
+        return (*stat, self.store.token(file)) if stat else ()
+
+    # --- preparing -----------------------------------------------------------------------------------
+
+    def prepare(
+        self, file: Path, options: ModelOptions, *, ceiling_bytes: int, is_last: bool, cancel: CancelToken
+    ) -> None:
+        """Prepares a model, or measures it where nothing can be written. See Runtime.prepare."""
+        bounds = Bounds(ceiling_bytes, self._settings.timeout_s)
+        self._child = child = Child()
+        cancel.bind(child.kill)
+        try:
+            if not self._is_prepared(file, options, bounds, child, is_last=is_last):
+                self._measure(file, options, bounds, child)
+        except PrepareFailed as error:
+            raise (NeedsMemory if error.kind == "memory" else LoadError)(str(error)) from None
+        finally:
+            self._child = None
+
+    def preparing_bytes(self) -> int:
+        """Returns what the child holds now."""
+        child = self._child
+        return child.committed_bytes() if child is not None else 0
+
+    def _is_prepared(self, file: Path, options: ModelOptions, bounds: Bounds, child: Child, *, is_last: bool) -> bool:
+        """Prepares; returns False where measuring has to do. Raises PrepareFailed."""
+        if not (self._settings.on_load and _wants_artifact(options)):
+            return False
+        try:
+            external = _summary(file).external_files
+            made = prepare(self.store, file, external, bounds, dimensions=options.dimensions, child=child)
+        except PrepareFailed as error:
+            if error.kind == "disk" or (error.kind == "memory" and is_last):
+                log.warning("%s cannot be prepared here and will be served from the heap: %s", file, error)
+                return False
+            raise
+        self.store.clean_up(
+            max_bytes=self.store.size_bound(self._settings.cache_max_bytes),
+            in_use=self.in_use() | {made.directory.name},  # what is about to be loaded, too
+        )
+        return True
+
+    def _measure(self, file: Path, options: ModelOptions, bounds: Bounds, child: Child) -> None:
+        """Measures at the wanted optimisation, or else at one that needs less at its peak."""
+        wanted: Optimization = options.optimization or "all"
+        try:
+            manifest = measure(file, bounds, optimization=wanted, dimensions=options.dimensions, child=child)
+        except PrepareFailed as error:
+            if error.kind != "memory" or options.optimization is not None:
+                raise
+            wanted = "extended"
+            manifest = measure(file, bounds, optimization=wanted, dimensions=options.dimensions, child=child)
+        with self._lock:
+            self._measured[_measured_key(file, options)] = _heap_plan(manifest, wanted)
+
+    def _measured_plan(self, file: Path, options: ModelOptions) -> LoadPlan | None:
+        with self._lock:
+            return self._measured.get(_measured_key(file, options))
+
+    # --- loaded models ---------------------------------------------------------------------------------
+
+    def opened(self, plan: LoadPlan) -> None:
+        """Counts a session on an artifact, which is kept from then on."""
+        if plan.artifact is not None:
+            with self._lock:
+                self._in_use[plan.artifact.parent.name] += 1
+
+    def closed(self, plan: LoadPlan) -> None:
+        """Counts the end of a session."""
+        if plan.artifact is not None:
+            with self._lock:
+                self._in_use[plan.artifact.parent.name] -= 1
+
+    def in_use(self) -> frozenset[str]:
+        """The artifacts with sessions, by key."""
+        with self._lock:
+            return frozenset(+self._in_use)
+
+    def reject(self, plan: LoadPlan) -> None:
+        """Removes an artifact that could not be opened."""
+        if plan.artifact is not None:
+            log.warning("%s is unusable and was removed; it will be prepared again", plan.artifact.parent)
+            self.store.reject(plan.artifact.parent.name)
+
+    def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
+        """Lets a manifest's figure grow to what a load really held."""
+        artifact = self.store.find(file)
+        if artifact is not None and artifact.manifest.resident_bytes < resident_bytes:
+            self.store.grow(artifact, resident_bytes)
+
+    def files_of(self, file: Path) -> tuple[Path, ...]:
+        """Returns the files whose pages a model leaves in the page cache: its own, and its artifact's."""
+        try:
+            external = _summary(file).external_files
+        except LoadError:
+            external = ()
+        artifact = self.store.find(file)
+        prepared = (artifact.directory / name for name in artifact.manifest.files) if artifact is not None else ()
+        return (file, *(file.parent / name for name in external), *prepared)
+
+
+def prepared_plan(artifact: Artifact, options: ModelOptions) -> LoadPlan:
+    """Returns how a prepared model loads, by the figures of its manifest."""
+    manifest = artifact.manifest
+    if manifest.variant == "heap":
+        return _heap_plan(manifest, "all")
+    return LoadPlan(
+        resident_bytes=manifest.resident_bytes,
+        peak_bytes=manifest.peak_bytes,
+        optimization="none",
+        artifact=artifact.model_file,
+        variant=manifest.variant,
+        run=manifest.run,
+        read_ahead=options.read_ahead,
+    )
+
+
+def _heap_plan(manifest: Manifest, optimization: Optimization) -> LoadPlan:
+    return LoadPlan(manifest.resident_bytes, manifest.peak_bytes, optimization, run=manifest.run)
+
+
+def _wants_artifact(options: ModelOptions) -> bool:
+    """Artifacts are made at full optimisation; a model that asks for less is loaded as it is."""
+    return options.optimization in (None, "all")
+
+
+def _preparation(summary: OnnxSummary, options: ModelOptions) -> Preparation:
+    found = preparation(summary)
+    return replace(found, likely_bytes=options.load_peak_bytes) if options.load_peak_bytes else found
+
+
+def _summary(file: Path) -> OnnxSummary:
+    try:
+        return read_summary(file)
+    except (OnnxFormatError, OSError) as error:
+        raise LoadError(str(error)) from None
+
+
+def _measured_key(file: Path, options: ModelOptions) -> _MeasuredKey:
+    return (file, _stat(file), f"{options.optimization} {sorted(options.dimensions.items())}")
+
+
+def _stat(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
+    return (stat.st_size, stat.st_mtime_ns)
+
+
+def _check_face(summary: OnnxSummary) -> None:
+    """Raises LoadError where the V2 protocol cannot carry what the model takes or gives."""
+    if summary.non_tensor_inputs:
+        names = ", ".join(f"'{name}'" for name in summary.non_tensor_inputs)
+        raise LoadError(f"inputs {names} are no tensors, which the V2 protocol cannot carry")
+    if not any(spec.datatype in DTYPES or spec.datatype == "UNDEFINED" for spec in summary.outputs):
+        names = ", ".join(f"'{spec.name}' {spec.datatype}" for spec in summary.outputs)
+        names = names or ", ".join(f"'{name}'" for name in summary.non_tensor_outputs)
+        raise LoadError(f"the V2 protocol can carry none of the outputs: {names or 'there are none'}")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 from served import MB, Served, error_of
 
-from modelhost.cli.memory import command
+from modelhost.cli.main import cli
 from modelhost.memory import PressureReading
 from modelhost.pool import ModelKey
 from modelhost.runtime.fake import FakeScript
@@ -202,7 +202,7 @@ class Kernel:
 
 def terminal(served: Served) -> str:
     """What `modelhost memory` prints."""
-    ended = CliRunner().invoke(command, ["--url", served.url])
+    ended = CliRunner().invoke(cli, ["memory", "--url", served.url])
     assert ended.exit_code == 0, ended.output
     return ended.output
 

@@ -17,6 +17,7 @@ from cachetools import LRUCache
 
 from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Manifest
+from modelhost.prepare.footprint import RunFootprint
 from modelhost.prepare.launcher import Bounds, Child, PrepareFailed, measure, prepare
 from modelhost.repository import OnnxFormatError, OnnxSummary, read_summary
 from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan, NeedsMemory, Optimization, Preparation
@@ -179,13 +180,18 @@ def prepared_plan(artifact: Artifact, options: ModelOptions) -> LoadPlan:
         optimization="none",
         artifact=artifact.model_file,
         variant=manifest.variant,
-        run=manifest.run,
+        run=_lean(manifest.run),
         read_ahead=options.read_ahead,
     )
 
 
 def _heap_plan(manifest: Manifest, optimization: Optimization) -> LoadPlan:
-    return LoadPlan(manifest.resident_bytes, manifest.peak_bytes, optimization, run=manifest.run)
+    return LoadPlan(manifest.resident_bytes, manifest.peak_bytes, optimization, run=_lean(manifest.run))
+
+
+def _lean(run: RunFootprint | None) -> RunFootprint | None:
+    """Leaves the measured points in the manifest: they are evidence, and a quarter of what a model holds here."""
+    return None if run is None else replace(run, measured=())
 
 
 def _wants_artifact(options: ModelOptions) -> bool:

@@ -155,7 +155,16 @@ class _HostCollector:
             ("load_failures", counters.load_failures, "Loads that failed."),
             ("evictions", counters.evictions, "Models that left to make room."),
             ("unloads", counters.unloads, "Models unloaded on request."),
-            ("load_overshoot_bytes", counters.overshoot_bytes, "Bytes that loads took beyond their estimate."),
+            ("load_overshoot_bytes", counters.overshoot_bytes, "Bytes that loads held beyond their prediction."),
+            (
+                "load_undershoot_bytes",
+                counters.undershoot_bytes,
+                "Bytes that loads were predicted to hold and did not.",
+            ),
+            ("expiries", counters.expiries, "Models that left because nobody had used them for pool.idle_ttl."),
+            ("preparations", counters.preparations, "Models that a child process opened first."),
+            ("preparation_failures", counters.preparation_failures, "Models that no child process could open."),
+            ("preparation_seconds", counters.preparation_seconds, "Time that child processes took."),
         ):
             yield CounterMetricFamily(f"modelhost_{name}", text, value)
         refusals = CounterMetricFamily("modelhost_refusals", "Requests refused before a run, by code.", labels=["code"])

@@ -153,6 +153,21 @@ def test_metrics_follow_what_happens(serve_fake) -> None:
     assert after["modelhost_request_seconds_count", ("model_not_found",)] == 1
 
 
+def test_metrics_count_first_looks_and_how_far_loads_were_from_their_predictions(serve_fake) -> None:
+    scripts = {
+        "more": FakeScript(child_bytes=MB, resident_bytes=30 * MB, estimate_bytes=20 * MB),
+        "less": FakeScript(resident_bytes=10 * MB, estimate_bytes=15 * MB),
+    }
+    served = serve_fake(scripts)
+    served.infer("more")
+    served.infer("less")
+    found = samples(served)
+    assert found["modelhost_preparations_total", ()] == 1
+    assert found["modelhost_preparation_failures_total", ()] == 0
+    assert found["modelhost_load_overshoot_bytes_total", ()] == 10 * MB
+    assert found["modelhost_load_undershoot_bytes_total", ()] == 5 * MB
+
+
 def test_metrics_count_refusals_by_code(serve_fake) -> None:
     served = serve_fake({"giant": FakeScript(resident_bytes=500 * MB)})
     error_of(served.infer("giant"), 507)

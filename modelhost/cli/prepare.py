@@ -96,9 +96,11 @@ def _one(
         external = read_summary(file.path).external_files
         standing = store.look(file.path, external, options.dimensions)
         state, note, artifact = standing.state, standing.why, standing.artifact
-        if not check and (artifact is None or again):
+        bounds = _bounds(settings)
+        tight_bytes = 0 if artifact is None else artifact.manifest.ceiling_bytes
+        if not check and (artifact is None or again or 0 < tight_bytes < bounds.memory_bytes // 2):
             note = f"it was {state}: {note}" if state == "damaged" else ""
-            artifact = prepare(store, file.path, external, _bounds(settings), dimensions=options.dimensions)
+            artifact = prepare(store, file.path, external, bounds, dimensions=options.dimensions)
             state = "prepared"
     except (PrepareFailed, OnnxFormatError, OSError) as error:
         return False, _cells("failed", note=str(error))
@@ -114,7 +116,8 @@ def _artifact_cells(artifact: Artifact, state: str, note: str) -> list[str]:
     found = artifact.manifest
     heap = next(figures for figures in found.figures if figures.variant == "heap")
     chosen = next(figures for figures in found.figures if figures.variant == found.variant)
-    notes = [note, found.reason if found.variant == "heap" else ""]
+    tight = f"{format_bytes(found.ceiling_bytes)} of memory were too little to try all" if found.ceiling_bytes else ""
+    notes = [note, tight, found.reason if found.variant == "heap" else ""]
     return _cells(
         state,
         found.variant,

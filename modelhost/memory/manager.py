@@ -12,13 +12,22 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol, TypeVar
 
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
-from modelhost.memory.events import NOISE_BYTES, History, Level, MemoryEvent, Recovery, next_level
+from modelhost.memory.events import (
+    NOISE_BYTES,
+    REUSABLE_SHARE,
+    History,
+    Level,
+    MemoryEvent,
+    Recovery,
+    excess_bytes,
+    next_level,
+)
 from modelhost.memory.ledger import Ledger, Reservation
 from modelhost.memory.page_cache import PageCache
 from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo
@@ -29,6 +38,9 @@ from modelhost.units import format_bytes
 log = logging.getLogger("modelhost")
 
 T = TypeVar("T")
+
+#: Less than this free in the heap is not worth a reading before and after each load.
+_WORTH_READING_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,13 @@ class MemoryInfo:
     min_free_bytes: int
     level: Level
     raw: dict[str, int] = field(default_factory=dict)
+    heap_free_bytes: int = 0
+    """Of usage: what was free in the process's heap, between blocks in use, after the last change."""
+
+    @property
+    def reusable_bytes(self) -> int:
+        """What of the free heap loads of small blocks may count on: they take it before usage grows."""
+        return int(self.heap_free_bytes * REUSABLE_SHARE)
 
     @property
     def is_warning(self) -> bool:
@@ -93,7 +112,10 @@ class Cleaner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A change of the process's committed memory. `quiet`: nothing else was running meanwhile."""
+    """What a change holds: committed memory, and what it took of the free heap, which was committed before.
+
+    `quiet`: nothing else was running meanwhile.
+    """
 
     delta_bytes: int
     quiet: bool
@@ -122,11 +144,14 @@ class MemoryManager:
         self.gauge = PressureGauge(KernelPressure() if isinstance(self.probe, Probe) else None, clock=clock)
         self.page_cache = PageCache(clock=clock)
         self.quiet_marker: Callable[[], object | None] = lambda: 0
+        # As above: a scripted machine has no heap, unless it says what is free in it.
+        self.read_heap_free: Callable[[], int] = allocator.free_bytes if isinstance(self.probe, Probe) else lambda: 0
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._thresholds: Thresholds | None = None
         self._level = Level.NORMAL
         self._usage_bytes = 0
+        self._heap_free_bytes = 0  # after the last change; the memory thread writes it, others read
         self._thrashing_since: float | None = None
         self._cleaner: Cleaner | None = None
         self._trimmers: list[Callable[[], object]] = []
@@ -151,6 +176,7 @@ class MemoryManager:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
         usage = self.probe.usage().usage_bytes
         self._thresholds = resolve(self.settings, limit_bytes=self.probe.limit_bytes, baseline_bytes=usage)
+        self._heap_free_bytes = self.read_heap_free()
         return self._thresholds
 
     def start(self) -> None:
@@ -205,6 +231,7 @@ class MemoryManager:
             min_free_bytes=found.min_free_bytes,
             level=self._level,
             raw=dict(usage.raw),
+            heap_free_bytes=self._heap_free_bytes,
         )
 
     def pressure(self) -> PressureInfo:
@@ -257,13 +284,17 @@ class MemoryManager:
     # --- changing ----------------------------------------------------------------------------------
 
     async def change(self, work: Callable[[], T]) -> tuple[T, Measured]:
-        """Runs `work` on the memory thread; returns its result and what it did to committed memory."""
+        """Runs `work` on the memory thread; returns its result and what it holds now."""
 
         def measured() -> tuple[T, Measured]:
             marker = self.quiet_marker()
+            # A load that fits into holes commits nothing, and holds as much as any other.
+            free = self._look_into_heap() if self._heap_free_bytes >= _WORTH_READING_BYTES else None
             before = self.probe.committed_bytes()
             result = work()
             delta = self.probe.committed_bytes() - before
+            if free is not None:
+                delta += free - self._look_into_heap()
             return result, Measured(delta, marker is not None and marker == self.quiet_marker())
 
         return await self._on_thread(measured)
@@ -272,19 +303,28 @@ class MemoryManager:
         """Frees what the level asks for, and verifies that it came back.
 
         At normal only free heap pages are returned; at warning idle models leave until usage is
-        below warning; at critical, or with `everything`, all that can leave does. Returns None where
-        there was nothing to free.
+        below warning, or above it only for what is free inside the heap; at critical, or with
+        `everything`, all that can leave does. Returns None where there was nothing to free.
         """
         self._look(cause)
         if everything or self._level is Level.NORMAL or self.quiet_marker() != self._trimmed_at:
             await self.trim()
             self._look(cause)
+        else:
+            await self._on_thread(self._look_into_heap)
         if self._cleaner is None or (self._level is Level.NORMAL and not everything):
             return None
-        found = self.thresholds
-        target = found.warning_bytes - found.hysteresis_bytes
-        excess = self.probe.usage().usage_bytes - target + 1
-        plan = self._cleaner(CleanupGoal(excess, everything or self._level is Level.CRITICAL))
+        found, info = self.thresholds, self.memory_info()
+        excess = excess_bytes(
+            info.usage_bytes,
+            reusable_bytes=info.reusable_bytes,
+            warning=found.warning_bytes,
+            hysteresis=found.hysteresis_bytes,
+        )
+        everything = everything or info.is_critical
+        if not excess and not everything:
+            return None
+        plan = self._cleaner(CleanupGoal(excess, everything))
         return None if plan is None else await self.recover(plan, cause=cause)
 
     async def recover(self, plan: CleanupPlan, *, cause: str) -> Recovery:
@@ -292,7 +332,7 @@ class MemoryManager:
 
         def act() -> Recovery:
             started, marker = self._clock(), self.quiet_marker()
-            before = self.probe.committed_bytes()
+            free, before = self._look_into_heap(), self.probe.committed_bytes()
 
             def look(*, trimmed: bool) -> Recovery:
                 after = self.probe.committed_bytes()
@@ -310,10 +350,11 @@ class MemoryManager:
 
             plan.act()
             recovery = look(trimmed=False)
-            if recovery.shortfall_bytes:
+            if recovery.unreturned_bytes:
                 self._trim_now()
                 recovery = look(trimmed=True)
-            return recovery
+            # Last, as it is dear where no trim has joined what is free.
+            return replace(recovery, kept_free_bytes=max(0, self._look_into_heap() - free))
 
         try:
             recovery = await self._on_thread(act, always=plan.done)
@@ -324,8 +365,13 @@ class MemoryManager:
 
     async def trim(self, *, deep: bool = True) -> None:
         """Returns free arena pages to the kernel, and with `deep` the heap's, which takes milliseconds."""
+
+        def deeply() -> None:
+            self._trim_now()
+            self._look_into_heap()
+
         self._trimmed_at = self.quiet_marker()
-        await self._on_thread(self._trim_now if deep else self._trim_cheaply)
+        await self._on_thread(deeply if deep else self._trim_cheaply)
 
     def record(self, kind: str, *, cause: str, details: dict[str, Any]) -> MemoryEvent:
         """Adds an event of another's making to the history."""
@@ -399,6 +445,11 @@ class MemoryManager:
                 cause,
             )
         return usage
+
+    def _look_into_heap(self) -> int:
+        """Reads what is free in the heap, for the decisions until the next change. On the memory thread."""
+        self._heap_free_bytes = self.read_heap_free()
+        return self._heap_free_bytes
 
     def _note_thrashing(self, kind: str, info: PressureInfo, **more: float) -> None:
         self.history.add(

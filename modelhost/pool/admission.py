@@ -9,6 +9,12 @@ The cases, in the order in which they are tried:
    evict, and ask again with the figures read anew.
 5. What stands in the way is in use, loading or leaving: wait.
 6. Nothing that could come free would help: refuse.
+
+What is free inside the heap is part of usage, and most of what a victim holds would stay there too: a load
+that the first does not help would take them all. So a load of small blocks, which is served from there,
+counts it as free against warning. Any other load may go above warning for it by half of the way to
+critical, no further, since that does raise usage. Critical is hard: there a load of small blocks only adds
+less, by what it will find inside, and nothing loads where usage itself is critical.
 """
 
 from __future__ import annotations
@@ -35,6 +41,8 @@ class Figures:
     """May come free when leases end: unpinned models in use, and what their runs hold."""
     can_trim: bool
     """Runs have ended since the last trim."""
+    reusable_bytes: int = 0
+    """Of usage: free inside the process's heap, where loads of small blocks take it before usage grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +80,24 @@ class Refuse:
 Decision = Load | Trim | Evict | Wait | Refuse
 
 
-def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int) -> Decision:
-    """Decides on a load that holds `resident_bytes` afterwards and `peak_bytes` at its highest."""
+def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int, in_small_blocks: bool = False) -> Decision:
+    """Decides on a load that holds `resident_bytes` afterwards and `peak_bytes` at its highest.
+
+    `in_small_blocks`: what it holds comes from the heap, not from mappings of its own.
+    """
     largest = figures.critical_bytes - figures.baseline_bytes
     if peak_bytes >= largest:  # 1
         return Refuse(largest, never=True)
     base = figures.usage_bytes + figures.reserved_bytes
-    over_warning = base + resident_bytes - figures.warning_bytes + 1
-    over_critical = base + peak_bytes - figures.critical_bytes + 1
+    if in_small_blocks:
+        spared_bytes = found_bytes = figures.reusable_bytes
+    else:
+        spared_bytes, found_bytes = (
+            min(figures.reusable_bytes, (figures.critical_bytes - figures.warning_bytes) // 2),
+            0,
+        )
+    over_warning = base - spared_bytes + resident_bytes - figures.warning_bytes + 1
+    over_critical = base + max(0, peak_bytes - found_bytes) - figures.critical_bytes + 1
     if over_warning <= 0 and over_critical <= 0:  # 2
         return Load()
     if figures.can_trim:  # 3

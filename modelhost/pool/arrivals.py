@@ -133,9 +133,11 @@ class Arrivals:
             self.look_again(slot)
         elif isinstance(error, NeedsMemory) and not is_last:
             slot.child_bytes = ceiling_bytes * 2
+            slot.looks -= 1  # ends at what there is
             self.look_again(slot)
         elif isinstance(error, NeedsMemory):
             self._counters.preparation_failures += 1
+            self._faces.forget(slot.key)  # the runtime knows better now what a child needs at least
             self.fail(slot, self._too_large(slot, error, ceiling_bytes))
         else:
             self._counters.preparation_failures += 1
@@ -155,12 +157,10 @@ class Arrivals:
     def _too_large(self, slot: Slot, error: NeedsMemory, ceiling_bytes: int) -> NeverFits:
         found = self._memory.thresholds
         return NeverFits(
-            f"{slot.key} could not be opened in a child process: {error}; below critical "
-            f"({format_bytes(found.critical_bytes)} of {format_bytes(found.limit_bytes)}) there is no more. "
-            f"Prepare it where there is (modelhost prepare): prepared models need much less",
-            needed_bytes=max(ceiling_bytes, slot.inspection.preparation.least_bytes)
-            if slot.inspection is not None and slot.inspection.preparation is not None
-            else ceiling_bytes,
+            f"{slot.key} could not be opened in a child process, which had all the {format_bytes(ceiling_bytes)} below "
+            f"critical ({format_bytes(found.critical_bytes)} of {format_bytes(found.limit_bytes)}): {error}. Prepare "
+            "it where there is more (modelhost prepare): a prepared model needs much less",
+            needed_bytes=ceiling_bytes + 1,
             available_bytes=ceiling_bytes,
         )
 

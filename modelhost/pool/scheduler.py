@@ -39,6 +39,10 @@ _DEEP_TRIM_EVERY_S = 2.0
 
 _ELSEWHERE = "prepare it where there is more (modelhost prepare): a prepared model needs much less"
 
+#: A session whose weights are file pages holds many small blocks, and seldom more than this. What a larger
+#: one holds may well have mappings of its own, which no hole in the heap can give.
+_SMALL_LOAD_BYTES = 4 << 20
+
 #: Holders of memory that a refusal names, largest first.
 _HOLDERS_NAMED = 10
 
@@ -151,7 +155,12 @@ class Scheduler:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
         if inspection.plan is not None:
             plan = self._arrivals.footprints.plan(slot.key, inspection, inspection.plan)
-            decision = decide(figures, resident_bytes=plan.resident_bytes, peak_bytes=plan.peak_bytes)
+            decision = decide(
+                figures,
+                resident_bytes=plan.resident_bytes,
+                peak_bytes=plan.peak_bytes,
+                in_small_blocks=_is_in_small_blocks(plan),
+            )
             if isinstance(decision, Load):
                 self._begin(self._arrivals.load(slot, plan))
                 return True
@@ -159,7 +168,7 @@ class Scheduler:
         assert inspection.preparation is not None
         if self._arrivals.is_preparing:
             return False
-        largest = figures.critical_bytes - figures.baseline_bytes - 1
+        largest = _largest_child(figures)
         ceiling = _ceiling(slot, inspection.preparation, largest)
         decision = decide(figures, resident_bytes=0, peak_bytes=ceiling)
         if isinstance(decision, Load):
@@ -218,6 +227,7 @@ class Scheduler:
             # Not again at once: under steady traffic a run has always ended since.
             can_trim=self._runner.started != self._trimmed_after
             and self._clock() - self._trimmed_at >= self._memory.settings.sample_interval_s,
+            reusable_bytes=memory.reusable_bytes,
         )
 
     def _refusal(self, needs: str, needed_bytes: int, available_bytes: int, *, never: bool) -> ModelHostError:
@@ -276,11 +286,28 @@ class Scheduler:
             self.pump()
 
 
+def _largest_child(figures: Figures) -> int:
+    """Returns the most that a child can be given, in bytes.
+
+    That is what was free when the host was empty; where nothing is in use that could still come free, it
+    is what there is, since a host that has worked never gets quite as empty again.
+    """
+    largest = figures.critical_bytes - figures.baseline_bytes - 1
+    if figures.in_use_bytes:
+        return largest
+    idle = sum(candidate.committed_bytes for candidate in figures.idle if not candidate.pinned)
+    return min(largest, figures.critical_bytes - figures.usage_bytes - figures.reserved_bytes + idle - 1)
+
+
 def _ceiling(slot: Slot, preparation: Preparation, largest_bytes: int) -> int:
     """Returns what a child is given: what most likely does, or all there is; more than that where that never does."""
     if preparation.least_bytes > largest_bytes:
         return preparation.least_bytes
     return min(slot.child_bytes or preparation.likely_bytes, largest_bytes)
+
+
+def _is_in_small_blocks(plan: LoadPlan) -> bool:
+    return plan.variant != "heap" and plan.resident_bytes <= _SMALL_LOAD_BYTES
 
 
 def _loading(key: ModelKey, plan: LoadPlan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -63,7 +64,12 @@ class Child:
         with self._lock:
             if self.is_killed:
                 raise PrepareFailed("preparing was cancelled", "cancelled")
-            self._process = process = _start()
+            try:
+                self._process = process = _start()
+            except OSError as error:
+                is_short = error.errno in (errno.ENOMEM, errno.EAGAIN)
+                text = f"no child process can be started: {error.strerror}"
+                raise PrepareFailed(text, "memory" if is_short else "crash") from None
         try:
             talk = _Talk(process, job)
             is_in_time = talk.until(time.monotonic() + bounds.seconds)

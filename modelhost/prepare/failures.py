@@ -17,6 +17,15 @@ _NO_MEMORY: Final = (
     "Available memory of",  # the arena, which has the same ceiling
 )
 
+_NO_DISK: Final = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Input/output error",
+    "File too large",
+    "Failed to write",  # ONNX Runtime, which does not say why
+    " requested and ",  # numpy, which does not either: "8192 requested and 4096 written"
+)
+
 
 class PrepareFailed(Exception):
     """The child ended without a result; the text says why, with the ceiling that it met."""
@@ -29,3 +38,8 @@ class PrepareFailed(Exception):
 def is_no_memory(text: str) -> bool:
     """Says whether an error's words are those of memory that ran out."""
     return any(word in text for word in _NO_MEMORY)
+
+
+def is_no_disk(text: str) -> bool:
+    """Says whether an error's words are those of a disk that took no more."""
+    return any(word in text for word in _NO_DISK)

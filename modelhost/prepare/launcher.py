@@ -29,20 +29,25 @@ def prepare(
     *,
     dimensions: Mapping[str, int] | None = None,
     child: Child | None = None,
+    is_last: bool = True,
 ) -> Artifact:
     """Builds the artifact of `file` in a child process and returns it; blocks. Raises PrepareFailed.
 
-    `dimensions` are sizes of free dimensions to measure with, by symbol or `INPUT:AXIS`.
+    `dimensions` are sizes of free dimensions to measure with, by symbol or `INPUT:AXIS`. With `is_last`
+    a variant that meets the memory ceiling is done without, and the manifest says so; else it is a failure.
     """
     sizes = dimensions or _NO_SIZES
     key = _key(store, file, external, sizes)
+    former = store.stamp(key)
     try:
         with store.aside() as folder:
-            job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes)
+            job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes) | {"is_last": is_last}
             manifest = _reported(job, bounds, child or Child())
             if _key(store, file, external, sizes) != key:
                 raise PrepareFailed("the model's files changed while it was prepared", "changed")
-            return store.adopt(folder, replace(manifest, key=key))
+            # Another host that was faster may be loading what it made.
+            others = store.get(key) if store.stamp(key) != former else None
+            return others or store.adopt(folder, replace(manifest, key=key))
     except OSError as error:
         raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}", "disk") from None
 
@@ -89,6 +94,7 @@ def _job(
         "dimensions": dict(dimensions),
         "optimization": optimization,
         "ceiling_bytes": bounds.memory_bytes,
+        "is_last": True,
         "parent": os.getpid(),
     }
 

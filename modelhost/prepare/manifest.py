@@ -55,6 +55,8 @@ class Manifest:
     figures: tuple[VariantFigures, ...]
     run: RunFootprint | None = None
     """What runs of the chosen variant take; None where the model could not be run on made-up inputs."""
+    ceiling_bytes: int = 0
+    """The memory ceiling that a variant met, which might have been the better one; 0 where none did."""
     files: Mapping[str, tuple[int, int, str]] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -86,7 +88,7 @@ class Manifest:
 
     def _check(self) -> None:
         """Raises ValueError where a value is of another kind than it has to be."""
-        numbers = [self.resident_bytes, self.peak_bytes, self.weights_bytes, self.tolerance]
+        numbers = [self.resident_bytes, self.peak_bytes, self.weights_bytes, self.tolerance, self.ceiling_bytes]
         for figures in self.figures:
             numbers += [figures.load_ms, figures.resident_bytes, figures.peak_bytes]
             numbers += [number for run in figures.runs for number in (run.rows, run.bytes, run.ms)]

@@ -11,19 +11,20 @@ touched file is read once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from modelhost.prepare.manifest import Manifest
 
@@ -91,6 +92,9 @@ class ArtifactStore:
     def __init__(self, cache: Path, models: Path, identity: Identity) -> None:
         self.cache, self._models, self.identity = cache, models, identity
         self._checked: dict[Path, tuple[int, bool]] = {}
+        self._unwritten: dict[Path, dict[str, Any]] = {}
+        self._rejected: dict[str, int] = {}
+        self._told: dict[str, str] = {}
 
     def find(
         self, file: Path, external: tuple[str, ...] | None = None, dimensions: Dimensions | None = None
@@ -101,10 +105,10 @@ class ArtifactStore:
         whether an artifact came with it from elsewhere. Without `dimensions`, whatever it was made with.
         """
         key = self._known_key(file, dimensions)
-        if key is None and external is not None and self.cache.is_dir():
+        if key is None and external is not None and os.path.isdir(self.cache):
             with contextlib.suppress(OSError):
                 key = self.key_of(file, external, dimensions or _NONE)
-        artifact = None if key is None else self._open(key)
+        artifact = None if key is None else self.get(key)
         if artifact is not None:
             with contextlib.suppress(OSError):
                 os.utime(artifact.directory)  # last used
@@ -117,8 +121,8 @@ class ArtifactStore:
         """
         known = self._known_key(file, dimensions)
         former = self._former_key(file) if known is None else None
-        key = known or (self.key_of(file, external, dimensions) if self.cache.is_dir() else "")
-        if not key or not (self.cache / key).is_dir():
+        key = known or (self.key_of(file, external, dimensions) if os.path.isdir(self.cache) else "")
+        if not key or not os.path.isdir(self.cache / key):
             if former is None:
                 return Standing("missing", "")
             return Standing("stale", "made of other content, for another runtime or CPU, or with other sizes")
@@ -128,7 +132,24 @@ class ArtifactStore:
     def token(self, file: Path) -> int:
         """Returns a number that changes when the file gets or loses its artifact; 0 for none."""
         key = self._known_key(file, None)
-        return int(key[:15], 16) if key is not None and (self.cache / key / _MANIFEST).exists() else 0
+        return int(key[:15], 16) if key is not None and self.stamp(key) else 0
+
+    def stamp(self, key: str) -> int:
+        """Returns a number that changes when the artifact is made again; 0 where there is none."""
+        try:
+            return (self.cache / key / _MANIFEST).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def get(self, key: str) -> Artifact | None:
+        """Returns the artifact of a key, or None where there is none that can be used."""
+        found = self._examine(key)
+        if isinstance(found, Artifact):
+            return found
+        if os.path.isdir(self.cache / key) and self._told.get(key) != found:
+            self._told[key] = found
+            log.warning("the artifact %s is damaged and not used: %s", self.cache / key, found)
+        return None
 
     def key_of(self, file: Path, external: tuple[str, ...] = (), dimensions: Dimensions = _NONE) -> str:
         """Returns the key of a model file; reads the file where the index does not know it. Raises OSError."""
@@ -146,8 +167,10 @@ class ArtifactStore:
             "dimensions": dict(dimensions),
             "identity": self.identity.key_for("", dimensions),
         }
-        with contextlib.suppress(OSError):
+        try:
             _write_whole(self._index_file(file), json.dumps(entry))
+        except OSError:  # so that a read-only cache does not have the model read at every look
+            self._unwritten[file] = entry
         return key
 
     @contextlib.contextmanager
@@ -157,10 +180,8 @@ class ArtifactStore:
         It is locked meanwhile, so that another process's `clean_up` can tell it from what a crash left.
         """
         self.cache.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=self.cache))
-        lock = os.open(folder, os.O_RDONLY)
+        folder, lock = self._make_aside()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -182,10 +203,18 @@ class ArtifactStore:
         manifest = replace(manifest, files=files)
         _write_whole(folder / _MANIFEST, manifest.to_json())
         target = self.cache / manifest.key
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-        return Artifact(target, manifest)
+        while True:
+            former = self._new_aside()
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(former)
+                shutil.rmtree(former, ignore_errors=True)
+            try:
+                folder.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                return Artifact(target, manifest)
 
     def grow(self, artifact: Artifact, resident_bytes: int) -> None:
         """Writes a larger figure into a manifest, as far as the cache can be written."""
@@ -203,7 +232,8 @@ class ArtifactStore:
         return sys.maxsize
 
     def reject(self, key: str) -> None:
-        """Removes an artifact that proved unusable."""
+        """Removes an artifact that proved unusable; where that is not allowed, it is not used any more."""
+        self._rejected[key] = self.stamp(key)
         shutil.rmtree(self.cache / key, ignore_errors=True)
 
     def clean_up(self, *, max_bytes: int | None = None, in_use: frozenset[str] = frozenset()) -> int:
@@ -213,15 +243,15 @@ class ArtifactStore:
         """
         removed = 0
         found: list[tuple[float, int, Path]] = []
-        with contextlib.suppress(OSError):
-            for entry in sorted(self.cache.iterdir()):
-                if entry.name.startswith(_ASIDE) and not _is_locked(entry):
-                    removed += _remove(entry)
-                elif max_bytes is not None and _KEY.fullmatch(entry.name):
+        for entry in _entries(self.cache):
+            if entry.name.startswith(_ASIDE):
+                removed += _remove_left(entry)
+            elif max_bytes is not None and _KEY.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # another process was first
                     found.append((entry.stat().st_mtime, _size_bytes(entry), entry))
-            for entry in (self.cache / _INDEX).iterdir():
-                if entry.suffix != ".json" and not _is_locked(entry):
-                    removed += _remove(entry)
+        for entry in _entries(self.cache / _INDEX):
+            if entry.suffix != ".json":
+                removed += _remove_left(entry)
         total = sum(size for _, size, _ in found)
         for _, _, entry in sorted(found):
             if max_bytes is None or total <= max_bytes:
@@ -234,38 +264,57 @@ class ArtifactStore:
 
     # --- inside --------------------------------------------------------------------------------------
 
+    def _new_aside(self) -> Path:
+        return self.cache / f"{_ASIDE}{secrets.token_hex(8)}"
+
+    def _make_aside(self) -> tuple[Path, int]:
+        """Makes a folder, which others may read as the umask says, and locks it. Raises OSError."""
+        while True:
+            folder = self._new_aside()
+            folder.mkdir()
+            lock = -1
+            try:
+                lock = os.open(folder, os.O_RDONLY)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                folder.stat()
+            except FileNotFoundError:  # another process's `clean_up` came before the lock
+                if lock >= 0:
+                    os.close(lock)
+            except OSError:
+                folder.rmdir()
+                raise
+            else:
+                return folder, lock
+
     def _known_key(self, file: Path, dimensions: Dimensions | None) -> str | None:
         """Returns the key that the index has for the file as it is now; `dimensions` None: with any sizes."""
-        try:
-            entry = json.loads(self._index_file(file).read_text())
-            is_same = entry["stamp"] == _stamp(file, tuple(entry["external"]))
-            made_with = entry["dimensions"] if dimensions is None else dict(dimensions)
-            identity = self.identity.key_for("", made_with)
-            if is_same and entry["identity"] == identity and _KEY.fullmatch(entry["key"]):
-                return str(entry["key"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass
+        reads: tuple[Callable[[Path], Any], ...] = (self._written_entry, self._unwritten.get)
+        for read in reads:
+            try:
+                entry = read(file)
+                is_same = entry["stamp"] == _stamp(file, tuple(entry["external"]))
+                made_with = entry["dimensions"] if dimensions is None else dict(dimensions)
+                identity = self.identity.key_for("", made_with)
+                if is_same and entry["identity"] == identity and _KEY.fullmatch(entry["key"]):
+                    return str(entry["key"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                continue
         return None
+
+    def _written_entry(self, file: Path) -> Any:
+        return json.loads(self._index_file(file).read_text())
 
     def _former_key(self, file: Path) -> str | None:
         """Returns the key that the index has for what the file once was, where that artifact is still there."""
         try:
-            key = json.loads(self._index_file(file).read_text())["key"]
-            return str(key) if _KEY.fullmatch(key) and (self.cache / key).is_dir() else None
+            key = self._written_entry(file)["key"]
+            return str(key) if _KEY.fullmatch(key) and os.path.isdir(self.cache / key) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _index_file(self, file: Path) -> Path:
         place = os.path.relpath(file, self._models)
         return self.cache / _INDEX / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
-
-    def _open(self, key: str) -> Artifact | None:
-        found = self._examine(key)
-        if isinstance(found, Artifact):
-            return found
-        if (self.cache / key).is_dir():
-            log.warning("the artifact %s is damaged and not used: %s", self.cache / key, found)
-        return None
 
     def _examine(self, key: str) -> Artifact | str:
         """Reads a manifest and checks that its files are there, whole, and those that it speaks of.
@@ -276,6 +325,8 @@ class ArtifactStore:
         folder = self.cache / key
         try:
             manifest = Manifest.from_json((folder / _MANIFEST).read_text())
+            if self._rejected.get(key) == self.stamp(key):
+                return "it could not be opened"
             if manifest.key != key or not set(manifest.files) <= set(_FILES):
                 return f"{_MANIFEST} is that of another artifact"
             if manifest.variant != "heap" and _FILES[0] not in manifest.files:
@@ -339,21 +390,28 @@ def _remove(entry: Path) -> int:
     return size - _size_bytes(entry)
 
 
-def _is_locked(entry: Path) -> bool:
-    """Says whether a process is still at work on a folder or a file."""
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _remove_left(entry: Path) -> int:
+    """Removes a folder or a file that no process is at work on; returns the bytes that went."""
     try:
         descriptor = os.open(entry, os.O_RDONLY)
     except OSError:
-        return False
+        return _remove(entry)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # a file system without locks
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+        return _remove(entry)  # locked: who has just made it sees that it is gone
     finally:
         os.close(descriptor)
-    return False
 
 
 def _sync(file: Path) -> None:
@@ -367,11 +425,17 @@ def _sync(file: Path) -> None:
 def _write_whole(file: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
-    with aside.open("w") as stream:
+    # Not by the process's number: hosts in containers share a cache, and are all number 1.
+    aside = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    try:
+        with aside.open("w") as stream:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    except OSError:
         with contextlib.suppress(OSError):
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(file)
+            aside.unlink()
+        raise

@@ -16,12 +16,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from modelhost.prepare.failures import is_no_memory
+from modelhost.prepare.failures import is_no_disk, is_no_memory
 from modelhost.prepare.footprint import RunFootprint, RunPoint
 from modelhost.prepare.manifest import Manifest, RunFigures, Variant, VariantFigures
 from modelhost.runtime.building_answers import difference_to_kept, keep, rows_independent
@@ -30,7 +30,16 @@ from modelhost.runtime.building_job import BuildFailed, Job
 from modelhost.runtime.building_questions import Asking, find_asking
 from modelhost.runtime.building_runs import Points, run_figures
 from modelhost.runtime.building_sessions import Engine, Opened, open_measured, open_only, save, save_packed
-from modelhost.runtime.building_steps import StepFailed, apart, end_with_parent, is_killed, limit_memory, stand_back
+from modelhost.runtime.building_steps import (
+    Outcome,
+    StepFailed,
+    allow_pages,
+    apart,
+    end_with_parent,
+    is_killed,
+    limit_memory,
+    stand_back,
+)
 from modelhost.tensors import DTYPES
 from modelhost.units import format_bytes
 
@@ -60,6 +69,10 @@ def main() -> None:
         report.write(_Build(job, engine).run().to_json())
     except BuildFailed as error:
         report.write(json.dumps({"failure": str(error), "kind": error.kind}))
+    except OSError as error:
+        if job.folder is None or error.filename is None:
+            raise
+        report.write(json.dumps({"failure": f"{error.filename}: {error.strerror}", "kind": "disk"}))
     report.flush()
     os._exit(0)  # nothing is left to be tidied up, and ONNX Runtime takes its time
 
@@ -83,6 +96,9 @@ class _Build:
     job: Job
     engine: Engine
     reasons: list[str] = field(default_factory=list)
+    unsaved: list[str] = field(default_factory=list)
+    unfitting: list[str] = field(default_factory=list)
+    """What met the memory ceiling."""
     tolerances: dict[Variant, float] = field(default_factory=dict)
 
     def run(self) -> Manifest:
@@ -91,6 +107,8 @@ class _Build:
         opened, asking = original.first(Opened), original.first(Asking)
         if opened is None:
             raise self._failure(original.failure)
+        if self.job.folder is not None and is_killed(original.failure):
+            raise self._failure(original.failure)  # an artifact is for keeps: no half of a finding
         runs = tuple(original.all(RunFigures))
         has_run = asking is not None and len(runs) == len(asking.batches)
         stock = _figures("heap", opened, runs if has_run else ())
@@ -106,13 +124,17 @@ class _Build:
         usable = self._variants(asking)
         if not usable:
             self._check_finding("; ".join(self.reasons))
+        if self.unsaved and (short := self._disk_failure("; ".join(self.unsaved))):
+            raise short  # what could not be saved might have been the best of them
+        if self.unfitting and not self.job.is_last:
+            raise BuildFailed("; ".join(self.unfitting), "memory")  # with more it may be the best of them
         chosen, why = choose(usable, stock)
         self._keep_only(chosen)
         why = "; ".join([why, *self.reasons])
         figures = next(found for found in (stock, *usable) if found.variant == chosen)
         points = []
         if asking.sizes:
-            points = apart(functools.partial(self._points, figures, asking)).all(RunPoint)
+            points = _apart_again(functools.partial(self._points, figures, asking)).all(RunPoint)
         return self._manifest([stock, *usable], chosen, why, footprint(asking, points, figures.runs, independent))
 
     # --- steps: each in a fork -------------------------------------------------------------------------
@@ -148,14 +170,17 @@ class _Build:
             save(self.job.file, self._folder / form, names)
             yield True
         else:
+            allow_pages(self._folder / "plain" / "model.bin")
             yield save_packed(self._folder / "plain" / "model.onnx", self._folder / form)
 
     def _held_unpacked(self) -> Iterator[Any]:
         """Opens the plain form without packing, to see what is held then."""
+        allow_pages(self._folder / "plain" / "model.bin")
         yield open_measured(self._folder / "plain" / "model.onnx", "mapped_unpacked")[1]
 
     def _variant(self, variant: Variant, asking: Asking) -> Iterator[Any]:
         """Opens a saved form, compares its answers with the original's and measures it."""
+        allow_pages(self._folder / _FORMS[variant] / "model.bin")
         session, opened = open_measured(self._folder / _FORMS[variant] / "model.onnx", variant)
         yield opened
         for rows in asking.batches:
@@ -166,6 +191,7 @@ class _Build:
     def _points(self, chosen: VariantFigures, asking: Asking) -> Iterator[Any]:
         """Measures further runs of what was chosen."""
         file = self.job.file if chosen.variant == "heap" else self._folder / "model.onnx"
+        allow_pages(self._folder / "model.bin")
         yield from Points(open_only(file, chosen.variant), asking, self.engine, chosen.runs).measure()
 
     # --- the order of steps ----------------------------------------------------------------------------
@@ -189,20 +215,26 @@ class _Build:
 
     def _saved(self, form: Form) -> bool:
         """Saves a form; returns whether that is of use."""
-        outcome = apart(functools.partial(self._save, form))
+        outcome = _apart_again(functools.partial(self._save, form))
         if outcome.failure:
-            self.reasons.append(f"saving ({form}): {outcome.failure}")
+            self.unsaved.append(f"saving ({form}): {outcome.failure}")
+            self._note(self.unsaved[-1])
         return outcome.said == [True]
 
     def _measured(self, variant: Variant, asking: Asking) -> list[VariantFigures]:
         """Measures a variant; returns its figures, none where it does not serve."""
-        outcome = apart(functools.partial(self._variant, variant, asking))
+        outcome = _apart_again(functools.partial(self._variant, variant, asking))
         opened = outcome.first(Opened)
         if outcome.failure or opened is None:
-            self.reasons.append(f"{variant}: {outcome.failure}")
+            self._note(f"{variant}: {outcome.failure}")
             return []
         self.tolerances[variant] = max(compared.difference for compared in outcome.all(_Compared))
         return [_figures(variant, opened, tuple(outcome.all(RunFigures)))]
+
+    def _note(self, reason: str) -> None:
+        self.reasons.append(reason)
+        if is_no_memory(reason) or is_killed(reason):
+            self.unfitting.append(reason)
 
     def _keep_only(self, chosen: Variant) -> None:
         """Puts the chosen form's files where an artifact has them."""
@@ -226,6 +258,7 @@ class _Build:
             tolerance=self.tolerances.get(variant, 0.0),
             figures=tuple(figures),
             run=run,
+            ceiling_bytes=self.job.ceiling_bytes if self.unfitting else 0,
         )
 
     # --- failures --------------------------------------------------------------------------------------
@@ -234,23 +267,35 @@ class _Build:
         """Returns a failure of the kind that the reason, or the disk, says."""
         if is_no_memory(reason) or is_killed(reason):
             return BuildFailed(reason, "memory")
+        no_disk = self._disk_failure(reason)
+        return no_disk or BuildFailed(reason, "crash" if reason.startswith("it was ended by") else "model")
+
+    def _disk_failure(self, reason: str) -> BuildFailed | None:
+        """Returns a failure of the disk where the reason names it, or where there was little room on it."""
         folder = self.job.folder
-        if folder is not None:
-            room = shutil.disk_usage(folder).free + sum(_size_bytes(file) for file in folder.rglob("*"))
-            wanted = int(self.job.weight_bytes * _DISK_FACTOR) + _DISK_BYTES
-            if room < wanted:
-                return BuildFailed(
-                    f"{os.strerror(errno.ENOSPC)}: preparing may take {format_bytes(wanted)}, {format_bytes(room)} "
-                    f"were free ({reason})",
-                    "disk",
-                )
-        return BuildFailed(reason, "crash" if reason.startswith("it was ended by") else "model")
+        if folder is None:
+            return None
+        room = shutil.disk_usage(folder).free + sum(_size_bytes(file) for file in folder.rglob("*"))
+        wanted = int(self.job.weight_bytes * _DISK_FACTOR) + _DISK_BYTES
+        if room >= wanted and not is_no_disk(reason):
+            return None
+        return BuildFailed(
+            f"{os.strerror(errno.ENOSPC)}: preparing may take {format_bytes(wanted)} and what the model answers, "
+            f"{format_bytes(room)} were free ({reason})",
+            "disk",
+        )
 
     def _check_finding(self, reason: str) -> None:
         """Raises BuildFailed where memory or disk ran out: that is no finding about the model, and not for keeps."""
         failure = self._failure(reason)
         if failure.kind in ("memory", "disk"):
             raise failure
+
+
+def _apart_again(step: Callable[[], Iterator[Any]]) -> Outcome:
+    """Runs a step apart, and once more where it was killed: it takes less than the original, which was not."""
+    outcome = apart(step)
+    return apart(step) if is_killed(outcome.failure) else outcome
 
 
 def _figures(variant: Variant, opened: Opened, runs: tuple[RunFigures, ...]) -> VariantFigures:

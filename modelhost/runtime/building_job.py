@@ -23,6 +23,8 @@ class Job:
     dimensions: Mapping[str, int]
     optimization: str
     ceiling_bytes: int
+    is_last: bool
+    """Whether no higher ceiling will come, so that a variant that met it is done without."""
     parent: int
 
     @classmethod

@@ -6,37 +6,25 @@ child as much time as opening a small model.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnxruntime as ort
 
 from modelhost.prepare.face import with_inputs
 from modelhost.prepare.manifest import Variant
 from modelhost.runtime.building_steps import committed_bytes, reset_peak, status_bytes, trim_heap
+from modelhost.runtime.engine import PROVIDERS, Arena, session_options, set_up
 
-_PROVIDERS: Final = ["CPUExecutionProvider"]
-_LEVELS: Final = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 #: Smaller weights stay in the graph: a mapping for each would cost more than it saves (DenseNet-121 has
 #: 120 below: 0.1 MB of 3.4 MB held, for 100 mappings more).
 _MAPPED_FROM_BYTES: Final = 1024
 #: How ONNX Runtime marks a packed copy among the places of a weight.
 _PACKED_MARK: Final = b"prepacked_"
-
-#: `y = Identity(x)` on one float: running it with the shrink option empties the shared arena.
-_IDENTITY: Final = bytes.fromhex(
-    "08083a330a100a017812017922084964656e746974791201745a0d0a017812080a06080112020a00620d0a017912080a06080112020a00"
-    "42040a001011"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +37,27 @@ class Opened:
 
 
 class Engine:
-    """ONNX Runtime set up as in the host: one arena with a ceiling for all sessions. Once in a process."""
+    """ONNX Runtime set up as in the host. Once in a process."""
 
     def __init__(self, ceiling_bytes: int) -> None:
-        ort.set_default_logger_severity(4)
-        memory_info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        # kSameAsRequested (1): the arena grows by what is asked, not by powers of two up to the ceiling.
-        arena = ort.OrtArenaCfg({"max_mem": ceiling_bytes, "arena_extend_strategy": 1})
-        ort.create_and_register_allocator(memory_info, arena)
-        self._shrink = ort.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._identity = ort.InferenceSession(_IDENTITY, _options("none"), providers=_PROVIDERS)
-        self._one = np.zeros(1, np.float32)
-        self.trim()  # warms what every run needs
+        set_up(ceiling_bytes)
+        self._arena = Arena()
 
     def trim(self) -> None:
         """Empties the arena of what is not in use, and the heap."""
-        self._identity.run(["y"], {"x": self._one}, self._shrink)
+        self._arena.trim()
         trim_heap()
 
 
 def open_measured(file: Path, variant: Variant, optimization: str = "all") -> tuple[Any, Opened]:
     """Opens a model and measures that."""
-    options = _options(optimization if variant == "heap" else "none")
-    if variant == "mapped_unpacked":
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options = session_options(optimization, variant)
     trim_heap()
     before = committed_bytes()
     reset_peak()
     resident, pages = status_bytes("VmRSS"), status_bytes("RssFile")
     started = time.perf_counter()
-    session = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
+    session = ort.InferenceSession(str(file), options, providers=PROVIDERS)
     load_ms = (time.perf_counter() - started) * 1e3
     # Of the heap alone: pages of files come and go as they like.
     peak_bytes = status_bytes("VmHWM") - resident - max(0, status_bytes("RssFile") - pages)
@@ -109,8 +87,9 @@ def save_packed(file: Path, folder: Path) -> bool:
 
 
 def _save(file: Path, folder: Path, optimization: str, *, is_packed: bool) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
     folder.mkdir()
-    options = _options(optimization)
+    options = session_options(optimization)
     options.optimized_model_filepath = str(folder / "model.onnx")
     for key, value in (
         ("optimized_model_external_initializers_file_name", "model.bin"),
@@ -119,15 +98,4 @@ def _save(file: Path, folder: Path, optimization: str, *, is_packed: bool) -> No
         ("disable_prepacking", str(int(not is_packed))),  # the copies would be in memory beside what is written
     ):
         options.add_session_config_entry(f"session.{key}", value)
-    ort.InferenceSession(str(file), options, providers=_PROVIDERS)
-
-
-def _options(optimization: str) -> Any:
-    """Returns session options as the host's are."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = _LEVELS[optimization]
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
+    ort.InferenceSession(str(file), options, providers=PROVIDERS)

@@ -137,8 +137,20 @@ def limit_memory(ceiling_bytes: int) -> None:
     """Has the kernel refuse this process, and each fork, more memory of its own than the ceiling."""
     # It counts address space here, of which a good part is never touched: that is not held against us.
     untouched_bytes = max(0, status_bytes("VmData") - status_bytes("RssAnon"))
-    limit_bytes = ceiling_bytes + untouched_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    _set_data_limit(ceiling_bytes + untouched_bytes)
+
+
+def allow_pages(file: Path) -> None:
+    """Leaves the pages of a file out of the limit, which ONNX Runtime maps so that they look like memory."""
+    with contextlib.suppress(OSError):  # small models have no such file
+        _set_data_limit(resource.getrlimit(resource.RLIMIT_DATA)[0] + file.stat().st_size)
+
+
+def _set_data_limit(size_bytes: int) -> None:
+    hard_bytes = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard_bytes != resource.RLIM_INFINITY:
+        size_bytes = min(size_bytes, hard_bytes)
+    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes, hard_bytes))
 
 
 def status_bytes(field: str) -> int:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the only importer of onnxruntime, and the owner of its process-wide settings.
+"""ONNX Runtime behind the pool: loads, runs, errors.
 
 One arena for the activations of all sessions, with a hard ceiling, and one thread pool: both can be
 set once in a process, before the first session, so there is one `OrtRuntime` in a process.
@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from modelhost.config import ModelOptions
 from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, RunFailed, RunTooLarge
 from modelhost.memory import allocator
 from modelhost.prepare import Identity
+from modelhost.prepare.failures import is_no_memory
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
 from modelhost.runtime.preparing import Preparer
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_shared_dims
@@ -32,14 +31,9 @@ allocator.configure()  # before onnxruntime allocates: see the allocator's own w
 
 import onnxruntime as ort  # noqa: E402
 
-log = logging.getLogger("modelhost")
+from modelhost.runtime.engine import PROVIDERS, Arena, session_options, set_up  # noqa: E402
 
-_LEVELS: Final = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
+log = logging.getLogger("modelhost")
 
 #: `tensor(float)` and so on to V2 datatypes.
 _DATATYPES: Final = {
@@ -60,23 +54,6 @@ _DATATYPES: Final = {
 
 #: What BFCArena says when the ceiling is reached.
 _ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
-
-#: The smallest model there is, `y = Identity(x)` on one float: running it with the shrink option is
-#: the way to shrink the shared arena without a cost on other models' runs. Protocol buffer bytes, by
-#: field of onnx.proto: ir_version, graph {node, name, input, output}, opset.
-_IDENTITY: Final = bytes.fromhex(
-    "08083a33"  # ir_version 8; graph, 51 bytes
-    "0a100a01781201792208"
-    + b"Identity".hex()  # node x -> y
-    + "120174"  # name
-    "5a0d0a01781208"
-    "0a0608011202"
-    "0a00"  # input x: FP32 [?]
-    "620d0a01791208"
-    "0a0608011202"
-    "0a00"  # output y: FP32 [?]
-    "42040a001011"  # opset 17
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +79,7 @@ class OrtRuntime:
         process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
-        self._shrink = ort.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._identity = ort.InferenceSession(
-            _IDENTITY, _session_options("none", self._intra_op_threads), providers=_PROVIDERS
-        )
-        self._one = np.zeros(1, np.float32)
-        self.trim()  # warms what every run needs, so that the baseline has it
+        self._arena = Arena(intra_op_threads=process.intra_op_threads)
 
     @property
     def preparer(self) -> Preparer:
@@ -141,18 +112,16 @@ class OrtRuntime:
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
         """Loads a model. Raises LoadError with ONNX Runtime's reason, ArtifactUnusable where it is prepared."""
-        options = _session_options("none" if plan.artifact else plan.optimization, self._intra_op_threads)
-        if plan.variant == "mapped_unpacked":
-            options.add_session_config_entry("session.disable_prepacking", "1")
+        options = session_options(plan.optimization, plan.variant, intra_op_threads=self._intra_op_threads)
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
         mapped = () if plan.artifact is None else _weights_beside(plan.artifact)
         if plan.read_ahead:
             for path in mapped:
                 _advise(path, "POSIX_FADV_WILLNEED")
         try:
-            session = ort.InferenceSession(str(plan.artifact or file), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(str(plan.artifact or file), options, providers=PROVIDERS)
         except Exception as error:
-            if plan.artifact is None or cancel.is_cancelled:
+            if plan.artifact is None or cancel.is_cancelled or is_no_memory(str(error)):
                 raise LoadError(_reason(error)) from None
             self.preparer.reject(plan)
             raise ArtifactUnusable(_reason(error)) from None
@@ -173,7 +142,7 @@ class OrtRuntime:
 
     def trim(self) -> None:
         """Shrinks the shared arena to what is in use."""
-        self._identity.run(["y"], {"x": self._one}, self._shrink)
+        self._arena.trim()
 
 
 class OrtModel:
@@ -225,44 +194,15 @@ class OrtModel:
         self._runtime.closed(self._plan)
 
 
-_PROVIDERS: Final = ["CPUExecutionProvider"]
-
-
 def _configure_process(wanted: _Process) -> _Process:
     """Sets up ONNX Runtime; returns what is in force, which is the first caller's wish."""
     with _configuring:
         if not _configured:
-            _set_up(wanted)
+            set_up(wanted.activation_ceiling_bytes, intra_op_threads=wanted.intra_op_threads)
             _configured.append(wanted)
         elif _configured[0] != wanted:
             log.warning("ONNX Runtime is already set up in this process: %s stays in force", _configured[0])
         return _configured[0]
-
-
-def _set_up(wanted: _Process) -> None:
-    # Messages of failed loads reach the client and our own log; ONNX Runtime need not print them too.
-    ort.set_default_logger_severity(4)
-    if wanted.intra_op_threads > 1:
-        # With one thread there is no pool to share, and a process with a global one has no other
-        # sessions: ONNX Runtime refuses those with threads of their own, an embedding program's too.
-        ort.set_global_thread_pool_sizes(wanted.intra_op_threads, 1)
-    memory_info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # kSameAsRequested (1): the arena grows by what is asked, not by powers of two up to the ceiling.
-    arena = ort.OrtArenaCfg({"max_mem": wanted.activation_ceiling_bytes, "arena_extend_strategy": 1})
-    ort.create_and_register_allocator(memory_info, arena)
-
-
-def _session_options(optimization: str, intra_op_threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = _LEVELS[optimization]
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    if intra_op_threads > 1:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # a pattern pre-allocates for each shape seen, and keeps it
-    options.log_severity_level = 4
-    return options
 
 
 def _weights_beside(artifact: Path) -> tuple[Path, ...]:

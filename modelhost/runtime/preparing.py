@@ -39,6 +39,8 @@ class Preparer:
     def __init__(self, store: ArtifactStore, settings: PrepareSettings) -> None:
         self.store, self._settings = store, settings
         self._measured: LRUCache[_MeasuredKey, LoadPlan] = LRUCache(_MEASURED_KEPT)
+        #: The highest ceiling at which a child could not open a model.
+        self._too_little: LRUCache[_MeasuredKey, int] = LRUCache(_MEASURED_KEPT)
         self._in_use: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -62,7 +64,7 @@ class Preparer:
             outputs={spec.name: spec for spec in summary.outputs if spec.datatype in DTYPES},
             plan=plan,
             fingerprint=found_as,
-            preparation=None if plan is not None else _preparation(summary, options),
+            preparation=None if plan is not None else self._preparation(file, summary, options),
         )
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
@@ -79,13 +81,28 @@ class Preparer:
         bounds = Bounds(ceiling_bytes, self._settings.timeout_s)
         self._child = child = Child()
         cancel.bind(child.kill)
+        before = self._files_now(file)
         try:
             if not self._is_prepared(file, options, bounds, child, is_last=is_last):
                 self._measure(file, options, bounds, child)
         except PrepareFailed as error:
+            if error.kind != "cancelled" and self._files_now(file) != before:
+                log.info("%s was replaced while a child had it open, and is looked at again: %s", file, error)
+                return
+            if error.kind == "memory" and is_last:
+                with self._lock:
+                    self._too_little[_measured_key(file, options)] = ceiling_bytes
             raise (NeedsMemory if error.kind == "memory" else LoadError)(str(error)) from None
         finally:
             self._child = None
+
+    def _files_now(self, file: Path) -> list[tuple[int, ...]]:
+        """Returns what changes when a model's files are replaced."""
+        try:
+            external = _summary(file).external_files
+        except LoadError:
+            external = ()
+        return [_stat(path) for path in (file, *(file.parent / name for name in external))]
 
     def preparing_bytes(self) -> int:
         """Returns what the child holds now."""
@@ -98,10 +115,18 @@ class Preparer:
             return False
         try:
             external = _summary(file).external_files
-            made = prepare(self.store, file, external, bounds, dimensions=options.dimensions, child=child)
+            made = prepare(
+                self.store,
+                file,
+                external,
+                bounds,
+                dimensions=options.dimensions,
+                child=child,
+                is_last=is_last,
+            )
         except PrepareFailed as error:
             if error.kind == "disk" or (error.kind == "memory" and is_last):
-                log.warning("%s cannot be prepared here and will be served from the heap: %s", file, error)
+                log.warning("%s cannot be prepared here and will only be measured: %s", file, error)
                 return False
             raise
         self.store.clean_up(
@@ -122,6 +147,16 @@ class Preparer:
             manifest = measure(file, bounds, optimization=wanted, dimensions=options.dimensions, child=child)
         with self._lock:
             self._measured[_measured_key(file, options)] = _heap_plan(manifest, wanted)
+
+    def _preparation(self, file: Path, summary: OnnxSummary, options: ModelOptions) -> Preparation:
+        """Returns what a child needs, more than what one had in vain."""
+        found = preparation(summary)
+        with self._lock:
+            too_little_bytes = self._too_little.get(_measured_key(file, options), 0)
+        # A little more would not do either.
+        least_bytes = max(found.least_bytes, too_little_bytes + too_little_bytes // 16)
+        likely_bytes = options.load_peak_bytes or found.likely_bytes
+        return Preparation(least_bytes, max(least_bytes, likely_bytes))
 
     def _measured_plan(self, file: Path, options: ModelOptions) -> LoadPlan | None:
         with self._lock:
@@ -147,9 +182,9 @@ class Preparer:
             return frozenset(+self._in_use)
 
     def reject(self, plan: LoadPlan) -> None:
-        """Removes an artifact that could not be opened."""
+        """Removes an artifact that could not be opened, or does without it where that is not allowed."""
         if plan.artifact is not None:
-            log.warning("%s is unusable and was removed; it will be prepared again", plan.artifact.parent)
+            log.warning("%s cannot be opened and is not used any more", plan.artifact.parent)
             self.store.reject(plan.artifact.parent.name)
 
     def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
@@ -197,11 +232,6 @@ def _lean(run: RunFootprint | None) -> RunFootprint | None:
 def _wants_artifact(options: ModelOptions) -> bool:
     """Artifacts are made at full optimisation; a model that asks for less is loaded as it is."""
     return options.optimization in (None, "all")
-
-
-def _preparation(summary: OnnxSummary, options: ModelOptions) -> Preparation:
-    found = preparation(summary)
-    return replace(found, likely_bytes=options.load_peak_bytes) if options.load_peak_bytes else found
 
 
 def _summary(file: Path) -> OnnxSummary:

@@ -24,9 +24,12 @@ import pytest
 from host_process import COMMAND, MODELS, HostProcess, environment, running_host
 from onnx import TensorProto, helper, numpy_helper
 
-from modelhost.prepare import Artifact, ArtifactStore, Identity, child
+from modelhost.config import ModelOptions, PrepareSettings
+from modelhost.prepare import Artifact, ArtifactStore, Identity, child, launcher
 from modelhost.prepare.footprint import RunFootprint, RunPoint
 from modelhost.prepare.launcher import Bounds, Child, PrepareFailed, measure, prepare
+from modelhost.runtime import preparing
+from modelhost.runtime.base import CancelToken, LoadError, NeedsMemory
 
 _MB = 1 << 20
 BOUNDS = Bounds(memory_bytes=1 << 30, seconds=60)
@@ -535,6 +538,16 @@ def test_more_memory_than_the_ceiling_is_refused_with_the_ceiling(store: Artifac
     assert failed.kind == "memory"
 
 
+def test_a_ceiling_that_the_original_fits_under_is_enough_for_the_best_variant(tmp_path: Path) -> None:
+    onnx.save(dense(60), tmp_path / "model.onnx")
+    store = ArtifactStore(tmp_path / "cache", tmp_path, Identity("runtime", "cpu"))
+    # Pages of the packed form, twice the weights, are not held against the child.
+    made = prepare(store, tmp_path / "model.onnx", (), Bounds(125 * _MB, 60), is_last=False)
+    assert made.manifest.variant != "heap"
+    assert made.manifest.ceiling_bytes == 0
+    assert made.manifest.resident_bytes < 2 * _MB
+
+
 def test_saving_takes_no_more_memory_than_opening(store: ArtifactStore, tmp_path: Path) -> None:
     assert prepared(store, tmp_path, dense(48), Bounds(100 * _MB, 60)).manifest.variant != "heap"
 
@@ -626,6 +639,124 @@ def test_a_model_that_changes_meanwhile_is_not_taken_for_the_old_one(
     failed = failure(store, tmp_path, dice())
     assert "changed while it was prepared" in str(failed)
     assert failed.kind == "changed"
+
+
+#: A builder that is as it is but for what stands before its start.
+_BUILD = "import os, resource\nfrom modelhost.runtime import build\n{}\nbuild.main()"
+
+
+@pytest.mark.parametrize(
+    ("make", "most_bytes", "reason"),
+    [
+        (lambda: dense(5), 7 * _MB, r"saving \(packed\)"),  # the plain form fits
+        (conv_net, 16 << 10, "requested and"),  # not even the answers fit
+    ],
+)
+def test_a_full_disk_is_no_finding_about_a_model(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, most_bytes: int, reason: str
+) -> None:
+    odd_child(monkeypatch, tmp_path, _BUILD.format(f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes},) * 2)"))
+    failed = failure(store, tmp_path, make())
+    assert failed.kind == "disk"
+    assert re.search(reason, str(failed)), failed
+
+
+def killing(place: str, name: str, flag: Path) -> str:
+    """A builder whose function is killed at its first call."""
+    return _BUILD.format(
+        f"really = {place}.{name}\n"
+        "def killed(*given):\n"
+        f"    if not os.path.exists({str(flag)!r}):\n"
+        f"        open({str(flag)!r}, 'w').close()\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return really(*given)\n"
+        f"{place}.{name} = killed"
+    )
+
+
+@pytest.mark.parametrize("step", ["save", "save_packed", "difference_to_kept", "Points"])
+def test_a_step_that_is_killed_once_leaves_no_gap_in_the_artifact(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    odd_child(monkeypatch, tmp_path, killing("build", step, tmp_path / "killed"))
+    manifest = prepared(store, tmp_path, dense(1)).manifest
+    assert (tmp_path / "killed").exists()
+    assert {figures.variant for figures in manifest.figures} == {
+        "heap",
+        "mapped",
+        "mapped_unpacked",
+        "mapped_prepacked",
+    }
+    assert "signal" not in manifest.reason
+    assert manifest.run is not None
+    assert len(manifest.run.measured) > 2
+
+
+def test_half_a_finding_about_the_original_is_not_kept(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd_child(monkeypatch, tmp_path, killing("build", "rows_independent", tmp_path / "killed"))
+    assert failure(store, tmp_path, dense(1)).kind == "memory"
+    assert prepared(store, tmp_path, dense(1)).manifest.run is not None
+
+
+def test_a_cache_that_goes_while_a_model_is_prepared_is_the_disks_failure(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing = f"import shutil\nbuild.find_asking = lambda *_: shutil.rmtree({str(store.cache)!r})"
+    odd_child(monkeypatch, tmp_path, _BUILD.format(removing))
+    with pytest.raises(PrepareFailed) as failed:
+        prepared(store, tmp_path, conv_net())
+    assert failed.value.kind == "disk"
+
+
+def test_what_another_host_made_meanwhile_is_used(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = build.save(dice(), tmp_path, "model")
+    reported, others = launcher._reported, list[Artifact]()
+
+    def slower(*given: Any) -> Any:
+        monkeypatch.setattr(launcher, "_reported", reported)
+        others.append(prepare(store, file, (), BOUNDS))
+        return reported(*given)
+
+    monkeypatch.setattr(launcher, "_reported", slower)
+    assert prepare(store, file, (), BOUNDS) == others[0]
+    again = prepare(store, file, (), BOUNDS)
+    assert (again.directory, again.manifest.key) == (others[0].directory, others[0].manifest.key)
+    assert again != others[0]
+
+
+def test_a_child_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(PrepareFailed, match="no child process can be started: No such file") as failed:
+        measure(build.save(dice(), tmp_path, "model"), BOUNDS)
+    assert failed.value.kind == "crash"
+
+
+@pytest.mark.parametrize("kind", ["changed", "model", "crash", "memory"])
+def test_a_model_that_is_replaced_while_a_child_has_it_open_is_looked_at_again(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    file = build.save(dice(), tmp_path, "model")
+    replaced = [True, False]
+
+    def failing(*_: object, **__: object) -> Artifact:
+        if replaced.pop(0):
+            build.save(conv_net(), tmp_path, "model")
+        raise PrepareFailed("for some reason", kind)
+
+    monkeypatch.setattr(preparing, "prepare", failing)
+    preparer = preparing.Preparer(store, PrepareSettings())
+
+    def look() -> None:
+        preparer.prepare(file, ModelOptions(), ceiling_bytes=1 << 30, is_last=False, cancel=CancelToken())
+
+    look()
+    assert preparer.inspect(file, ModelOptions()).plan is None
+    with pytest.raises(NeedsMemory if kind == "memory" else LoadError, match="for some reason"):
+        look()
 
 
 def test_the_child_is_no_heir(store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,25 @@ async def test_a_child_that_met_its_ceiling_is_given_more(tmp_path: Path) -> Non
         stage.check_at_rest()
 
 
+async def test_a_child_is_given_what_there_is_where_the_host_is_not_as_empty_as_it_was(tmp_path: Path) -> None:
+    scripts = {"a": FakeScript(child_bytes=100 * MB, child_estimate_bytes=200 * MB), "b": FakeScript()}
+    async with Stage(tmp_path, scripts) as stage:
+        await stage.use("b")
+        await stage.settled()
+        stage.machine.other_bytes = 3 * MB
+        await soon(stage.use("a"))
+        assert stage.script("a").ceilings == [129 * MB - 1]
+        stage.check_at_rest()
+
+
+async def test_more_and_more_ends_in_the_figures_and_not_in_a_broken_model(tmp_path: Path) -> None:
+    script = FakeScript(child_bytes=3000 * MB, child_least_bytes=MB, child_estimate_bytes=MB)
+    async with Stage(tmp_path, {"a": script}, limit_bytes=2048 * MB) as stage:
+        with pytest.raises(NeverFits):
+            await soon(stage.use("a"))
+        assert len(script.ceilings) > 5
+
+
 async def test_what_no_child_can_open_here_is_refused_with_figures_and_remembered(tmp_path: Path) -> None:
     modest = FakeScript(child_bytes=300 * MB, child_least_bytes=MB, child_estimate_bytes=30 * MB)
     async with Stage(tmp_path, {"a": modest, "b": FakeScript()}) as stage:

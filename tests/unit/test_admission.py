@@ -83,6 +83,67 @@ def test_each_case_of_the_decision(figures: dict[str, Any], resident: int, peak:
     assert decide(replace(EMPTY, **figures), resident_bytes=resident, peak_bytes=peak) == decision
 
 
+@pytest.mark.parametrize(
+    ("figures", "resident", "peak", "decision"),
+    [
+        # above warning, and all of that is free inside: nobody leaves
+        ({"usage_bytes": 185, "reusable_bytes": 20, "idle": (A, B)}, 5, 5, Load()),
+        ({"usage_bytes": 190, "reusable_bytes": 30, "idle": (A, B)}, 5, 25, Load()),
+        ({"usage_bytes": 191, "reusable_bytes": 25, "idle": (A, B)}, 5, 5, Load()),
+        # trimming returns none of it
+        ({"usage_bytes": 185, "reusable_bytes": 20, "can_trim": True}, 5, 5, Load()),
+        # some of it is in use
+        ({"usage_bytes": 185, "reusable_bytes": 18, "idle": (A, B)}, 5, 5, Evict((A,))),
+        ({"usage_bytes": 191, "reusable_bytes": 1, "idle": (A, B)}, 5, 5, Evict((A, B))),
+        # a peak that does not fit into it
+        ({"usage_bytes": 185, "reusable_bytes": 20, "idle": (A, B)}, 5, 27, Evict((A,))),
+        ({"usage_bytes": 185, "reusable_bytes": 20}, 5, 26, Load()),
+        ({"usage_bytes": 185, "reusable_bytes": 20}, 5, 27, Refuse(7, never=False)),
+        # critical is critical
+        ({"usage_bytes": 192, "reusable_bytes": 100}, 5, 5, Refuse(0, never=False)),
+        ({"usage_bytes": 192, "reusable_bytes": 100, "in_use_bytes": 20}, 5, 5, Wait(0)),
+        ({"usage_bytes": 192, "reusable_bytes": 100, "idle": (A, B)}, 5, 5, Evict((A,))),
+        ({"usage_bytes": 185, "reserved_bytes": 7, "reusable_bytes": 100, "idle": (A, B)}, 5, 5, Evict((A,))),
+        # what could never fit does not fit into holes
+        ({"usage_bytes": 100, "reusable_bytes": 132}, 132, 132, Refuse(132, never=True)),
+    ],
+)
+def test_a_load_of_small_blocks_counts_on_what_is_free_in_the_heap(
+    figures: dict[str, Any], resident: int, peak: int, decision: Decision
+) -> None:
+    found = replace(EMPTY, **figures)
+    assert decide(found, resident_bytes=resident, peak_bytes=peak, in_small_blocks=True) == decision
+
+
+@pytest.mark.parametrize(
+    ("figures", "resident", "peak", "decision"),
+    [
+        # nobody leaves for holes …
+        ({"usage_bytes": 172, "reusable_bytes": 6, "idle": (A, B)}, 5, 5, Load()),
+        ({"usage_bytes": 172, "reusable_bytes": 5, "idle": (A, B)}, 5, 5, Evict((A,))),
+        # … half of the way to critical
+        ({"usage_bytes": 176, "reusable_bytes": 50, "idle": (A, B)}, 5, 5, Load()),
+        ({"usage_bytes": 177, "reusable_bytes": 50, "idle": (A, B)}, 5, 5, Evict((A,))),
+        # they are no room for tensors
+        ({"usage_bytes": 185, "reusable_bytes": 30}, 7, 7, Refuse(7, never=False)),
+        ({"usage_bytes": 191, "reusable_bytes": 30, "in_use_bytes": 5}, 5, 5, Wait(1)),
+    ],
+)
+def test_a_load_of_tensors_finds_no_room_in_the_heap(
+    figures: dict[str, Any], resident: int, peak: int, decision: Decision
+) -> None:
+    assert decide(replace(EMPTY, **figures), resident_bytes=resident, peak_bytes=peak) == decision
+
+
+def test_a_round_that_frees_nothing_but_holes_is_the_last_one() -> None:
+    figures = replace(EMPTY, usage_bytes=171, idle=(A, B, C))
+    victims = decide(figures, resident_bytes=20, peak_bytes=20, in_small_blocks=True)
+    assert victims == Evict((A,))
+    figures = replace(figures, reusable_bytes=20, idle=(B, C))  # and usage is what it was
+    assert decide(figures, resident_bytes=20, peak_bytes=20, in_small_blocks=True) == Load()
+    assert decide(figures, resident_bytes=20, peak_bytes=20) == Evict((B,))  # tensors do not fit into holes
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Figures, int, int]:
     baseline = draw(st.integers(0, 100))
@@ -142,6 +203,33 @@ def test_whatever_the_figures_the_decision_keeps_its_promises(situation: tuple[F
             freed = sum(victim.committed_bytes for victim in unpinned)
             assert base - freed - figures.in_use_bytes + peak >= figures.critical_bytes
             assert 0 <= available <= peak
+
+
+@given(situations(), st.integers(0, 100), st.booleans())
+def test_what_is_free_in_the_heap_lets_nothing_load_at_critical_and_evicts_nobody_more(
+    situation: tuple[Figures, int, int], reusable: int, in_small_blocks: bool
+) -> None:
+    figures, resident, peak = situation
+    without = decide(figures, resident_bytes=resident, peak_bytes=peak)
+    decision = decide(
+        replace(figures, reusable_bytes=reusable),
+        resident_bytes=resident,
+        peak_bytes=peak,
+        in_small_blocks=in_small_blocks,
+    )
+    base = figures.usage_bytes + figures.reserved_bytes
+    match decision:
+        case Load():
+            assert base + max(0, peak - reusable * in_small_blocks) < figures.critical_bytes
+            assert figures.baseline_bytes + peak < figures.critical_bytes
+        case Evict(victims) if isinstance(without, Evict):
+            assert victims == without.victims[: len(victims)]
+        case Evict():
+            assert not isinstance(without, Load)
+        case Wait(available) | Refuse(available, never=False):
+            assert 0 <= available <= peak
+    if isinstance(without, Load):
+        assert decision == without
 
 
 @given(situations())

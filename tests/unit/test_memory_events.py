@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelhost.memory import Level, Recovery
-from modelhost.memory.events import History, next_level
+from modelhost.memory.events import History, excess_bytes, next_level
 
 MB = 1 << 20
 NORMAL, WARNING, CRITICAL = Level
@@ -50,8 +50,47 @@ def test_the_same_usage_seen_twice_changes_the_level_at_most_once(current: Level
     assert following(following(current)) is following(current)
 
 
-def recovery(*, expected: int, freed: int) -> Recovery:
-    return Recovery("test", ("a:1",), 1000 * MB, 1000 * MB - freed, expected, 0.25, False)
+@pytest.mark.parametrize(
+    ("usage", "reusable", "excess"),
+    [
+        (180, 0, 13),
+        (170, 0, 3),  # to where the level ends
+        (168, 0, 1),
+        (167, 0, 0),
+        (100, 0, 0),
+        # Free inside the heap: above warning for that alone nobody leaves …
+        (180, 20, 0),
+        (191, 20, 0),
+        (180, 9, 0),
+        (180, 300, 0),
+        # … else what is in use goes to where the level would end without it
+        (180, 8, 5),
+        (191, 10, 14),
+        # … and a little of it changes little
+        (171, 1, 3),
+        (170, 2, 0),
+        (170, 1, 2),
+    ],
+)
+def test_what_is_free_in_the_heap_is_no_reason_to_evict(usage: int, reusable: int, excess: int) -> None:
+    assert excess_bytes(usage, reusable_bytes=reusable, warning=172, hysteresis=4) == excess
+
+
+@given(st.integers(0, 300), st.integers(0, 100), st.integers(0, 60), st.integers(0, 60))
+def test_more_that_is_free_never_means_that_more_has_to_leave(
+    usage: int, reusable: int, more: int, hysteresis: int
+) -> None:
+    def excess(reusable: int) -> int:
+        return excess_bytes(usage, reusable_bytes=reusable, warning=172, hysteresis=hysteresis)
+
+    assert 0 <= excess(reusable + more) <= excess(reusable)
+    assert excess(0) == max(0, usage - (172 - hysteresis) + 1)
+    if usage - reusable >= 172:
+        assert usage - excess(reusable) - reusable == 172 - hysteresis - 1
+
+
+def recovery(*, expected: int, freed: int, kept_free: int = 0) -> Recovery:
+    return Recovery("test", ("a:1",), 1000 * MB, 1000 * MB - freed, expected, 0.25, False, kept_free_bytes=kept_free)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +117,36 @@ def test_the_shortfall_is_what_was_expected_and_did_not_come(
     assert found.shortfall_bytes == shortfall_mb * MB
 
 
+@pytest.mark.parametrize(
+    ("freed_mb", "kept_free_mb", "unreturned_mb", "shortfall_mb"),
+    [
+        (40, 60, 60, 0),
+        (40, 50, 60, 0),
+        (40, 49, 60, 11),  # neither here nor there
+        (0, 100, 100, 0),
+        (95, 5, 0, 0),
+        (50, 0, 50, 50),
+    ],
+)
+def test_what_the_heap_keeps_free_is_no_shortfall(
+    freed_mb: int, kept_free_mb: int, unreturned_mb: int, shortfall_mb: int
+) -> None:
+    found = recovery(expected=100 * MB, freed=freed_mb * MB, kept_free=kept_free_mb * MB)
+    assert found.freed_bytes == freed_mb * MB
+    assert found.unreturned_bytes == unreturned_mb * MB
+    assert found.shortfall_bytes == shortfall_mb * MB
+
+
 def test_a_recovery_is_told_with_all_its_figures() -> None:
-    found = recovery(expected=100 * MB, freed=50 * MB).as_dict()
+    found = recovery(expected=100 * MB, freed=50 * MB, kept_free=10 * MB).as_dict()
     assert found == {
         "victims": ["a:1"],
         "before_bytes": 1000 * MB,
         "after_bytes": 950 * MB,
         "freed_bytes": 50 * MB,
         "expected_bytes": 100 * MB,
-        "shortfall_bytes": 50 * MB,
+        "kept_free_bytes": 10 * MB,
+        "shortfall_bytes": 40 * MB,
         "trimmed": False,
         "duration_s": 0.25,
     }

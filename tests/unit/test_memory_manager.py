@@ -253,6 +253,45 @@ async def test_a_change_is_measured_on_the_memory_thread() -> None:
         memory.quiet_marker = lambda: 0
 
 
+async def test_a_change_that_fits_into_the_heap_holds_what_it_took_of_it() -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    free = [10 * MB]
+    memory.read_heap_free = lambda: free[0]
+    memory.set_baseline()
+
+    def load() -> None:
+        free[0] -= 4 * MB
+        machine.add(3 * MB)
+
+    assert (await memory.change(load))[1].delta_bytes == 7 * MB
+    assert memory.memory_info().heap_free_bytes == 6 * MB
+    await memory.close()
+
+
+async def test_the_heap_is_not_read_around_changes_where_nothing_is_free_in_it() -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    threads: list[str] = []
+
+    def read() -> int:
+        threads.append(threading.current_thread().name)
+        return MB - 1
+
+    memory.read_heap_free = read
+    memory.set_baseline()
+    threads.clear()
+    assert (await memory.change(lambda: machine.add(3 * MB)))[1].delta_bytes == 3 * MB
+    memory.memory_info()
+    assert threads == []
+    await memory.trim(deep=False)
+    assert threads == []
+    await memory.trim()
+    assert threads
+    assert all(name.startswith("modelhost-memory") for name in threads)  # not while the event loop waits
+    await memory.close()
+
+
 async def test_a_change_runs_to_its_end_when_its_caller_is_cancelled() -> None:
     machine, gate, started = FakeMemory(), threading.Event(), threading.Event()
 
@@ -385,6 +424,80 @@ async def test_a_trim_that_helps_is_not_a_shortfall() -> None:
     assert recovery is not None
     assert (recovery.trimmed, recovery.freed_bytes, recovery.shortfall_bytes) == (True, 20 * MB, 0)
     assert memory.shortfall_bytes_total == 0
+    await memory.close()
+
+
+async def test_what_the_heap_keeps_free_is_told_and_is_no_shortfall() -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    memory.set_baseline()
+    cache = Cache(machine, leaks=15 * MB)
+    memory.set_cleaner(cache.clean)
+    cache.put("a", 20 * MB)
+    memory.read_heap_free = lambda: (3 if machine.committed_bytes() == 80 * MB else 16) * MB
+    recovery = await memory.attempt_cleanup(everything=True)
+    assert recovery is not None
+    assert recovery.trimmed  # as too little came back
+    assert (recovery.freed_bytes, recovery.kept_free_bytes, recovery.shortfall_bytes) == (5 * MB, 13 * MB, 0)
+    assert memory.shortfall_bytes_total == 0
+    assert [event.kind for event in memory.history.snapshot()] == ["recovery"]
+    assert memory.history.snapshot()[-1].details["kept_free_bytes"] == 13 * MB
+    info = memory.memory_info()
+    assert (info.heap_free_bytes, info.reusable_bytes) == (16 * MB, 12 * MB)
+    await memory.close()
+
+
+async def test_what_was_free_before_does_not_hide_a_leak() -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    memory.set_baseline()
+    cache = Cache(machine, leaks=15 * MB)
+    memory.set_cleaner(cache.clean)
+    cache.put("a", 20 * MB)
+    memory.read_heap_free = lambda: 50 * MB
+    recovery = await memory.attempt_cleanup(everything=True)
+    assert recovery is not None
+    assert (recovery.kept_free_bytes, recovery.shortfall_bytes) == (0, 15 * MB)
+    assert memory.shortfall_bytes_total == 15 * MB
+    await memory.close()
+
+
+@pytest.mark.parametrize(
+    ("free_mb", "goals"),
+    [
+        (0, [CleanupGoal(12 * MB + 1, everything=False)]),
+        (4, [CleanupGoal(9 * MB + 1, everything=False)]),  # of which three quarters count
+        (12, []),
+        (40, []),
+    ],
+)
+async def test_at_warning_nobody_leaves_for_what_is_free_in_the_heap(free_mb: int, goals: list[CleanupGoal]) -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    memory.read_heap_free = lambda: free_mb * MB
+    memory.set_baseline()
+    cache = Cache(machine)
+    memory.set_cleaner(cache.clean)
+    for name in "abcdef":
+        cache.put(name, 20 * MB)  # 180 MB, 8 MB above warning
+    assert (await memory.attempt_cleanup() is None) == (not goals)
+    assert cache.goals == goals
+    assert memory.memory_info().is_warning == (not goals)  # usage is usage
+    await memory.close()
+
+
+async def test_at_critical_everything_leaves_whatever_is_free_in_the_heap() -> None:
+    machine = FakeMemory()
+    memory = manager(machine)
+    memory.read_heap_free = lambda: 100 * MB
+    memory.set_baseline()
+    cache = Cache(machine)
+    memory.set_cleaner(cache.clean)
+    for name in "abcdefg":
+        cache.put(name, 20 * MB)  # 200 MB
+    recovery = await memory.attempt_cleanup()
+    assert recovery is not None
+    assert recovery.victims == tuple("abcdefg")
     await memory.close()
 
 

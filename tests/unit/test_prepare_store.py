@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -404,6 +405,71 @@ def test_a_folder_aside_goes_when_building_fails(stage: Stage) -> None:
         (folder / "model.bin").write_bytes(WEIGHTS)
         raise RuntimeError
     assert list(stage.cache.iterdir()) == []
+
+
+def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, seen = store_module.fcntl.flock, list[Path]()
+
+    def late(descriptor: int, operation: int) -> None:
+        if not seen:
+            seen.extend(stage.cache.glob("tmp-*"))
+            seen[0].rmdir()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(store_module.fcntl, "flock", late)
+    with stage.store().aside() as folder:
+        assert folder.is_dir()
+        assert folder != seen[0]
+
+
+def test_an_artifact_can_be_read_by_whom_the_umask_lets(stage: Stage) -> None:
+    umask = os.umask(0o022)
+    try:
+        made = stage.prepare(stage.model("a"))
+    finally:
+        os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in made.directory.iterdir()} == {0o644}
+    assert made.directory.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_artifact_that_was_rejected_and_cannot_be_removed_is_not_used_until_it_is_made_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = stage.model("a")
+    made = stage.prepare(file)
+    store = stage.store()
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module.shutil, "rmtree", lambda *_, **__: None)
+        store.reject(made.manifest.key)
+    assert made.model_file.exists()
+    assert store.find(file) is None
+    assert store.look(file).why == "it could not be opened"
+    stage.prepare(file)
+    assert store.find(file) is not None
+
+
+def test_what_the_index_cannot_take_is_remembered_and_leaves_nothing_behind(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, read: list[str]
+) -> None:
+    file = stage.model("a")
+    made = stage.prepare(file)
+    shutil.rmtree(stage.cache / "index")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    store = stage.store()
+    read.clear()
+    assert [store.find(file, ()), store.find(file, ()), store.find(file)] == [made] * 3
+    assert read == ["model.onnx"]
+    assert list((stage.cache / "index").iterdir()) == []
+    assert store.token(file) != 0
+    touch(file)
+    assert store.find(file, ()) == made
+    assert read == ["model.onnx"] * 2
 
 
 def size_bytes(artifact: Artifact) -> int:

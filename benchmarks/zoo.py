@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import numpy as np
 
 from benchmarks.models import conv_nets, default_cache
@@ -58,6 +59,9 @@ def _file(name: str, store: Path, cache: Path | None) -> Path:
             return known[name]
     if name in ("conv20", "conv2"):
         return conv_nets(2, size_mb=float(name.removeprefix("conv")), cache=cache).files[0]
+    if name not in _MAKERS:
+        known_names = sorted([*shipped_models(), *light_models(), *made_models()])
+        raise click.UsageError(f"no model '{name}'; there are {', '.join(known_names)}")
     file = store / "made" / f"{name}.onnx"
     if not file.exists():
         import onnx

@@ -9,6 +9,9 @@ runs of pages and the other writes a byte for each page. Three things about them
 - Since Linux 5.2 `mincore` says "all" to anyone but the file's owner and those who may write to it.
   Such a caller gets no figure here.
 - Since Linux 6.14 `cachestat` refuses the same callers.
+
+Whoever may ask neither (a container that is not root, with somebody else's files) has the pages that its
+own mappings hold, from /proc/self/smaps: all that has been used since it was last dropped.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +43,9 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 #: Only the lowest bit of each byte of mincore(2) has a meaning.
 _LOWEST_BIT: Final = bytes(value & 1 for value in range(256))
+
+#: A line of smaps(5) that begins a mapping; the others begin with a name.
+_MAPPING: Final = re.compile(rb"[0-9a-f]+-[0-9a-f]+ ")
 
 _CAP_FOWNER: Final = 3
 #: Shown as the owner of a file whose owner does not exist in this user namespace, where no capability helps.
@@ -158,6 +165,25 @@ def _has_fowner() -> bool:
     return False
 
 
+def mapped_bytes(files: Collection[Path], *, smaps: Path = Path("/proc/self/smaps")) -> dict[Path, int]:
+    """Returns how much of each file's pages this process has mapped: a lower bound of what is in cache.
+
+    A file that it does not map is left out. Takes milliseconds for a thousand mappings.
+    """
+    wanted = {os.fsencode(os.path.realpath(file)): file for file in files}
+    found: dict[Path, int] = {}
+    current: Path | None = None
+    with contextlib.suppress(OSError), smaps.open("rb") as lines:
+        for line in lines:
+            if line.startswith(b"Rss:"):
+                if current is not None:
+                    found[current] = found.get(current, 0) + int(line.split()[1]) * 1024
+            elif _MAPPING.match(line):
+                fields = line.rstrip(b"\n").split(maxsplit=5)
+                current = wanted.get(fields[5]) if len(fields) == 6 else None
+    return found
+
+
 # --- for many files ---------------------------------------------------------------------------------
 
 
@@ -221,9 +247,10 @@ class PageCache:
         *,
         kept_s: float = KEPT_S,
         look_up: Callable[[Path], FilePages | None] = look_up,
+        mapped_bytes: Callable[[Collection[Path]], dict[Path, int]] = mapped_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._kept_s, self._look_up, self._clock = kept_s, look_up, clock
+        self._kept_s, self._look_up, self._mapped_bytes, self._clock = kept_s, look_up, mapped_bytes, clock
         self._pages: dict[Path, FilePages | None] = {}
         self._looked_at: dict[Path, float] = {}
         # Its thread starts at the first look; a host that nobody asks has none.
@@ -250,8 +277,14 @@ class PageCache:
         self._thread.shutdown()
 
     async def _refresh(self, files: list[Path]) -> None:
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: [self._look_up(file) for file in files]
-        )
-        self._pages.update(zip(files, found, strict=True))
+        self._pages.update(await asyncio.get_running_loop().run_in_executor(self._thread, self._look_all_up, files))
         self._looked_at.update(dict.fromkeys(files, self._clock()))
+
+    def _look_all_up(self, files: list[Path]) -> dict[Path, FilePages | None]:
+        found = {file: self._look_up(file) for file in files}
+        unknown = [file for file, pages in found.items() if pages is not None and pages.cached_bytes is None]
+        for file, cached_bytes in (self._mapped_bytes(unknown) if unknown else {}).items():
+            pages = found[file]
+            assert pages is not None
+            found[file] = FilePages(pages.size_bytes, min(cached_bytes, pages.size_bytes))
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import sys
 import tempfile
@@ -14,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from modelhost.memory import page_cache
-from modelhost.memory.page_cache import FilePages, PageCache, Weights, by_cachestat, by_mincore, look_up, sum_up
+from modelhost.memory.page_cache import (
+    FilePages,
+    PageCache,
+    Weights,
+    by_cachestat,
+    by_mincore,
+    look_up,
+    mapped_bytes,
+    sum_up,
+)
 
 MB = 1 << 20
 SIZE_BYTES = 8 * MB + 100  # the last page is not a whole one
@@ -277,3 +287,32 @@ async def test_a_reader_who_leaves_does_not_hold_up_the_next(cache: PageCache, l
     await asyncio.wait([reader])
     looks.may_end.set()
     assert (await cache.read({"one": (A,)})).total == Weights(10, 2)
+
+
+# --- where the kernel does not say ---------------------------------------------------------------------
+
+
+@linux
+def test_what_is_mapped_counts_file_by_file(tmp_path: Path) -> None:
+    paths = [tmp_path / "a weight file", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(b"x" * (4 << 20))
+    with paths[0].open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped_bytes(paths)[paths[0]] < 4 << 20
+        sum(mapped[::4096])
+        assert mapped_bytes(paths) == {paths[0]: 4 << 20}
+    assert mapped_bytes(paths) == {}
+
+
+@pytest.mark.anyio
+async def test_files_of_others_have_what_this_process_has_mapped(tmp_path: Path) -> None:
+    cache = PageCache(
+        look_up=lambda file: FilePages(100, None if file.name == "theirs" else 30), mapped_bytes=lambda _: {theirs: 60}
+    )
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    try:
+        found = await cache.read({"a": (ours,), "b": (theirs,)})
+        assert {key: weights.cached_bytes for key, weights in found.models.items()} == {"a": 30, "b": 60}
+        assert found.total.cached_bytes == 90
+    finally:
+        cache.close()

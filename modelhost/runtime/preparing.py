@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -36,8 +37,9 @@ _MeasuredKey = tuple[Path, tuple[int, ...], str]
 class Preparer:
     """Knows the figures of models, and gets those that it does not know. Any thread; one `prepare` at a time."""
 
-    def __init__(self, store: ArtifactStore, settings: PrepareSettings) -> None:
+    def __init__(self, store: ArtifactStore, settings: PrepareSettings, *, beside: ArtifactStore | None = None) -> None:
         self.store, self._settings = store, settings
+        self._stores = (store,) if beside is None else (store, beside)
         self._measured: LRUCache[_MeasuredKey, LoadPlan] = LRUCache(_MEASURED_KEPT)
         #: The highest ceiling at which a child could not open a model.
         self._too_little: LRUCache[_MeasuredKey, int] = LRUCache(_MEASURED_KEPT)
@@ -55,7 +57,7 @@ class Preparer:
         _check_face(summary)
         plan = self._measured_plan(file, options)
         if plan is None and _wants_artifact(options):
-            artifact = self.store.find(file, summary.external_files, options.dimensions)
+            artifact = self._find(file, summary.external_files, options.dimensions)
             if artifact is not None:
                 plan = prepared_plan(artifact, options)
                 found_as = self.fingerprint(file)
@@ -70,7 +72,14 @@ class Preparer:
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
         stat = _stat(file)
-        return (*stat, self.store.token(file)) if stat else ()
+        return (*stat, *(store.token(file) for store in self._stores)) if stat else ()
+
+    def _find(
+        self, file: Path, external: tuple[str, ...] | None = None, dimensions: Mapping[str, int] | None = None
+    ) -> Artifact | None:
+        """Returns an artifact from the cache, or one that came with the models."""
+        found = (store.find(file, external, dimensions) for store in self._stores)
+        return next((artifact for artifact in found if artifact is not None), None)
 
     # --- preparing -----------------------------------------------------------------------------------
 
@@ -185,11 +194,14 @@ class Preparer:
         """Removes an artifact that could not be opened, or does without it where that is not allowed."""
         if plan.artifact is not None:
             log.warning("%s cannot be opened and is not used any more", plan.artifact.parent)
-            self.store.reject(plan.artifact.parent.name)
+            folder = plan.artifact.parent
+            for store in self._stores:
+                if store.cache == folder.parent:
+                    store.reject(folder.name)
 
     def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
         """Lets a manifest's figure grow to what a load really held."""
-        artifact = self.store.find(file)
+        artifact = self._find(file)
         if artifact is not None and artifact.manifest.resident_bytes < resident_bytes:
             self.store.grow(artifact, resident_bytes)
 
@@ -199,7 +211,7 @@ class Preparer:
             external = _summary(file).external_files
         except LoadError:
             external = ()
-        artifact = self.store.find(file)
+        artifact = self._find(file)
         prepared = (artifact.directory / name for name in artifact.manifest.files) if artifact is not None else ()
         return (file, *(file.parent / name for name in external), *prepared)
 

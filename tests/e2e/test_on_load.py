@@ -117,6 +117,22 @@ def test_where_nothing_can_be_written_a_child_measures_and_the_heap_serves(tmp_p
     assert artifacts(models) == []
 
 
+def test_artifacts_that_came_with_the_models_are_used_where_the_cache_is_elsewhere(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    rows = {name: dense(5, name, models) for name in ("shipped", "new")}
+    with running_host(tmp_path, models) as host:
+        answer(host.url, "shipped", rows["shipped"], [1, len(rows["shipped"])])
+    [shipped] = artifacts(models)
+    with running_host(tmp_path, models, MODELHOST_PREPARE_CACHE=str(tmp_path / "cache")) as host:
+        for name, row in rows.items():
+            assert answer(host.url, name, row, [1, len(row)]) == times24(row)
+        assert "preparing shipped" not in host.log
+        assert "preparing new" in host.log
+        assert model_of(host, "shipped")["weights_bytes"] > 4 * _MB
+    assert artifacts(models) == [shipped]
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 1
+
+
 def test_a_damaged_artifact_is_reported_made_again_and_never_served(tmp_path: Path) -> None:
     models = tmp_path / "models"
     row = dense(5, "dense", models)

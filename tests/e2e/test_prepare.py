@@ -913,7 +913,8 @@ def test_a_cache_that_cannot_be_made_fails_with_its_name(models: Path, tmp_path:
 
 def test_a_host_answers_from_artifacts_exactly_as_without_them(shelf: Path, tmp_path: Path) -> None:
     names = ["conv", "old", "branches", "loop", "digits", "wine"]
-    with host(shelf, tmp_path, **UNPREPARED, MODELHOST_PREPARE__CACHE=str(tmp_path / "none")) as plain:
+    bare = shutil.copytree(shelf, tmp_path / "bare", ignore=shutil.ignore_patterns(".modelhost"))
+    with host(bare, tmp_path, **UNPREPARED) as plain:
         expected = {name: answers(plain, name) for name in names}
         from_heap = committed(plain)
     with host(shelf, tmp_path) as prepared:

@@ -171,6 +171,14 @@ class ModelsSettings(_Section):
     options: dict[str, ModelOptions] = Field(default_factory=dict)
     """Options by model name."""
 
+    def options_for(self, name: str, own: ModelOptions) -> ModelOptions:
+        """Returns a model's own options with these on top, key by key; a name among the pins is pinned."""
+        override = self.options.get(name)
+        options = own if override is None else own.model_copy(update=override.model_dump(exclude_unset=True))
+        if name in self.pinned and not options.pinned:
+            options = options.model_copy(update={"pinned": True})
+        return options
+
 
 class PrepareSettings(_Section):
     """Prepared models: optimised, their weights as pages of a file (`modelhost prepare`)."""
@@ -203,7 +211,12 @@ class Settings(BaseSettings):
     @property
     def artifact_cache(self) -> Path:
         """Where prepared models lie."""
-        return self.prepare.cache or self.models.directory / ".modelhost"
+        return self.prepare.cache or self.artifacts_beside
+
+    @property
+    def artifacts_beside(self) -> Path:
+        """Where artifacts lie that come with the models; a hidden folder is no model."""
+        return self.models.directory / ".modelhost"
 
     @classmethod
     def settings_customise_sources(

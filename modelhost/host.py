@@ -76,13 +76,12 @@ RuntimeFactory = Callable[[Settings, Budgets], Runtime]
 def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     """Makes the ONNX Runtime runtime; it can be set up once in a process."""
     from modelhost.prepare import ArtifactStore
-    from modelhost.prepare.store import CACHE_FOLDER
     from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
     from modelhost.runtime.preparing import Preparer
 
     models, made_for = settings.models.directory, identity()
     store = ArtifactStore(settings.artifact_cache, models, made_for)
-    came_along = models / CACHE_FOLDER
+    came_along = settings.artifacts_beside
     beside = ArtifactStore(came_along, models, made_for) if came_along != store.cache else None
     return OrtRuntime(
         preparer=Preparer(store, settings.prepare, beside=beside),

@@ -12,7 +12,6 @@ from modelhost.cli.table import format_table
 from modelhost.config import Settings, load_settings
 
 if TYPE_CHECKING:
-    from modelhost.config import ModelOptions
     from modelhost.prepare import Artifact, ArtifactStore
     from modelhost.prepare.launcher import Bounds
     from modelhost.repository import ModelFile
@@ -88,7 +87,7 @@ def _one(
     from modelhost.prepare.launcher import PrepareFailed, prepare
     from modelhost.repository import OnnxFormatError, read_summary
 
-    options = _options(settings, file)
+    options = settings.models.options_for(file.name, file.options)
     if options.optimization not in (None, "all"):
         # Artifacts are made at full optimisation.
         return True, _cells("as it is", note=f"it asks for optimization '{options.optimization}'")
@@ -132,12 +131,6 @@ def _cells(
     state: str, weights: str = "", committed: str = "", load: str = "", file: str = "", *, note: str
 ) -> list[str]:
     return [state, weights, committed, load, file, note]
-
-
-def _options(settings: Settings, file: ModelFile) -> ModelOptions:
-    """The model's own options with the settings' on top, key by key, as the host has them."""
-    override = settings.models.options.get(file.name)
-    return file.options if override is None else file.options.model_copy(update=override.model_dump(exclude_unset=True))
 
 
 def _label(file: object) -> str:

@@ -68,13 +68,7 @@ class Catalog:
 
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
-        override = self._settings.options.get(file.name)
-        options = file.options
-        if override is not None:
-            options = options.model_copy(update=override.model_dump(exclude_unset=True))
-        if file.name in self._settings.pinned and not options.pinned:
-            options = options.model_copy(update={"pinned": True})
-        return options
+        return self._settings.options_for(file.name, file.options)
 
     async def find_fresh(self, name: str, version: str | None = None) -> ModelFile:
         """Like `find`, but looks at the disk again, within reason, before it says that there is none."""

@@ -24,7 +24,7 @@ class Faces:
 
     async def inspect(self, file: ModelFile) -> Inspection:
         """Reads the face of a model, or remembers it. Raises ModelNotFound and ModelBroken."""
-        key, options = ModelKey(file.name, file.version), self._catalog.options(file)
+        key, options = ModelKey.of(file), self._catalog.options(file)
         known = self._known.get(key)
 
         def look() -> Inspection:

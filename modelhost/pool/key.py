@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modelhost.repository import ModelFile
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ModelKey:
@@ -11,6 +13,11 @@ class ModelKey:
 
     name: str
     version: str
+
+    @classmethod
+    def of(cls, file: ModelFile) -> ModelKey:
+        """Returns the key of a model that was found on disk."""
+        return cls(file.name, file.version)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"

@@ -101,7 +101,7 @@ class Pool:
     async def acquire_file(self, file: ModelFile, *, deadline: float | None = None) -> Lease:
         """Like `acquire`, for a model that was found already."""
         self._check_open()
-        slot = self._table.get(_key(file))
+        slot = self._table.get(ModelKey.of(file))
         if slot is not None and slot.state is SlotState.READY:
             self._table.unloaded.discard(file.name)
             return self._table.grant(slot)
@@ -132,7 +132,7 @@ class Pool:
         if waiting >= self._settings.max_waiting:
             self._scheduler.counters.refuse(Overloaded.code)
             raise Overloaded("the queue for models", waiting=waiting, limit=self._settings.max_waiting)
-        key = _key(file)
+        key = ModelKey.of(file)
         slot = self._table.get(key)
         if slot is None:
             failure = self._scheduler.failures.recent(key, self._clock())
@@ -166,7 +166,7 @@ class Pool:
         self._check_open()
         await self.catalog.scan()
         file = self.catalog.find(name, version)
-        key = _key(file)
+        key = ModelKey.of(file)
         self._scheduler.failures.forget(key)
         slot = self._table.get(key)
         if slot is not None and slot.state is SlotState.READY and (loaded_as := slot.inspection) is not None:
@@ -237,7 +237,7 @@ class Pool:
         ModelNotFound or ModelBroken.
         """
         file = self.catalog.find(name, version)
-        return name not in self._table.unloaded and self._scheduler.failures.last(_key(file)) is None
+        return name not in self._table.unloaded and self._scheduler.failures.last(ModelKey.of(file)) is None
 
     def state_of(self, key: ModelKey) -> tuple[str, str]:
         """Returns state and reason of a version, in the repository extension's words."""
@@ -256,7 +256,7 @@ class Pool:
         """
         self._check_open()
         file = await self.catalog.find_fresh(name, version)
-        slot = self._table.get(_key(file))
+        slot = self._table.get(ModelKey.of(file))
         if slot is not None and slot.model is not None:
             return file, slot.model
         return file, await self._scheduler.faces.inspect(file)
@@ -295,7 +295,3 @@ class Pool:
 
 
 _WIRE_STATES = {SlotState.PREPARING: "LOADING", SlotState.LOADING: "LOADING", SlotState.READY: "READY"}
-
-
-def _key(file: ModelFile) -> ModelKey:
-    return ModelKey(file.name, file.version)

@@ -30,9 +30,6 @@ from modelhost.prepare.manifest import Manifest
 
 log = logging.getLogger("modelhost")
 
-#: Name of the cache beside the models; a hidden folder is no model.
-CACHE_FOLDER: Final = ".modelhost"
-
 _MANIFEST: Final = "manifest.json"
 _INDEX: Final = "index"
 _ASIDE: Final = "tmp-"

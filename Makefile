@@ -48,6 +48,8 @@ lock: $(VENV)/.test
 	  pyproject.toml lock/build.in -o lock/serve.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  pyproject.toml lock/build.in --group test -c lock/serve.txt -o lock/test.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
+	  lock/clients.in -o lock/clients.txt
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

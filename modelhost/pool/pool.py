@@ -27,6 +27,7 @@ from modelhost.pool.runner import Runner
 from modelhost.pool.scheduler import Scheduler
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import ModelInfo, PoolSnapshot
+from modelhost.pool.statistics import Statistics
 from modelhost.pool.table import SlotTable, info
 from modelhost.pool.waiter import Waiter
 from modelhost.repository import ModelFile, Repository
@@ -74,6 +75,7 @@ class Pool:
             settings=settings,
             clock=clock,
         )
+        self.statistics = Statistics()
         self._is_closed = False
 
     # --- leases ------------------------------------------------------------------------------------

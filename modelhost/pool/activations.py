@@ -9,25 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from modelhost.errors import DeadlineExceeded, HostClosed, MemoryRefusal, Overloaded, RunTooLarge
 from modelhost.memory import MemoryManager
+from modelhost.pool.demand import Demand, Feeds
 from modelhost.pool.key import ModelKey
 from modelhost.pool.waiter import Waiter
-from modelhost.prepare.footprint import RunFootprint
 from modelhost.runtime.base import LoadedModel
-from modelhost.tensors import Array
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
 
 T = TypeVar("T")
-
-Feeds = Mapping[str, Array]
 
 #: A run whose bytes nobody can tell claims one part in so many of the ceiling; a smaller one where there
 #: are more threads, each of which may work on such a run.
@@ -41,9 +38,6 @@ _LOOK_FROM_BYTES: Final = 4 << 20
 
 #: Of the limit, one part in so many stays free beside the runs: 8 MB at 256 MB.
 _MARGIN_PART: Final = 32
-
-#: Predictions that are remembered for each model, by the shapes of its inputs.
-_SHAPES_KEPT: Final = 64
 
 
 class Claim:
@@ -139,42 +133,6 @@ class Kept(Generic[T]):
             self._claim._let_go()
 
 
-class Demand:
-    """What runs of one model take; remembers what it has worked out for the shapes seen last."""
-
-    __slots__ = ("_footprint", "_inputs", "_known")
-
-    def __init__(self, footprint: RunFootprint | None) -> None:
-        self._footprint = footprint
-        places = () if footprint is None else footprint.dims.values()
-        self._inputs = tuple(sorted({name for each in places for name, _ in each}))
-        self._known: dict[tuple[tuple[int, ...], ...], int | None] = {}
-
-    def predict(self, feeds: Feeds) -> int | None:
-        """Returns the bytes of a run on `feeds`; None where nobody can tell."""
-        if self._footprint is None:
-            return None
-        try:
-            key = tuple([feeds[name].shape for name in self._inputs])
-        except KeyError:  # the footprint of another face
-            return None
-        if key not in self._known:
-            if len(self._known) >= _SHAPES_KEPT:
-                self._known.clear()
-            self._known[key] = self._footprint.predict(_shapes(feeds))
-        return self._known[key]
-
-    def rows(self, feeds: Feeds) -> int | None:
-        """Returns how many rows `feeds` has; None where the model is not known to have any."""
-        places = () if self._footprint is None else self._footprint.dims.get(self._footprint.rows, ())
-        sizes = [feeds[name].shape[axis] for name, axis in places if name in feeds and axis < feeds[name].ndim]
-        return max(sizes, default=None)
-
-    def largest_rows(self, feeds: Feeds, ceiling_bytes: int) -> int | None:
-        """Returns how many rows fit under the ceiling; None where nobody can tell."""
-        return None if self._footprint is None else self._footprint.largest_rows(_shapes(feeds), ceiling_bytes)
-
-
 class _Waiting:
     """One run in the line. `predicted_bytes` is 0 where nobody can tell."""
 
@@ -240,33 +198,58 @@ class ActivationGate:
         `deadline` is on the event loop's clock. Raises RunTooLarge where it would not fit alone,
         Overloaded where the line is full, DeadlineExceeded, HostClosed.
         """
-        ceiling_bytes = self.ceiling_bytes
-        demand = self._demands.get(model) or self._demand(model)
+        demand = self.demand(model)
         predicted_bytes = demand.predict(feeds)
-        if predicted_bytes is None:
-            size_bytes, predicted_bytes = self._unpredicted_bytes, 0
-        elif predicted_bytes <= ceiling_bytes:
-            size_bytes = predicted_bytes
-        elif predicted_bytes <= ceiling_bytes + ceiling_bytes // _OVER_PART:
-            size_bytes = ceiling_bytes
-        else:
+        size_bytes = self._size_of(predicted_bytes)
+        if size_bytes is None:
+            assert predicted_bytes is not None
             raise self._predicted_too_large(key, model, feeds, predicted_bytes)
-        if (
+        claim = self._claim_now(size_bytes, predicted_bytes)
+        if claim is not None:
+            return claim
+        if len(self._line) >= self._max_waiting:
+            raise Overloaded("the queue for memory of runs", waiting=len(self._line), limit=self._max_waiting)
+        return await self._wait(self._line, size_bytes, predicted_bytes or 0, deadline)
+
+    def try_claim(self, predicted_bytes: int | None) -> Claim | None:
+        """Claims what a run is predicted to take, where that is free now and nobody waits; never waits.
+
+        None also where it would be refused: `claim` says why.
+        """
+        size_bytes = self._size_of(predicted_bytes)
+        return None if size_bytes is None else self._claim_now(size_bytes, predicted_bytes)
+
+    def has_room(self, predicted_bytes: int) -> bool:
+        """Whether a run that small may go now, and need not claim: nothing else happens until it has returned."""
+        return (
             predicted_bytes < _LOOK_FROM_BYTES
-            and self.claimed_bytes + size_bytes <= ceiling_bytes
+            and self.claimed_bytes + predicted_bytes <= self.ceiling_bytes
+            and not (self._line or self._first)
+        )
+
+    def _size_of(self, predicted_bytes: int | None) -> int | None:
+        """Returns what a run claims; None where it would not fit alone."""
+        if predicted_bytes is None:
+            return self._unpredicted_bytes
+        if predicted_bytes <= self.ceiling_bytes:
+            return predicted_bytes
+        return self.ceiling_bytes if predicted_bytes <= self.ceiling_bytes + self.ceiling_bytes // _OVER_PART else None
+
+    def _claim_now(self, size_bytes: int, predicted_bytes: int | None) -> Claim | None:
+        if (
+            (predicted_bytes or 0) < _LOOK_FROM_BYTES
+            and self.claimed_bytes + size_bytes <= self.ceiling_bytes
             and not (self._line or self._first)
         ):
             return Claim(self, size_bytes)
-        if len(self._line) >= self._max_waiting:
-            raise Overloaded("the queue for memory of runs", waiting=len(self._line), limit=self._max_waiting)
-        return await self._wait(self._line, size_bytes, predicted_bytes, deadline)
+        return None
 
     async def claim_alone(self, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
         """Claims the whole arena, before everybody who waits, for a run that the arena has refused.
 
         Not bounded in number: who asks has been let through once. Raises DeadlineExceeded, HostClosed.
         """
-        predicted_bytes = self._demand(model).predict(feeds) or 0
+        predicted_bytes = self.demand(model).predict(feeds) or 0
         return await self._wait(self._first, self.ceiling_bytes, predicted_bytes, deadline)
 
     def missed(self, key: ModelKey, model: LoadedModel, feeds: Feeds, refusal: MemoryRefusal, claim: Claim) -> None:
@@ -278,7 +261,7 @@ class ActivationGate:
         if not claim.is_alone and not isinstance(refusal, RunTooLarge):
             return
         self.refused_total += 1
-        demand = self._demand(model)
+        demand = self.demand(model)
         max_rows, rows = demand.largest_rows(feeds, self.ceiling_bytes), demand.rows(feeds)
         if max_rows is not None and rows is not None and max_rows >= rows:
             max_rows = None  # just proved wrong
@@ -295,7 +278,7 @@ class ActivationGate:
 
     def _predicted_too_large(self, key: ModelKey, model: LoadedModel, feeds: Feeds, needed_bytes: int) -> RunTooLarge:
         self.refused_total += 1
-        demand = self._demand(model)
+        demand = self.demand(model)
         rows = demand.rows(feeds)
         asked = "this run needs" if rows is None else "1 row needs" if rows == 1 else f"{rows} rows need"
         return RunTooLarge(
@@ -306,10 +289,11 @@ class ActivationGate:
             max_rows=demand.largest_rows(feeds, self.ceiling_bytes),
         )
 
-    def _demand(self, model: LoadedModel) -> Demand:
+    def demand(self, model: LoadedModel) -> Demand:
+        """Returns what runs of a model take; the same value for as long as the model is loaded."""
         demand = self._demands.get(model)
         if demand is None:
-            demand = self._demands[model] = Demand(model.run_footprint)
+            demand = self._demands[model] = Demand(model.inputs, model.run_footprint)
         return demand
 
     # --- the line ------------------------------------------------------------------------------------
@@ -392,7 +376,3 @@ class ActivationGate:
                 entry.waiter.fail(HostClosed("the host is shutting down"))
         if self._making_room is not None:
             await asyncio.wait([self._making_room])
-
-
-def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in feeds.items()}

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final, Protocol, TypeVar
 
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError, Overloaded
 from modelhost.runtime.base import CancelToken
 
 T = TypeVar("T")
 
+#: What ends a thread; as many as there are threads.
+_END: Final = None
+
+
+class Job(Protocol):
+    """Something to do on an inference thread."""
+
+    def work(self) -> None:
+        """Does it, on an inference thread; raises nothing."""
+
+    def ended(self) -> None:
+        """Is called on the event loop when `work` has returned, once."""
+
 
 class Runner:
     """Runs blocking work on `threads` threads. Methods are for the event-loop thread.
 
-    A job that was submitted always ends: its `on_end` is called on the event loop when the work has
+    A job that was started always ends: `ended` is called on the event loop when the work has
     returned, however long after its requester was cancelled. That is what leases hang on.
+
+    The threads are plain ones on a plain queue: a future and an executor for each run cost more than
+    some runs do.
     """
 
     def __init__(self, *, threads: int, max_waiting: int) -> None:
@@ -27,11 +44,57 @@ class Runner:
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
         self._is_closed = False
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="modelhost-run")
+        self._queue: SimpleQueue[tuple[Job, asyncio.AbstractEventLoop] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def has_idle_thread(self) -> bool:
+        """Whether a job that is started now begins at once."""
+        return self.in_flight < self.threads
 
     def quiet_marker(self) -> object | None:
         """A value that changes with every job, or None while one is in flight."""
         return None if self.in_flight else self.started
+
+    def check_open(self) -> None:
+        """Raises HostClosed after `close`."""
+        if self._is_closed:
+            raise HostClosed("the host is shutting down")
+
+    def check_room(self) -> None:
+        """Raises HostClosed, or Overloaded where the queue is full."""
+        self.check_open()
+        waiting = self.in_flight - self.threads
+        if waiting >= self.max_waiting:
+            raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
+
+    def start(self, job: Job) -> None:
+        """Queues a job. Raises Overloaded where the queue is full, HostClosed; the job then never ends."""
+        self.check_room()
+        if len(self._threads) < self.threads and len(self._threads) <= self.in_flight:
+            thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self.started += 1
+        self.in_flight += 1
+        self._queue.put((job, asyncio.get_running_loop()))
+
+    def note_run_in_place(self) -> None:
+        """Counts a run that the event loop itself has made; nothing else was decided meanwhile."""
+        self.started += 1
+
+    def _serve(self) -> None:
+        """One thread: takes jobs until it is told to end."""
+        while (item := self._queue.get()) is not _END:
+            job, loop = item
+            job.work()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(self._ended, job)
+            del item, job  # a thread that waits keeps nothing of the last request
+
+    def _ended(self, job: Job) -> None:
+        self.in_flight -= 1
+        job.ended()
 
     def submit(
         self,
@@ -40,45 +103,10 @@ class Runner:
         cancel: CancelToken,
         on_end: Callable[[], None] = lambda: None,
     ) -> asyncio.Future[T]:
-        """Queues `work`. Raises Overloaded where the queue is full; then `on_end` is not called."""
-        if self._is_closed:
-            raise HostClosed("the host is shutting down")
-        waiting = self.in_flight - self.threads
-        if waiting >= self.max_waiting:
-            raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def finish(result: Any, error: BaseException | None) -> None:
-            self.in_flight -= 1
-            if not future.done():
-                if error is None:
-                    future.set_result(result)
-                else:
-                    future.set_exception(error)
-            on_end()
-
-        def job() -> None:
-            result: Any = None
-            error: BaseException | None = None
-            if not cancel.is_cancelled:  # else abandoned while it waited for a thread
-                try:
-                    result = work()
-                except ModelHostError as caught:
-                    # Its words have the figures; its traceback holds what the work had made.
-                    error = caught.with_traceback(None)
-                except BaseException as caught:
-                    error = caught
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                loop.call_soon_threadsafe(finish, result, error)
-            # An error's traceback holds this frame, and with it what the work had made: a circle that
-            # only the collector would find.
-            result = error = None
-
-        self._executor.submit(job)
-        self.started += 1
-        self.in_flight += 1
-        return future
+        """Queues `work` for one who waits. Raises Overloaded where the queue is full; then `on_end` is not called."""
+        job = _Awaited(work, cancel, on_end)
+        self.start(job)
+        return job.future
 
     async def result(self, future: asyncio.Future[T], *, cancel: CancelToken, deadline: float | None = None) -> T:
         """Waits for a submitted job; `deadline` is on the event loop's clock.
@@ -103,9 +131,48 @@ class Runner:
             del future
 
     def close(self) -> None:
-        """Takes no more jobs, and waits for those in flight; blocks."""
-        self._is_closed = True
-        self._executor.shutdown()
+        """Takes no more jobs, and waits for those in flight; blocks. Harmless when closed."""
+        if not self._is_closed:
+            self._is_closed = True
+            for _ in self._threads:
+                self._queue.put(_END)
+        for thread in self._threads:
+            thread.join()
+
+
+class _Awaited:
+    """A job whose result a future takes."""
+
+    __slots__ = ("_cancel", "_error", "_on_end", "_result", "_work", "future")
+
+    def __init__(self, work: Callable[[], Any], cancel: CancelToken, on_end: Callable[[], None]) -> None:
+        self._work, self._cancel, self._on_end = work, cancel, on_end
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def work(self) -> None:
+        if not self._cancel.is_cancelled:  # else abandoned while it waited for a thread
+            try:
+                self._result = self._work()
+            except BaseException as error:
+                self._error = without_frames(error)
+        del self._work  # and what it holds
+
+    def ended(self) -> None:
+        result, error = self._result, self._error
+        self._result = self._error = None
+        if not self.future.done():
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+        self._on_end()
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Returns an error, one of ours without its traceback: its words have the figures, its frames hold tensors."""
+    return error.with_traceback(None) if isinstance(error, ModelHostError) else error
 
 
 def _expire(future: asyncio.Future[Any], started: float, deadline: float) -> None:

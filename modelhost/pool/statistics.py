@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from modelhost.pool.key import ModelKey
+
+#: Batch sizes that are counted by themselves, for each model; requests choose them.
+_SIZES_KEPT: Final = 64
 
 
 @dataclass(slots=True)
@@ -26,6 +31,18 @@ class BatchTook:
     output_ns: int = 0
 
 
+class Timing:
+    """What one request took, filled in along its way, in nanoseconds."""
+
+    __slots__ = ("arrived_ns", "infer_ns", "input_ns", "output_ns", "queue_ns", "rows")
+
+    def __init__(self, arrived_ns: int) -> None:
+        self.arrived_ns = arrived_ns
+        """On the clock of time.perf_counter_ns."""
+        self.input_ns = self.queue_ns = self.infer_ns = self.output_ns = 0
+        self.rows = 1
+
+
 class ModelStatistics:
     """Totals of one version of a model. Event-loop thread; additions only, since each request pays for them."""
 
@@ -33,8 +50,8 @@ class ModelStatistics:
         "batches",
         "execution_count",
         "fail",
-        "inference_count",
         "infer_ns",
+        "inference_count",
         "input_ns",
         "last_inference_ms",
         "output_ns",
@@ -63,6 +80,35 @@ class ModelStatistics:
         """Encoding."""
         self.batches: dict[int, BatchTook] = {}
         """Runs by their number of rows."""
+
+    def note_success(self, timing: Timing, now_ns: int) -> None:
+        """Counts a request that was answered."""
+        success = self.success
+        success.count += 1
+        success.ns += now_ns - timing.arrived_ns
+        self.inference_count += timing.rows
+        self.input_ns += timing.input_ns
+        self.queue_ns += timing.queue_ns
+        self.infer_ns += timing.infer_ns
+        self.output_ns += timing.output_ns
+        self.last_inference_ms = int(time.time() * 1e3)
+
+    def note_failure(self, took_ns: int) -> None:
+        """Counts a request that was refused or failed."""
+        self.fail.count += 1
+        self.fail.ns += took_ns
+
+    def note_execution(self, rows: int, infer_ns: int, output_ns: int) -> None:
+        """Counts a run."""
+        self.execution_count += 1
+        batch = self.batches.get(rows)
+        if batch is None:
+            if len(self.batches) >= _SIZES_KEPT:
+                return
+            batch = self.batches[rows] = BatchTook()
+        batch.count += 1
+        batch.infer_ns += infer_ns
+        batch.output_ns += output_ns
 
 
 class Statistics:

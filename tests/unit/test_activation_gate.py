@@ -13,21 +13,26 @@ import pytest
 
 from modelhost.errors import ActivationsFull, DeadlineExceeded, HostClosed, Overloaded, RunTooLarge
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager
-from modelhost.pool.activations import ActivationGate, Claim, Demand, Kept
+from modelhost.pool.activations import ActivationGate, Claim, Kept
+from modelhost.pool.demand import Demand
 from modelhost.pool.key import ModelKey
 from modelhost.prepare.footprint import RunFootprint, Term
 from modelhost.runtime.fake import FakeMemory
+from modelhost.tensors import TensorSpec
 
 pytestmark = pytest.mark.anyio
 
 MB = 1 << 20
 KEY = ModelKey("a", "1")
 PER_ROW = RunFootprint((Term(16 * MB, ("rows",)),), {"rows": (("x", 0),)}, rows="rows")
+SPECS = {"x": TensorSpec("x", "FP32", (-1, 2))}
 IN_ROWS = RunFootprint((Term(1 * MB, ("rows",)),), {"rows": (("x", 0),)}, rows="rows")
 
 
 class Model:
-    """What the gate looks at: a footprint."""
+    """What the gate looks at: inputs, and a footprint."""
+
+    inputs = SPECS
 
     def __init__(self, footprint: RunFootprint | None) -> None:
         self.run_footprint = footprint
@@ -167,11 +172,12 @@ async def test_a_prediction_little_over_the_ceiling_is_left_to_the_arena_alone(s
 
 
 async def test_predictions_are_remembered_by_shapes_and_stay_right() -> None:
-    demand = Demand(IN_ROWS)
+    demand = Demand(SPECS, IN_ROWS)
     for _ in range(2):
         for count in range(1, 200):
             assert demand.predict(rows(count)) == count * MB
-    assert demand.predict({"y": np.zeros(1)}) is None
+    other_face = Demand({"y": TensorSpec("y", "FP32", (-1,))}, IN_ROWS)
+    assert other_face.predict({"y": np.zeros(1)}) is None
 
 
 # --- who waits for whom ------------------------------------------------------------------------------------

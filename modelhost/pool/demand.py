@@ -1,0 +1,97 @@
+"""What runs of one model take, in bytes and in time, by the shapes of their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from modelhost.prepare.footprint import RunFootprint
+from modelhost.tensors import Array, TensorSpec
+
+Feeds = Mapping[str, Array]
+Shapes = tuple[tuple[int, ...], ...]
+
+#: Shapes whose figures are remembered for each model.
+_SHAPES_KEPT: Final = 256
+
+#: A run that took longer than expected moves the figure by one part in so many; a shorter one is believed:
+#: what else the machine does can only make a run longer.
+_SLOW_TO_RISE: Final = 16
+
+
+class Figures:
+    """What a run on inputs of certain shapes takes."""
+
+    __slots__ = ("bytes", "output_bytes", "run_ns", "runs")
+
+    def __init__(self, predicted_bytes: int | None) -> None:
+        self.bytes = predicted_bytes
+        """Of the arena, as predicted; None where nobody can tell."""
+        self.run_ns: float = math.inf
+        """Time without anything beside it, as far as runs have shown; infinite before the first."""
+        self.runs = 0
+        """Runs that were timed."""
+        self.output_bytes = 0
+        """Size of all outputs of the largest one."""
+
+    def note(self, took_ns: int, output_bytes: int) -> None:
+        """Takes note of a run."""
+        self.runs += 1
+        if took_ns < self.run_ns:
+            self.run_ns = took_ns
+        else:
+            self.run_ns += (took_ns - self.run_ns) / _SLOW_TO_RISE
+        if output_bytes > self.output_bytes:
+            self.output_bytes = output_bytes
+
+
+class Demand:
+    """What runs of one model take; remembers the shapes seen last. Event-loop thread."""
+
+    __slots__ = ("_footprint", "_inputs", "_known")
+
+    def __init__(self, specs: Mapping[str, TensorSpec], footprint: RunFootprint | None) -> None:
+        self._footprint = footprint
+        # Those with a size that a request may choose: the others are alike in all runs.
+        self._inputs = tuple(name for name, spec in specs.items() if spec.shape is None or -1 in spec.shape)
+        self._known: dict[Shapes, Figures] = {}
+
+    def look(self, feeds: Feeds) -> Figures:
+        """Returns the figures of a run on `feeds`, which have all inputs."""
+        return self.at(tuple([feeds[name].shape for name in self._inputs]))
+
+    def at(self, shapes: Shapes) -> Figures:
+        """Returns the figures for `shapes`, those of `sized_inputs` in order."""
+        known = self._known.get(shapes)
+        if known is None:
+            if len(self._known) >= _SHAPES_KEPT:
+                self._known.clear()
+            predicted = None
+            if self._footprint is not None:
+                predicted = self._footprint.predict(dict(zip(self._inputs, shapes, strict=True)))
+            known = self._known[shapes] = Figures(predicted)
+        return known
+
+    @property
+    def sized_inputs(self) -> tuple[str, ...]:
+        """The inputs with a size that a request may choose."""
+        return self._inputs
+
+    def predict(self, feeds: Feeds) -> int | None:
+        """Returns the bytes of a run on `feeds`; None where nobody can tell."""
+        return self.look(feeds).bytes
+
+    def rows(self, feeds: Feeds) -> int | None:
+        """Returns how many rows `feeds` has; None where the model is not known to have any."""
+        places = () if self._footprint is None else self._footprint.dims.get(self._footprint.rows, ())
+        sizes = [feeds[name].shape[axis] for name, axis in places if name in feeds and axis < feeds[name].ndim]
+        return max(sizes, default=None)
+
+    def largest_rows(self, feeds: Feeds, ceiling_bytes: int) -> int | None:
+        """Returns how many rows fit under the ceiling; None where nobody can tell."""
+        return (
+            None
+            if self._footprint is None
+            else self._footprint.largest_rows({name: value.shape for name, value in feeds.items()}, ceiling_bytes)
+        )

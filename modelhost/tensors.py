@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from modelhost.errors import InvalidRequest, InvalidTensor
 
 Array: TypeAlias = NDArray[np.generic]
 
+#: BF16 as two bytes without a meaning: numpy has no such number, the package that adds one would be a
+#: dependency for few models, and uint16 would make it the same as UINT16 where an array is told by its dtype.
+BF16: Final = np.dtype("V2")
+
 #: V2 datatype to numpy dtype. BYTES are Python strings in an object array, which is what ONNX
-#: Runtime takes and gives. BF16 is left out: numpy has no such dtype and ONNX Runtime's Python
-#: binding does not take it.
+#: Runtime takes and gives.
 DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -29,6 +32,7 @@ DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
+    "BF16": BF16,
     "BYTES": np.dtype(np.object_),
 }
 
@@ -38,7 +42,27 @@ _DATATYPES: Final[Mapping[np.dtype[np.generic], str]] = {dtype: name for name, d
 def datatype_of(dtype: DTypeLike) -> str | None:
     """Returns the V2 datatype of a numpy dtype, `BYTES` for text, or None where V2 has none."""
     dtype = np.dtype(dtype)
-    return "BYTES" if dtype.kind in "US" else _DATATYPES.get(dtype)
+    if dtype.kind in "US":
+        return "BYTES"
+    known = _DATATYPES.get(dtype)
+    if known is None and dtype.name == "bfloat16":  # of the package that has such numbers, in a caller's program
+        return "BF16"
+    return known
+
+
+def to_bfloat16(numbers: ArrayLike) -> Array:
+    """Returns numbers as BF16, each the nearest that there is, the even one of two."""
+    wide = np.asarray(numbers, np.float32)
+    bits = wide.view(np.uint32).astype(np.uint64)
+    nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    # Rounding would make infinity of some that are no numbers.
+    codes = np.where(np.isnan(wide), bits >> 16 | 0x40, nearest)
+    return codes.astype(np.uint16).view(BF16)
+
+
+def from_bfloat16(array: Array) -> NDArray[np.float32]:
+    """Returns BF16 as FP32, which has all its numbers."""
+    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +71,22 @@ class TensorSpec:
 
     `shape` has -1 for a dimension of any size; `dim_names` has the model's own names for those, or
     "" where it gives none. `shape` is None where the model does not even state its rank.
+
+    An output that `is_structured` is no tensor in the model but a sequence, a map or an optional: its
+    values are an array of Python objects (dicts, arrays, strings, None), one for each element of the
+    sequence, and on the wire each is its JSON text.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...] | None
     dim_names: tuple[str, ...] = ()
+    is_structured: bool = False
+
+    @classmethod
+    def structured(cls, name: str) -> TensorSpec:
+        """Returns what stands for an output that is a sequence, a map or an optional."""
+        return cls(name, "BYTES", (-1,), ("",), is_structured=True)
 
     @property
     def wire_shape(self) -> list[int]:
@@ -65,7 +99,7 @@ class TensorSpec:
             return f"{self.datatype} [...]"
         names = self.dim_names or ("",) * len(self.shape)
         dims = (name or str(size) if size < 0 else str(size) for size, name in zip(self.shape, names, strict=True))
-        return f"{self.datatype} [{','.join(dims)}]"
+        return f"{self.datatype} [{','.join(dims)}]{' of JSON' if self.is_structured else ''}"
 
     def accepts_shape(self, shape: Sequence[int]) -> bool:
         """Says whether a value of `shape` may be given for this tensor."""

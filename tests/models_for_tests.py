@@ -44,6 +44,113 @@ def identity(element_type: int) -> onnx.ModelProto:
     )
 
 
+def identities(element_types: Sequence[int], shape: Sequence[str | int]) -> onnx.ModelProto:
+    """`y<type> = x<type>` of many element types, all of one shape."""
+    return _model_of(
+        [helper.make_node("Identity", [f"x{kind}"], [f"y{kind}"]) for kind in element_types],
+        [helper.make_tensor_value_info(f"x{kind}", kind, list(shape)) for kind in element_types],
+        [helper.make_tensor_value_info(f"y{kind}", kind, list(shape)) for kind in element_types],
+    )
+
+
+def cast(given: int, wanted: int) -> onnx.ModelProto:
+    """`y = x` of one element type as another one."""
+    return _model(
+        [helper.make_node("Cast", ["x"], ["y"], to=wanted)], [("x", given, ["n"])], output=("y", wanted, ["n"])
+    )
+
+
+def dense_bf16(side: int) -> onnx.ModelProto:
+    """`y = 2 x`, BF16 in and out, by a matrix of FP32 that is worth mapping where it is large."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    weight = numpy_helper.from_array(2 * np.eye(side, dtype=np.float32), "w")
+    face = ("n", side)
+    return _model(
+        nodes, [("x", TensorProto.BFLOAT16, [*face])], output=("y", TensorProto.BFLOAT16, []), weights=[weight]
+    )
+
+
+def expand_bf16() -> onnx.ModelProto:
+    """`y`, BF16, is `x` repeated `times` times, as FP32 in between."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Expand", ["a", "times"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    inputs = [("x", TensorProto.BFLOAT16, [1]), ("times", TensorProto.INT64, [1])]
+    return _model(nodes, inputs, output=("y", TensorProto.BFLOAT16, ["n"]))
+
+
+# --- models whose outputs are no tensors --------------------------------------------------------------
+
+
+def zip_map(labels: Sequence[str] | Sequence[int]) -> onnx.ModelProto:
+    """A classifier's end as scikit-learn exports have it: the `label`, and `probabilities` by class."""
+    is_text = isinstance(labels[0], str)
+    attribute = {"classlabels_strings" if is_text else "classlabels_int64s": labels}
+    kind = helper.make_map_type_proto(TensorProto.STRING if is_text else TensorProto.INT64, _tensor_type())
+    return _model_of(
+        [
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+            helper.make_node("ZipMap", ["x"], ["probabilities"], domain="ai.onnx.ml", **attribute),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", len(labels)])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
+            helper.make_value_info("probabilities", helper.make_sequence_type_proto(kind)),
+        ],
+    )
+
+
+def pair(element_type: int, shape: Sequence[str | int]) -> onnx.ModelProto:
+    """`y` is a sequence: `x` twice."""
+    return _model_of(
+        [helper.make_node("SequenceConstruct", ["x", "x"], ["y"])],
+        [helper.make_tensor_value_info("x", element_type, list(shape))],
+        [helper.make_value_info("y", helper.make_sequence_type_proto(_tensor_type(element_type)))],
+    )
+
+
+def optionals() -> onnx.ModelProto:
+    """`some` is `x`, `none` nothing, `several` a sequence with `x`; all are optionals, and `empty` is a sequence."""
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n"])
+    sequence = helper.make_sequence_type_proto(_tensor_type())
+    return _model_of(
+        [
+            helper.make_node("Optional", ["x"], ["some"]),
+            helper.make_node("Optional", [], ["none"], type=tensor),
+            helper.make_node("SequenceConstruct", ["x"], ["s"]),
+            helper.make_node("Optional", ["s"], ["several"]),
+            helper.make_node("SequenceEmpty", [], ["empty"], dtype=TensorProto.FLOAT),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [
+            helper.make_value_info("some", helper.make_optional_type_proto(tensor)),
+            helper.make_value_info("none", helper.make_optional_type_proto(tensor)),
+            helper.make_value_info("several", helper.make_optional_type_proto(sequence)),
+            helper.make_value_info("empty", sequence),
+        ],
+    )
+
+
+def map_input() -> onnx.ModelProto:
+    """Takes a map, which no request can carry."""
+    given = helper.make_map_type_proto(TensorProto.STRING, _tensor_type())
+    return _model_of(
+        [helper.make_node("DictVectorizer", ["x"], ["y"], domain="ai.onnx.ml", string_vocabulary=["a", "b"])],
+        [helper.make_value_info("x", given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+    )
+
+
+def _tensor_type(element_type: int = TensorProto.FLOAT) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(element_type, None)
+
+
 def reciprocal() -> onnx.ModelProto:
     """`y = 1 / x`, which makes infinity out of zero."""
     return _model([helper.make_node("Reciprocal", ["x"], ["y"])], [("x", TensorProto.FLOAT, ["n"])])
@@ -70,11 +177,20 @@ def _model(
     weights: Sequence[onnx.TensorProto] = (),
 ) -> onnx.ModelProto:
     shape = inputs[0][2] if len(inputs[0][2]) > 1 else output[2]
-    graph = helper.make_graph(
-        list(nodes),
-        "graph",
+    return _model_of(
+        nodes,
         [helper.make_tensor_value_info(*entry) for entry in inputs],
         [helper.make_tensor_value_info(output[0], output[1], shape)],
-        list(weights),
+        weights,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _model_of(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(weights))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)

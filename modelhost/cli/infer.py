@@ -73,8 +73,8 @@ def command(
 
 
 def _stored_dtype(dtype: Any) -> Any:
-    """Text is stored as numpy's own, since object arrays are pickles."""
-    return str if dtype.kind == "O" else dtype
+    """Text is stored as numpy's own, since object arrays are pickles, and BF16 as FP32, which has its numbers."""
+    return {"O": str, "V": "float32"}.get(dtype.kind, dtype)
 
 
 def _over_http(
@@ -105,7 +105,6 @@ async def _in_process(
 ) -> list[dict[str, Any]]:
     from modelhost.config import load_settings
     from modelhost.host import Host
-    from modelhost.tensors import datatype_of
 
     settings = load_settings(file=config_file, flags={"models.directory": models_directory})
     only_this = {
@@ -117,11 +116,9 @@ async def _in_process(
         Host(settings.model_copy(update=only_this)) as host,
         host.pool.lease(name, version) as lease,
     ):
+        specs = lease.outputs
         results = await lease.run(_feeds(lease.inputs, file, values))
-    return [
-        {"name": key, "datatype": datatype_of(value.dtype), "shape": list(value.shape), "data": value.ravel().tolist()}
-        for key, value in results.items()
-    ]
+    return [_wire(specs[key], value) for key, value in results.items()]
 
 
 def _feeds(specs: Mapping[str, TensorSpec], file: Path | None, values: tuple[str, ...]) -> dict[str, Array]:
@@ -202,12 +199,15 @@ def _read_value(text: str) -> Any:
 def _shaped(spec: TensorSpec, value: Any) -> Array:
     import numpy as np
 
-    from modelhost.tensors import DTYPES
+    from modelhost.tensors import DTYPES, to_bfloat16
 
     if spec.datatype not in DTYPES:
         raise click.UsageError(f"input '{spec.name}' is {spec.datatype}, which this command cannot make")
     try:
-        array: Array = np.asarray(value).astype(DTYPES[spec.datatype])
+        if spec.datatype == "BF16":
+            array: Array = to_bfloat16(value)
+        else:
+            array = np.asarray(value).astype(DTYPES[spec.datatype])
     except (TypeError, ValueError) as error:
         raise click.UsageError(f"input '{spec.name}': expected {spec.describe()}: {error}") from None
     if spec.accepts_shape(array.shape) or spec.shape is None:
@@ -225,9 +225,11 @@ def _shaped(spec: TensorSpec, value: Any) -> Array:
 
 
 def _wire(spec: TensorSpec, array: Array) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "datatype": spec.datatype,
-        "shape": list(array.shape),
-        "data": array.ravel().tolist(),
-    }
+    from modelhost.api.codec import json_texts
+    from modelhost.tensors import from_bfloat16
+
+    if spec.is_structured:
+        data: list[Any] = json_texts(spec.name, array)
+    else:
+        data = (from_bfloat16(array) if spec.datatype == "BF16" else array).ravel().tolist()
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": data}

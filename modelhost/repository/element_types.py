@@ -10,7 +10,8 @@ INT64: Final = 7
 STRING: Final = 8
 
 #: `TensorProto.DataType` to (V2 datatype, bits of one element). V2 has no names for the types from
-#: COMPLEX64 on, save BF16; they carry ONNX's. Text has no fixed size and is counted as stored.
+#: COMPLEX64 on, save BF16; they carry ONNX's, and are not served. Text has no fixed size and is counted as
+#: stored.
 _TYPES: Final[Mapping[int, tuple[str, int]]] = {
     1: ("FP32", 32),
     2: ("UINT8", 8),

@@ -64,9 +64,9 @@ _LISTS = frozenset({_INTS, _INTS_PACKED, _FLOATS, _FLOATS_PACKED, _STRINGS})
 class OnnxSummary:
     """What an .onnx file says about itself.
 
-    `inputs` leaves out those that the file has a value for. Inputs and outputs that are no tensors
-    (sequences, maps, optionals) are only named, in `non_tensor_inputs` and `non_tensor_outputs`. An
-    output whose type the file leaves open has the datatype `UNDEFINED`.
+    `inputs` leaves out those that the file has a value for. Inputs that are no tensors are only named, in
+    `non_tensor_inputs`; so are outputs that are neither tensors nor sequences, maps or optionals, in
+    `opaque_outputs`. An output whose type the file leaves open has the datatype `UNDEFINED`.
 
     All nodes count, those of subgraphs and local functions too (a function once, however often it
     is called). `inline_weight_bytes` are in the file; `external_weight_bytes` in `external_files`,
@@ -79,7 +79,7 @@ class OnnxSummary:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     non_tensor_inputs: tuple[str, ...]
-    non_tensor_outputs: tuple[str, ...]
+    opaque_outputs: tuple[str, ...]
     ir_version: int
     opsets: tuple[tuple[str, int], ...]
     producer: str
@@ -97,11 +97,6 @@ class OnnxSummary:
     def weight_bytes(self) -> int:
         """All weights that the loaded model has, wherever they come from."""
         return self.inline_weight_bytes + self.external_weight_bytes + self.generated_weight_bytes
-
-    @property
-    def non_tensor(self) -> tuple[str, ...]:
-        """The inputs and outputs that are no tensors; a model with one cannot be served over V2."""
-        return self.non_tensor_inputs + self.non_tensor_outputs
 
 
 def read_summary(path: Path) -> OnnxSummary:
@@ -184,13 +179,13 @@ class _ModelReader:
         flow = self._follow_constants(root)
         # Up to IR version 3 a graph lists its initialisers as inputs too.
         fed = [at for at in root.inputs if value_name(self._wire, *at) not in root.initializers]
-        inputs, non_tensor_inputs = self._values(fed)
-        outputs, non_tensor_outputs = self._values(root.outputs)
+        inputs, opaque_inputs = self._values(fed)
+        outputs, opaque_outputs = self._values(root.outputs)
         return OnnxSummary(
-            inputs=inputs,
+            inputs=tuple(spec for spec in inputs if not spec.is_structured),
             outputs=outputs,
-            non_tensor_inputs=non_tensor_inputs,
-            non_tensor_outputs=non_tensor_outputs,
+            non_tensor_inputs=(*(spec.name for spec in inputs if spec.is_structured), *opaque_inputs),
+            opaque_outputs=opaque_outputs,
             ir_version=ir_version,
             opsets=tuple(opsets),
             producer=producer,
@@ -206,10 +201,10 @@ class _ModelReader:
         )
 
     def _values(self, spans: list[tuple[int, int]]) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
-        """Returns the tensors among the values at `spans`, and the names of the others."""
+        """Returns the specs of the values at `spans`, and the names of those that have none."""
         values = [read_value(self._wire, start, end) for start, end in spans]
-        tensors = tuple(value for value in values if isinstance(value, TensorSpec))
-        return tensors, tuple(value for value in values if isinstance(value, str))
+        specs = tuple(value for value in values if isinstance(value, TensorSpec))
+        return specs, tuple(value for value in values if isinstance(value, str))
 
     def _opset(self, start: int, end: int) -> tuple[str, int]:
         domain, version = "", 0

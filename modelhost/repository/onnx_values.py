@@ -15,9 +15,10 @@ from modelhost.tensors import TensorSpec
 
 # ValueInfoProto
 _NAME, _TYPE = length_field(1), length_field(2)
-# TypeProto: sequence, map, opaque, sparse tensor and optional are the others
+# TypeProto
 _TENSOR_TYPE = length_field(1)
-_OTHER_TYPES = frozenset(map(length_field, (4, 5, 7, 8, 9)))
+_STRUCTURED_TYPES = frozenset(map(length_field, (4, 5, 9)))  # sequence, map, optional
+_OPAQUE_TYPES = frozenset(map(length_field, (7, 8)))  # opaque, sparse tensor
 # TypeProto.Tensor
 _ELEMENT_TYPE, _SHAPE = varint_field(1), length_field(2)
 # TensorShapeProto and its Dimension
@@ -35,25 +36,27 @@ def value_name(wire: WireReader, start: int, end: int) -> bytes:
 
 
 def read_value(wire: WireReader, start: int, end: int) -> TensorSpec | str:
-    """Returns the tensor that the ValueInfoProto describes, or only the name of another value.
+    """Returns the tensor, sequence, map or optional that the ValueInfoProto describes, of another value the name.
 
     `dim_names` is as long as the shape. A type that the file leaves open is `UNDEFINED`. Raises
     OnnxFormatError.
     """
     name = ""
     tensor_type: tuple[int, int] | None = None
-    is_tensor = True
+    is_structured = is_opaque = False
     for tag, value, last in wire.fields(start, end):
         if tag == _NAME:
             name = wire.text(value, last)
         elif tag == _TYPE:
             for kind, first, behind in wire.fields(value, last):
-                if kind == _TENSOR_TYPE:
-                    tensor_type, is_tensor = (first, behind), True
-                elif kind in _OTHER_TYPES:
-                    is_tensor = False
-    if not is_tensor:
+                if kind == _TENSOR_TYPE or kind in _STRUCTURED_TYPES or kind in _OPAQUE_TYPES:
+                    # The last one counts, as protobuf has it where a choice is made twice.
+                    tensor_type = (first, behind)
+                    is_structured, is_opaque = kind in _STRUCTURED_TYPES, kind in _OPAQUE_TYPES
+    if is_opaque:
         return name
+    if is_structured:
+        return TensorSpec.structured(name)
     if tensor_type is None:
         return TensorSpec(name, "UNDEFINED", None)
     return _tensor_spec(wire, name, *tensor_type)

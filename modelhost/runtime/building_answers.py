@@ -11,10 +11,12 @@ import numpy as np
 
 from modelhost.runtime.building_questions import Asking
 from modelhost.runtime.building_steps import StepFailed
-from modelhost.tensors import Array
+from modelhost.tensors import BF16, Array, from_bfloat16
 
 #: Largest difference to the original that still counts as the same answer.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5
+#: The same for BF16, whose numbers are this far apart.
+_RELATIVE_BF16: Final = 2**-7
 #: Numbers compared at a time: the copies that comparing makes stay small.
 _CHUNK: Final = 1 << 18
 _ROWS_TRIED: Final = 3
@@ -73,9 +75,13 @@ def difference(expected: Any, got: Any) -> float:
 
 def _array_difference(expected: Array, got: Array) -> float:
     furthest = largest = 0.0
+    is_bf16 = expected.dtype == BF16
+    relative = _RELATIVE_BF16 if is_bf16 else _RELATIVE
     for start in range(0, expected.size, _CHUNK):
         wanted, found = expected[start : start + _CHUNK], got[start : start + _CHUNK]
-        if expected.dtype.kind not in "fc":
+        if is_bf16:
+            wanted, found = from_bfloat16(wanted), from_bfloat16(found)
+        elif expected.dtype.kind not in "fc":
             if not np.array_equal(wanted, found):
                 raise StepFailed("an output differs")
             continue
@@ -84,7 +90,7 @@ def _array_difference(expected: Array, got: Array) -> float:
         largest = max(largest, float(np.abs(numbers).max(initial=0.0)))
         if np.array_equal(wanted, found, equal_nan=True):
             continue
-        if not np.allclose(found, wanted, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True):
+        if not np.allclose(found, wanted, rtol=relative, atol=_ABSOLUTE, equal_nan=True):
             raise StepFailed("an output differs by more than the tolerance")
         furthest = max(furthest, float(np.abs(found[np.isfinite(wanted)].astype(kind) - numbers).max(initial=0.0)))
     return furthest / max(largest, 1e-30)

@@ -11,7 +11,7 @@ import numpy as np
 
 from modelhost.prepare.footprint import RANK_TRIED, FreeDims
 from modelhost.runtime.building_steps import StepFailed, reason
-from modelhost.tensors import DTYPES, Array, TensorSpec
+from modelhost.tensors import BF16, DTYPES, Array, TensorSpec, to_bfloat16
 
 #: Sizes tried for free dimensions that are not rows, until the model runs with one; the second is for
 #: the channels of what may be an image.
@@ -118,6 +118,8 @@ def _value(dtype: np.dtype[Any], shape: Sequence[int], random: np.random.Generat
     """Makes up a value; what is not random is all ones, which sizes, scales and counts may have to be."""
     if dtype.kind == "O":
         return np.full(shape, "a", object)
+    if dtype == BF16:
+        return to_bfloat16(_value(np.dtype(np.float32), shape, random, is_random=is_random))
     if not is_random:
         return np.ones(shape, dtype)
     if dtype.kind == "f":

@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from modelhost.prepare.face import with_inputs
 from modelhost.prepare.manifest import Variant
-from modelhost.runtime.building_steps import committed_bytes, reset_peak, status_bytes, trim_heap
-from modelhost.runtime.engine import PROVIDERS, Arena, session_options, set_up
+from modelhost.runtime.building_steps import StepFailed, committed_bytes, reset_peak, status_bytes, trim_heap
+from modelhost.runtime.engine import PROVIDERS, Arena, NotRunnable, runnable, session_options, set_up
 
 #: Smaller weights stay in the graph: a mapping for each would cost more than it saves (DenseNet-121 has
 #: 120 below: 0.1 MB of 3.4 MB held, for 100 mappings more).
@@ -50,7 +50,7 @@ class Engine:
 
 
 def open_measured(file: Path, variant: Variant, optimization: str = "all") -> tuple[Any, Opened]:
-    """Opens a model and measures that."""
+    """Opens a model and measures that. Raises StepFailed where it could not be run anyway."""
     options = session_options(optimization, variant)
     trim_heap()
     before = committed_bytes()
@@ -62,6 +62,10 @@ def open_measured(file: Path, variant: Variant, optimization: str = "all") -> tu
     # Of the heap alone: pages of files come and go as they like.
     peak_bytes = status_bytes("VmHWM") - resident - max(0, status_bytes("RssFile") - pages)
     resident_bytes = max(0, committed_bytes() - before)
+    try:
+        session = runnable(session)
+    except NotRunnable as error:
+        raise StepFailed(str(error)) from None
     return session, Opened(load_ms, resident_bytes, max(peak_bytes, resident_bytes))
 
 

@@ -6,14 +6,20 @@ a ceiling. Imports nothing of the host's: it would cost a child as much time as 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
 
 from modelhost.prepare.manifest import Variant
+from modelhost.tensors import BF16, Array
 
 PROVIDERS: Final = ["CPUExecutionProvider"]
+
+#: BF16 as ONNX Runtime names it, and as ONNX numbers it.
+BF16_TYPE: Final = "tensor(bfloat16)"
+_BF16_NUMBER: Final = 16
 
 _LEVELS: Final = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -68,6 +74,86 @@ def session_options(optimization: str, variant: Variant = "heap", *, intra_op_th
     options.enable_mem_pattern = False  # a pattern pre-allocates for each shape seen, and keeps it
     options.log_severity_level = 4
     return options
+
+
+class NotRunnable(Exception):
+    """ONNX Runtime opens the model, but its Python binding cannot run it; the text says why."""
+
+
+def runnable(session: Any) -> Any:
+    """Returns what runs a session: itself, or for BF16, of which numpy knows nothing, one that wraps it.
+
+    Raises NotRunnable.
+    """
+    inputs = {arg.name: arg.type for arg in session.get_inputs()}
+    outputs = {arg.name: arg.type for arg in session.get_outputs()}
+    if BF16_TYPE not in {*inputs.values(), *outputs.values()}:
+        return session
+    return _BFloat16Session(session, inputs, outputs)
+
+
+class _BFloat16Session:
+    """A session that takes or gives BF16, as arrays of two-byte elements. Any thread.
+
+    Inputs of BF16 go in as values of ONNX Runtime's own. Outputs of it come only where all outputs come as
+    such values, which texts cannot go in as, nor sequences and maps come out.
+    """
+
+    def __init__(self, session: Any, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        self._session = session
+        self._inputs = frozenset(name for name, kind in inputs.items() if kind == BF16_TYPE)
+        self._outputs = frozenset(name for name, kind in outputs.items() if kind == BF16_TYPE)
+        self._names = list(outputs)
+        if not self._outputs:
+            return
+        for what, kinds in (("input", inputs), ("output", outputs)):
+            for name, kind in kinds.items():
+                if not kind.startswith("tensor(") or (what == "input" and kind == "tensor(string)"):
+                    raise NotRunnable(
+                        f"output '{min(self._outputs)}' is BF16, beside which ONNX Runtime's Python binding "
+                        f"does not carry the {what} '{name}', {kind}"
+                    )
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Array], options: Any = None) -> list[Any]:
+        """Runs as a session does, all outputs for None."""
+        names = self._names if names is None else names
+        values = {name: _half_value(array) if name in self._inputs else array for name, array in feeds.items()}
+        if self._outputs.isdisjoint(names):
+            results: list[Any] = self._session.run(names, values, options)
+            return results
+        values = {name: value if name in self._inputs else _value(value) for name, value in values.items()}
+        return [
+            _half_array(value) if name in self._outputs else value.numpy()
+            for name, value in zip(names, self._session.run_with_ort_values(names, values, options), strict=True)
+        ]
+
+
+def _value(array: Array) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements=("C", "A")))
+
+
+def _half_value(array: Array) -> Any:
+    # Elements of BF16 may begin anywhere for numpy, numbers of two bytes may not.
+    codes = np.require(array.view(np.uint16), requirements=("C", "A"))
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, _BF16_NUMBER)
+
+
+class _Lent:
+    """The memory of an output, as numpy asks for it; an array on it keeps this, and so the output, alive."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": BF16.str,
+            "shape": tuple(value.shape()),
+            "data": (value.data_ptr(), True),
+        }
+
+
+def _half_array(value: Any) -> Array:
+    shape = tuple(value.shape())
+    return np.asarray(_Lent(value)) if 0 not in shape else np.empty(shape, BF16)
 
 
 class Arena:

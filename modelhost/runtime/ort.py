@@ -24,14 +24,23 @@ from modelhost.prepare import Identity
 from modelhost.prepare.failures import is_no_memory
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
 from modelhost.runtime.preparing import Preparer
-from modelhost.tensors import DTYPES, Array, TensorSpec, check_shared_dims
+from modelhost.runtime.structured import StructuredSession
+from modelhost.tensors import Array, TensorSpec, check_shared_dims
 from modelhost.units import format_bytes
 
 allocator.configure()  # before onnxruntime allocates: see the allocator's own words
 
 import onnxruntime as ort  # noqa: E402
 
-from modelhost.runtime.engine import PROVIDERS, Arena, session_options, set_up  # noqa: E402
+from modelhost.runtime.engine import (  # noqa: E402
+    BF16_TYPE,
+    PROVIDERS,
+    Arena,
+    NotRunnable,
+    runnable,
+    session_options,
+    set_up,
+)
 
 log = logging.getLogger("modelhost")
 
@@ -50,7 +59,11 @@ _DATATYPES: Final = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
+    BF16_TYPE: "BF16",
 }
+
+#: What begins the types that are no tensors and have a form on the wire; sparse tensors have none.
+_STRUCTURED: Final = ("seq(", "map(", "optional(")
 
 #: What BFCArena says when the ceiling is reached.
 _ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
@@ -151,16 +164,23 @@ class OrtModel:
     def __init__(
         self, session: Any, inspection: Inspection, runtime: OrtRuntime, plan: LoadPlan, mapped: tuple[Path, ...]
     ) -> None:
-        self._session = session
         self._runtime = runtime
         self._plan = plan
         self.mapped_files = mapped
         self.run_footprint = plan.run
+        for arg in session.get_inputs():
+            if arg.type not in _DATATYPES:
+                raise LoadError(f"input '{arg.name}' is {arg.type}, which the V2 protocol cannot carry")
         self.inputs = _specs(session.get_inputs(), inspection.inputs)
-        self.outputs = _specs([arg for arg in session.get_outputs() if arg.type in _DATATYPES], inspection.outputs)
-        for spec in self.inputs.values():
-            if spec.datatype not in DTYPES:
-                raise LoadError(f"input '{spec.name}' is {spec.datatype}, which the V2 protocol cannot carry")
+        servable = [arg for arg in session.get_outputs() if arg.type in _DATATYPES or arg.type.startswith(_STRUCTURED)]
+        self.outputs = _specs(servable, inspection.outputs)
+        # Chosen here: the runs of ordinary models do not pay for the others'.
+        try:
+            self._session = runnable(session)
+        except NotRunnable as error:
+            raise LoadError(str(error)) from None
+        if structured := [spec.name for spec in self.outputs.values() if spec.is_structured]:
+            self._session = StructuredSession(self._session, structured)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
         """Returns the named outputs, in that order. See LoadedModel for what it raises."""
@@ -227,7 +247,9 @@ def _specs(arguments: Sequence[Any], declared: Mapping[str, TensorSpec]) -> dict
 
 
 def _spec(name: str, kind: str, dims: Sequence[int | str | None], declared: TensorSpec | None) -> TensorSpec:
-    datatype = _DATATYPES.get(kind, kind)
+    if kind.startswith(_STRUCTURED):
+        return TensorSpec.structured(name)
+    datatype = _DATATYPES[kind]
     if not dims and declared is not None and declared.shape is None:
         return TensorSpec(name, datatype, None)  # [] here means "scalar" and "rank not stated" alike
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)

@@ -272,5 +272,5 @@ def _check_face(summary: OnnxSummary) -> None:
         raise LoadError(f"inputs {names} are no tensors, which the V2 protocol cannot carry")
     if not any(spec.datatype in DTYPES or spec.datatype == "UNDEFINED" for spec in summary.outputs):
         names = ", ".join(f"'{spec.name}' {spec.datatype}" for spec in summary.outputs)
-        names = names or ", ".join(f"'{name}'" for name in summary.non_tensor_outputs)
+        names = names or ", ".join(f"'{name}'" for name in summary.opaque_outputs)
         raise LoadError(f"the V2 protocol can carry none of the outputs: {names or 'there are none'}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from host_process import MODELS, HostProcess
+from models_for_tests import dense_bf16, save, zip_map
 
 from modelhost.cli.main import main
 
@@ -198,6 +199,23 @@ def test_infer_takes_and_gives_texts(run: Terminal, where: list[str]) -> None:
 def test_infer_takes_several_rows(run: Terminal, where: list[str]) -> None:
     ended = run("infer", "wine", "--set", f"measurements={[0] * 26}", "--version", "1", *where)
     assert json.loads(ended.out)["outputs"][0]["shape"] == [2]
+
+
+def test_infer_takes_and_gives_what_has_no_numbers_of_its_own_in_json(run: Terminal, tmp_path: Path) -> None:
+    save(dense_bf16(4), tmp_path, "half")
+    save(zip_map(["a", "b"]), tmp_path, "classifier")
+    here = ("--models", str(tmp_path))
+    (doubled,) = json.loads(run("infer", "half", "--set", "x=[1, 2, 3, 4]", *here).out)["outputs"]
+    assert doubled == {"name": "y", "datatype": "BF16", "shape": [1, 4], "data": [2, 4, 6, 8]}
+    _, probabilities = json.loads(run("infer", "classifier", "--set", "x=[0.25, 0.75]", *here).out)["outputs"]
+    assert probabilities["datatype"] == "BYTES"
+    assert [json.loads(text) for text in probabilities["data"]] == [{"a": 0.25, "b": 0.75}]
+    assert run("infer", "half", "--set", "x=[1, 2, 3, 4]", "--output", "half.npz", *here).status == 0
+    with np.load(tmp_path / "half.npz") as arrays:
+        assert (arrays["y"].dtype, arrays["y"].tolist()) == (np.float32, [[2, 4, 6, 8]])
+    assert run("infer", "classifier", "--set", "x=[1, 0]", "--output", "texts.npz", *here).status == 0
+    with np.load(tmp_path / "texts.npz") as arrays:
+        assert json.loads(arrays["probabilities"][0]) == {"a": 1, "b": 0}
 
 
 def test_infer_writes_arrays_where_asked_to(run: Terminal, where: list[str], tmp_path: Path) -> None:

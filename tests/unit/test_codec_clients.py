@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from typing import Any
 
+import ml_dtypes  # comes with onnx, and is what the client takes and gives for BF16
 import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
@@ -16,7 +17,7 @@ from modelhost.api.codec import (
     decompress,
     encode_response,
 )
-from modelhost.tensors import DTYPES, TensorSpec
+from modelhost.tensors import BF16, DTYPES, TensorSpec
 
 OUTPUTS = {name: TensorSpec(name, "FP32", (-1,)) for name in ("y", "z")}
 LIMIT = 1 << 24
@@ -36,20 +37,25 @@ def client_input(name: str, datatype: str, array: Any, *, binary: bool) -> Infer
 def sample(datatype: str) -> Any:
     if datatype == "BYTES":
         return np.array([["a", "é"], ["", "日本"]], dtype=np.object_)
-    return np.array([[0, 1], [1, 0]]).astype(DTYPES[datatype])
+    dtype = ml_dtypes.bfloat16 if datatype == "BF16" else DTYPES[datatype]
+    return np.array([[0, 1], [1, 0]]).astype(dtype)
+
+
+def host_form(array: Any) -> Any:
+    return array.view(BF16) if array.dtype == ml_dtypes.bfloat16 else array
 
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_inputs_of_every_datatype(datatype: str, binary: bool) -> None:
-    if datatype == "FP16" and not binary:
-        pytest.skip("FP16 has no JSON form")
+    if datatype in ("FP16", "BF16") and not binary:
+        pytest.skip(f"{datatype} has no JSON form")
     array = sample(datatype)
     request = decode(
         [client_input("x", datatype, array, binary=binary)],
         {"x": TensorSpec("x", datatype, (-1, 2))},
     )
-    assert array.tolist() == request.feeds["x"].tolist()
+    assert host_form(array).tolist() == request.feeds["x"].tolist()
     # The client asks for all outputs as raw bytes where it names none.
     assert (OutputRequest("y", True), OutputRequest("z", True)) == request.outputs
 
@@ -93,15 +99,15 @@ def test_json_with_the_header_as_the_cpp_client_sends_it() -> None:
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_the_client_reads_outputs_of_every_datatype(datatype: str, binary: bool) -> None:
-    if datatype == "FP16" and not binary:
-        pytest.skip("FP16 has no JSON form")
+    if datatype in ("FP16", "BF16") and not binary:
+        pytest.skip(f"{datatype} has no JSON form")
     array = sample(datatype)
     response = encode_response(
         model_name="m",
         model_version="1",
         request_id="5",
         outputs=[
-            (OutputRequest("y", binary), TensorSpec("y", datatype, (-1, 2)), array),
+            (OutputRequest("y", binary), TensorSpec("y", datatype, (-1, 2)), host_form(array)),
             (OutputRequest("z", True), OUTPUTS["z"], np.array([2.5], np.float32)),
         ],
     )

@@ -16,7 +16,7 @@ OUTPUTS = {"y": TensorSpec("y", "FP32", (-1,))}
 SPECS = st.dictionaries(
     st.sampled_from(["x", "w"]),
     st.tuples(
-        st.sampled_from([*DTYPES, "BF16"]),
+        st.sampled_from([*DTYPES, "INT4"]),
         st.none() | st.lists(st.integers(-1, 3), max_size=3).map(tuple),
     ),
     min_size=1,

@@ -72,6 +72,7 @@ VALUES: dict[str, list[Any]] = {
     "FP16": [1.5, -65504],
     "FP32": [0.1, 3.4e38],
     "FP64": [0.1, 5e-324],
+    "BF16": [b"\x80\x3f", b"\x00\x80"],
     "BYTES": ["", "日\x00😀"],
 }
 
@@ -82,8 +83,8 @@ def test_what_is_encoded_decodes_to_the_same(datatype: str, binary: bool) -> Non
     dtype = DTYPES[datatype]
     limits = [np.iinfo(dtype.name).min, np.iinfo(dtype.name).max] if dtype.kind in "iu" else VALUES[datatype]
     array = np.array(limits, dtype=dtype).reshape(2, 1)
-    if datatype == "FP16" and not binary:
-        pytest.skip("FP16 has no JSON form")
+    if datatype in ("FP16", "BF16") and not binary:
+        pytest.skip(f"{datatype} has no JSON form")
     response = encode((array, binary))
     # A response's outputs have the form of a request's inputs.
     body = response.body.replace(b'"outputs"', b'"inputs"')
@@ -105,6 +106,8 @@ def test_what_is_encoded_decodes_to_the_same(datatype: str, binary: bool) -> Non
         (np.array([[1, np.nan]], np.float32), False, ("element 1 is nan", "binary_data")),
         (np.array([np.inf], np.float64), False, ("element 0 is inf", "binary_data")),
         (np.array([1], np.float16), False, ("FP16", "binary_data")),
+        (np.array([b"\x80\x3f"], "V2"), False, ("JSON has no BF16", "binary_data")),
+        (np.array([b"\x80\x3f\0"], "V3"), True, ("no datatype for numpy",)),
         (np.array([1], np.complex64), True, ("no datatype for numpy complex64",)),
         (np.array([b"a"], dtype=object), True, ("element 0 is bytes",)),
         (np.array([1, "a"], dtype=object), False, ("element 0 is int",)),

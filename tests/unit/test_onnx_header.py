@@ -74,9 +74,11 @@ def summary_of(model: ModelProto, folder: Path) -> OnnxSummary:
     return read_summary(path)
 
 
-def expected_specs(values: object, skip: set[str]) -> tuple[TensorSpec, ...]:
+def expected_specs(values: object, skip: set[str], *, structured: bool = False) -> tuple[TensorSpec, ...]:
     specs = []
     for info in values:  # type: ignore[attr-defined]
+        if structured and info.type.WhichOneof("value") in ("sequence_type", "map_type", "optional_type"):
+            specs.append(TensorSpec(info.name, "BYTES", (-1,), ("",), is_structured=True))
         if info.name in skip or not info.type.HasField("tensor_type"):
             continue
         tensor = info.type.tensor_type
@@ -132,9 +134,9 @@ def test_the_summary_agrees_with_the_onnx_package(path: Path) -> None:
     summary = read_summary(path)
 
     assert expected_specs(graph.input, given_values) == summary.inputs
-    assert expected_specs(graph.output, set()) == summary.outputs
+    assert expected_specs(graph.output, set(), structured=True) == summary.outputs
     assert {v.name for v in graph.input if not v.type.HasField("tensor_type")} == set(summary.non_tensor_inputs)
-    assert {v.name for v in graph.output if not v.type.HasField("tensor_type")} == set(summary.non_tensor_outputs)
+    assert summary.opaque_outputs == ()
     assert tuple((opset.domain, opset.version) for opset in model.opset_import) == summary.opsets
     assert (model.ir_version, model.producer_name) == (summary.ir_version, summary.producer)
     assert sum(1 for _ in nodes_of(graph)) == summary.node_count
@@ -197,22 +199,35 @@ def test_initialisers_that_are_also_inputs_are_no_inputs(tmp_path: Path) -> None
     assert [spec.name for spec in summary_of(model, tmp_path).inputs] == ["x"]
 
 
-def test_inputs_and_outputs_that_are_no_tensors_are_only_named(tmp_path: Path) -> None:
+def test_inputs_that_are_no_tensors_are_only_named_and_such_outputs_are_texts(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     optional_type = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
     map_type = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    sparse_type = helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, [3])
     model = model_of(
         [relu()],
         inputs=[value("x"), sequence, helper.make_value_info("o", optional_type)],
-        outputs=[helper.make_value_info("m", map_type), value("y")],
+        outputs=[
+            helper.make_value_info("m", map_type),
+            value("y"),
+            helper.make_value_info("p", sparse_type),
+            sequence,
+            helper.make_value_info("o", optional_type),
+        ],
     )
 
     summary = summary_of(model, tmp_path)
 
     assert [spec.name for spec in summary.inputs] == ["x"]
-    assert [spec.name for spec in summary.outputs] == ["y"]
-    assert (summary.non_tensor_inputs, summary.non_tensor_outputs) == (("s", "o"), ("m",))
-    assert summary.non_tensor == ("s", "o", "m")
+    assert summary.non_tensor_inputs == ("s", "o")
+    assert [(spec.name, spec.is_structured) for spec in summary.outputs] == [
+        ("m", True),
+        ("y", False),
+        ("s", True),
+        ("o", True),
+    ]
+    assert summary.outputs[0] == TensorSpec("m", "BYTES", (-1,), ("",), is_structured=True)
+    assert summary.opaque_outputs == ("p",)
 
 
 def test_an_output_without_a_type_is_undefined(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from modelhost.prepare.footprint import FreeDims
 from modelhost.runtime.building_answers import difference, difference_to_kept, keep, rows_independent
 from modelhost.runtime.building_questions import Asking, find_asking
 from modelhost.runtime.building_steps import StepFailed
-from modelhost.tensors import TensorSpec
+from modelhost.tensors import BF16, TensorSpec, from_bfloat16, to_bfloat16
 
 LARGE = np.random.default_rng(0).standard_normal(600_000).astype(np.float32)
 
@@ -35,6 +35,8 @@ def last_changed(by: float) -> np.ndarray:
         (np.float32(2), np.float32(2), 0.0),
         ([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.001}], 0.0005),
         (np.array([1 + 2j]), np.array([1 + 2j]), 0.0),
+        (to_bfloat16([1, np.nan, np.inf]), to_bfloat16([1, np.nan, np.inf]), 0.0),
+        (to_bfloat16([1, 4]), to_bfloat16([1 + 2**-7, 4]), 2**-9),
         (None, None, 0.0),
     ],
 )
@@ -50,6 +52,9 @@ def test_equal_answers_are_told_how_far_apart_they_are(expected: Any, got: Any, 
         (np.array([1.0]), np.array([1.0], np.float32)),
         (np.array([1.0]), np.array([[1.0]])),
         (np.array([1]), np.array([2])),
+        (to_bfloat16([1, 4]), to_bfloat16([1 + 2**-6, 4])),
+        (to_bfloat16([1]), to_bfloat16([np.nan])),
+        (to_bfloat16([1]), np.array([1.0], np.float32)),
         (np.array([True]), np.array([False])),
         (np.array(["a"], object), np.array(["b"], object)),
         ([1, 2], [1]),
@@ -66,12 +71,14 @@ def test_other_answers_are_refused(expected: Any, got: Any) -> None:
 
 
 def test_kept_answers_are_compared_as_they_were(tmp_path: Path) -> None:
-    answers = [LARGE, np.array(["a", "b"], object), [{"a": 1.0}], np.array(3)]
+    answers = [LARGE, np.array(["a", "b"], object), [{"a": 1.0}], np.array(3), to_bfloat16([1, 2])]
     keep(answers, tmp_path / "kept")
     assert difference_to_kept(tmp_path / "kept", answers) == 0.0
     assert 0 < difference_to_kept(tmp_path / "kept", [last_changed(1e-4), *answers[1:]]) < 1e-3
     with pytest.raises(StepFailed):
-        difference_to_kept(tmp_path / "kept", [*answers[:3], np.array(4)])
+        difference_to_kept(tmp_path / "kept", [*answers[:3], np.array(4), answers[4]])
+    with pytest.raises(StepFailed):
+        difference_to_kept(tmp_path / "kept", [*answers[:4], to_bfloat16([1, 3])])
 
 
 # --- sessions made of a function -------------------------------------------------------------------------
@@ -119,6 +126,17 @@ def test_what_has_no_rows_cannot_be_tried() -> None:
 
 
 # --- questions -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_random", [True, False])
+def test_made_up_bf16_are_numbers(is_random: bool) -> None:
+    specs = (TensorSpec("x", "BF16", (-1, 100), ("n", "")),)
+    asking = Asking(specs, FreeDims.of(specs), {"n": 3}, is_random=is_random)
+    value = asking.question(2)["x"]
+    assert (value.dtype, value.shape) == (BF16, (2, 100))
+    numbers = from_bfloat16(value)
+    assert np.abs(numbers).max() < 10
+    assert len(np.unique(numbers)) > 50 if is_random else (numbers == 1).all()
 
 
 def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
 from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
 from modelhost.api.codec.request import decode_request, parse_header_length
 from modelhost.api.codec.response import encode_cost_bytes, encode_response
+from modelhost.api.codec.structured import json_texts, json_values
 
 __all__ = [
     "EncodedResponse",
@@ -23,5 +24,7 @@ __all__ = [
     "encode_cost_bytes",
     "encode_response",
     "json_cost_bytes",
+    "json_texts",
+    "json_values",
     "parse_header_length",
 ]

@@ -9,9 +9,15 @@ from typing import Final
 import numpy as np
 
 from modelhost.errors import InvalidTensor, UnrepresentableOutput
-from modelhost.tensors import DTYPES, Array
+from modelhost.tensors import BF16, DTYPES, Array
 
 _PREFIX_BYTES: Final = 4
+#: How elements lie in a body. BF16 as numbers of two bytes, so that they are aligned, and in this machine's order.
+_WIRE: Final = {
+    name: np.dtype(np.uint16 if dtype == BF16 else dtype).newbyteorder("<")
+    for name, dtype in DTYPES.items()
+    if name != "BYTES"
+}
 _NOT_TEXT: Final = "UTF-8 text, which is what ONNX string tensors hold"
 
 
@@ -45,9 +51,11 @@ def decode_binary(
         _check_bools(name, body, start, size)
     if not count:  # frombuffer refuses an empty buffer
         return np.empty(shape, dtype=dtype)
-    flat: Array = np.frombuffer(body, dtype=dtype.newbyteorder("<"), count=count, offset=start)
+    flat: Array = np.frombuffer(body, dtype=_WIRE[datatype], count=count, offset=start)
     if not flat.flags.aligned:
         flat = flat.copy()
+    if datatype == "BF16":
+        return flat.astype(np.uint16, copy=False).view(BF16).reshape(shape)
     return flat.astype(dtype, copy=False).reshape(shape)
 
 

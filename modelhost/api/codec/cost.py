@@ -1,4 +1,4 @@
-"""Upper bounds for the memory that decoding a body takes, from counts at C speed.
+"""Upper bounds for the memory that decoding a body takes, from counts at C speed; the longest texts of numbers.
 
 The figures are resident bytes on 64-bit CPython, at the worst moment, beyond the body itself.
 orjson also allocates a buffer of 12 bytes per byte of text, of which it touches 16 bytes per value
@@ -24,6 +24,18 @@ _KEY: Final = 112  # key tables are at most a third full, and the old one is sti
 _TEXT_NARROW: Final = 16 + 64  # parser node; str header and rounding where all is ASCII
 _TEXT_WIDE: Final = 16 + 96
 _ENTRIES: Final = 9 + 8  # list entry with over-allocation; entry of the object array
+
+#: Characters of the longest number of a datatype in JSON, with its comma; others have up to 25.
+_LONGEST_TEXT: Final = {
+    "BOOL": 6,
+    "UINT8": 4,
+    "INT8": 5,
+    "UINT16": 6,
+    "INT16": 7,
+    "UINT32": 11,
+    "INT32": 12,
+    "FP32": 16,
+}
 
 _COUNTED: Final = b',[{":'
 _CHUNK_BYTES: Final = 1 << 16  # fits the second-level cache
@@ -66,6 +78,11 @@ def json_cost_bytes(text: bytes) -> int:
         + _KEY * colons
         + string * (quotes // 2)
     )
+
+
+def longest_text(datatype: str | None) -> int:
+    """Returns the characters of the longest number of a datatype in JSON, its comma included."""
+    return _LONGEST_TEXT.get(datatype or "", 25)
 
 
 def _texts_cost_bytes(raw: bytes, *, framed: bool) -> int:

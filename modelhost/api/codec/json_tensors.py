@@ -19,6 +19,7 @@ from modelhost.tensors import DTYPES, Array
 
 _INTEGERS: Final = {name for name, dtype in DTYPES.items() if dtype.kind in "iu"}
 _FLOATS: Final = {"FP32", "FP64"}
+_BINARY_ONLY: Final = {"FP16", "BF16"}
 #: What orjson may have made of the elements of each datatype. bool is no int here: `type` is exact.
 _ELEMENT_TYPES: Final[dict[str, frozenset[type]]] = {
     **dict.fromkeys(_INTEGERS, frozenset({int})),
@@ -168,8 +169,8 @@ def _fits_fp32(value: object) -> bool:
 
 def check_json(name: str, datatype: str, flat: Array) -> None:
     """Raises UnrepresentableOutput where JSON cannot carry the one-dimensional array `flat`."""
-    if datatype == "FP16":
-        raise UnrepresentableOutput(f"output '{name}': JSON has no FP16; ask for it with binary_data true")
+    if datatype in _BINARY_ONLY:
+        raise UnrepresentableOutput(f"output '{name}': JSON has no {datatype}; ask for it with binary_data true")
     if datatype not in _FLOATS:
         return
     finite = np.isfinite(flat)

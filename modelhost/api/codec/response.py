@@ -9,24 +9,14 @@ import numpy as np
 import orjson
 
 from modelhost.api.codec.binary_tensors import encode_texts
+from modelhost.api.codec.cost import longest_text
 from modelhost.api.codec.json_tensors import check_json
 from modelhost.api.codec.messages import EncodedResponse, OutputRequest
+from modelhost.api.codec.structured import json_texts, structured_cost_bytes
 from modelhost.errors import UnrepresentableOutput
 from modelhost.tensors import DTYPES, Array, TensorSpec, datatype_of
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
-
-#: Characters of the longest number of a datatype in JSON, with its comma; others have up to 25.
-_LONGEST_TEXT: Final = {
-    "BOOL": 6,
-    "UINT8": 4,
-    "INT8": 5,
-    "UINT16": 6,
-    "INT16": 7,
-    "UINT32": 11,
-    "INT32": 12,
-    "FP32": 16,
-}
 
 
 def encode_response(
@@ -38,9 +28,9 @@ def encode_response(
 ) -> EncodedResponse:
     """Returns the response with `outputs` in the order given, each as JSON or as raw bytes.
 
-    Datatype and shape are those of the arrays; data is row major. `id` is left out where
-    `request_id` is "". Raises UnrepresentableOutput where an array has no V2 datatype or JSON
-    cannot carry it (FP16, NaN, Infinity).
+    Datatype and shape are those of the arrays; data is row major. Elements of structured outputs are
+    BYTES, each its JSON text. `id` is left out where `request_id` is "". Raises UnrepresentableOutput
+    where an array has no V2 datatype or JSON cannot carry it (FP16, BF16, NaN, Infinity).
     """
     document: dict[str, object] = {"model_name": model_name, "model_version": model_version}
     if request_id:
@@ -61,18 +51,21 @@ def encode_cost_bytes(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]]
     """Returns an upper bound for the bytes that `encode_response` of `outputs` makes, the arrays not included.
 
     JSON numbers count with the longest text of their datatype, and twice, since the writer's buffer
-    grows by doubling. Text counts with six bytes a character (`\\u001f`) and its list entry.
+    grows by doubling. Text counts with six bytes a character (`\\u001f`) and its list entry. What structured
+    outputs hold is included: nobody else has foreseen it.
     """
     cost = 4096
-    for asked, _, array in outputs:
+    for asked, spec, array in outputs:
         datatype = datatype_of(array.dtype)
-        if datatype == "BYTES":
+        if spec.is_structured:
+            cost += structured_cost_bytes(array)
+        elif datatype == "BYTES":
             characters = sum(len(text) for text in array.ravel().tolist() if isinstance(text, str))
             cost += 2 * (6 * characters + 8 * array.size)
         elif asked.binary or datatype is None:
             cost += 2 * array.nbytes  # the raw bytes, and a contiguous copy where they are not in order
         else:
-            cost += 2 * _LONGEST_TEXT.get(datatype, 25) * array.size
+            cost += 2 * longest_text(datatype) * array.size
     return cost
 
 
@@ -92,7 +85,7 @@ def _encode(
     }
     flat = array.ravel()  # a view where the array is contiguous already
     if datatype == "BYTES":
-        texts = _texts(asked.name, flat)
+        texts = json_texts(asked.name, flat) if spec.is_structured else _texts(asked.name, flat)
         raw: bytes | memoryview = encode_texts(asked.name, texts) if asked.binary else b""
         data: object = texts
     elif asked.binary:
@@ -125,8 +118,8 @@ def _texts(name: str, flat: Array) -> list[str]:
 
 def _not_unicode(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]], reason: str) -> UnrepresentableOutput:
     """Finds the text output that JSON refused: one with a lone surrogate."""
-    for asked, _, array in outputs:
-        if datatype_of(array.dtype) == "BYTES":
+    for asked, spec, array in outputs:
+        if datatype_of(array.dtype) == "BYTES" and not spec.is_structured:
             try:
                 encode_texts(asked.name, _texts(asked.name, array.ravel()))
             except UnrepresentableOutput as error:

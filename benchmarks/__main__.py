@@ -304,11 +304,60 @@ def estimates(
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True, help="Turns for each server and form.")
 @_out
 def overhead(requests: int, turns: int, out: Path | None) -> None:
-    """What a request costs: `digits` by JSON and binary, as a ratio to a bare Starlette app."""
+    """What a request costs: `digits` by JSON and binary, as a ratio to a bare ASGI callable."""
     from benchmarks import overhead as case
 
     with _report("overhead", out, requests=requests, turns=turns) as report:
         case.run(report, ROOT / "models", requests=requests, turns=turns)
+
+
+@cli.command()
+@click.option("--only", help="These workloads, with commas. [default: all]")
+@click.option("--form", type=click.Choice(["json", "binary"]), help="Only this form. [default: both]")
+@click.option("--connections", type=click.IntRange(1), multiple=True, help="Only so many. [default: 1, 8, 32]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each server, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=3, show_default=True, help="Length of a run.")
+@click.option(
+    "--quick", is_flag=True, help="A second for each server, in one form over one number of connections: a minute."
+)
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="MODELHOST_NAME of the host is VALUE.")
+@_cache
+@_out
+def throughput(
+    only: str | None,
+    form: str | None,
+    connections: tuple[int, ...],
+    rounds: int,
+    seconds: int,
+    quick: bool,
+    settings: tuple[str, ...],
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Requests a second and times, driven by wrk, beside plain, hand-written and bare; and other servers."""
+    from benchmarks import throughput as case
+    from benchmarks import workloads
+
+    if quick:
+        rounds, seconds = 1, 1
+    plan = case.Plan(
+        rounds=rounds,
+        seconds=seconds,
+        forms=(form,) if form else ("json", "binary"),
+        connections=connections or None,
+        is_quick=quick,
+        settings=dict(_pair(text) for text in settings),
+    )
+    chosen = only.split(",") if only else workloads.names()
+    with _report("throughput", out, workloads=chosen, **asdict(plan)) as report:
+        case.run(report, [workloads.make(name, cache=cache) for name in chosen], plan)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise click.BadParameter(f"expected NAME=VALUE, got '{text}'")
+    return name.upper().removeprefix("MODELHOST_"), value
 
 
 @cli.command()

@@ -329,17 +329,28 @@ def throughput(
     connections: tuple[int, ...],
     rounds: int,
     seconds: int,
+    peers: str | None,
     quick: bool,
     settings: tuple[str, ...],
     cache: Path | None,
     out: Path | None,
 ) -> None:
-    """Requests a second and times, driven by wrk, beside plain, hand-written and bare; and other servers."""
+    """Requests a second and times, driven by wrk, beside plain, hand-written and bare; and other servers.
+
+    plain is the session in a loop on every core, hand-written thirty lines of FastAPI, bare one ASGI
+    callable; benchmarks/README.md says what each does and how to read the table. The status is 1 on wrong
+    answers and errors, never on times.
+
+    \b
+    Other servers are measured where they are installed:
+      python -m benchmarks peers --install mosec mlserver
+    """
     from benchmarks import throughput as case
     from benchmarks import workloads
+    from benchmarks.peers import catalogue
 
     if quick:
-        rounds, seconds = 1, 1
+        rounds, seconds, peers = 1, 1, peers or "none"
     plan = case.Plan(
         rounds=rounds,
         seconds=seconds,
@@ -349,8 +360,39 @@ def throughput(
         settings=dict(_pair(text) for text in settings),
     )
     chosen = only.split(",") if only else workloads.names()
-    with _report("throughput", out, workloads=chosen, **asdict(plan)) as report:
-        case.run(report, [workloads.make(name, cache=cache) for name in chosen], plan)
+    try:
+        others = catalogue.choose(peers, cache)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    with _report("throughput", out, workloads=chosen, peers=others, **asdict(plan)) as report:
+        made = [workloads.make(name, cache=cache) for name in chosen]
+        case.run(report, made, plan, catalogue.servers(others, cache=cache))
+
+
+@cli.command("peers")
+@click.argument("names", nargs=-1)
+@click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")
+@_cache
+def list_peers(names: tuple[str, ...], install: bool, cache: Path | None) -> None:
+    """Lists the other servers to compare with, or installs them, each in an environment of its own."""
+    from benchmarks.peers import catalogue
+
+    try:
+        chosen = catalogue.choose(",".join(names) or "all", cache)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    failed = False
+    for name in chosen:
+        if install:
+            try:
+                catalogue.install(name, cache=cache, progress=lambda text: click.echo(text, err=True))
+            except RequestFailed as error:
+                failed = True
+                click.echo(str(error), err=True)
+        state = "installed" if catalogue.is_installed(name, cache) else "not installed"
+        click.echo(f"{name:10} {state:14} {', '.join(catalogue.PEERS[name].requirements)}")
+    if failed:
+        raise SystemExit(1)
 
 
 def _pair(text: str) -> tuple[str, str]:

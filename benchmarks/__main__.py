@@ -317,6 +317,8 @@ def overhead(requests: int, turns: int, out: Path | None) -> None:
 @click.option("--connections", type=click.IntRange(1), multiple=True, help="Only so many. [default: 1, 8, 32]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each server, in turns.")
 @click.option("--seconds", type=click.IntRange(1), default=3, show_default=True, help="Length of a run.")
+@click.option("--peers", metavar="NAMES", help="Other servers, with commas; all; none. [default: the installed ones]")
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the results into this SVG file.")
 @click.option(
     "--quick", is_flag=True, help="A second for each server, in one form over one number of connections: a minute."
 )
@@ -330,6 +332,7 @@ def throughput(
     rounds: int,
     seconds: int,
     peers: str | None,
+    picture: Path | None,
     quick: bool,
     settings: tuple[str, ...],
     cache: Path | None,
@@ -366,7 +369,40 @@ def throughput(
         raise click.BadParameter(str(error)) from None
     with _report("throughput", out, workloads=chosen, peers=others, **asdict(plan)) as report:
         made = [workloads.make(name, cache=cache) for name in chosen]
-        case.run(report, made, plan, catalogue.servers(others, cache=cache))
+        case.run(report, made, plan, catalogue.servers(others, cache=cache), picture=picture)
+
+
+@cli.command()
+@click.option("--only", default="tiny,medium,large", show_default=True, help="These workloads, with commas.")
+@click.option("--form", type=click.Choice(["json", "binary"]), default="binary", show_default=True)
+@click.option("--connections", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each kind, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=4, show_default=True, help="Length of a run.")
+@_count(6, "Models of 20 MB that are loaded and unloaded; every second one is prepared.")
+@_cache
+@_out
+def loading(
+    only: str,
+    form: str,
+    connections: int,
+    rounds: int,
+    seconds: int,
+    count: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Times of a resident model's requests while other models load, beside those while nothing does.
+
+    Driven by wrk. The status is 1 on wrong answers and errors, never on times.
+    """
+    from benchmarks import loading as case
+    from benchmarks import workloads
+
+    plan = case.Plan(rounds=rounds, seconds=seconds, connections=connections, form=form)
+    names = only.split(",")
+    with _report("loading", out, workloads=names, models=count, **asdict(plan)) as report:
+        models = _models(report, count, cache)
+        case.run(report, [workloads.make(name, cache=cache) for name in names], models, plan)
 
 
 @cli.command("peers")

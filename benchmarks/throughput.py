@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks import picture as drawing
 from benchmarks import servers, wrk
 from benchmarks.artifacts import prepare
 from benchmarks.client import RequestFailed
@@ -98,13 +99,22 @@ class Contestant:
     """Asks once more. Raises WrongAnswer or RequestFailed."""
 
 
-def run(report: Report, workloads: Sequence[Workload], plan: Plan, peers: Sequence[Server] = ()) -> None:
-    """Measures each workload in each form over each number of connections; ends with a table."""
+def run(
+    report: Report,
+    workloads: Sequence[Workload],
+    plan: Plan,
+    peers: Sequence[Server] = (),
+    *,
+    picture: Path | None = None,
+) -> None:
+    """Measures each workload in each form over each number of connections; ends with a table, and a picture."""
     wrk.find()
     for workload in workloads:
         prepare(workload.repository, progress=report.progress)
         for form in plan.forms_of(workload):
             _measure_form(report, workload, form, plan, peers)
+    if picture is not None:
+        picture.write_text(drawing.of_report(report), encoding="utf-8")
     report.table("cell", _COLUMNS)
     if any(row["kind"] == "skipped" for row in report.rows):
         report.table("skipped", {"workload": "workload", "form": "form", "server": "not measured", "reason": "reason"})

@@ -10,6 +10,7 @@ the difference to the runs before and after in which nothing loads.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import statistics
@@ -47,7 +48,7 @@ class Plan:
 
 
 class Loader:
-    """A thread that loads and unloads models in turn, for the scope of the context; keeps how long loads took."""
+    """A thread that loads and unloads models in turn, one at least, until the context ends; keeps the times of loads."""
 
     def __init__(self, url: str, models: Sequence[str]) -> None:
         self._url, self._models = url, models
@@ -69,12 +70,13 @@ class Loader:
     def _work(self) -> None:
         try:
             with Client(self._url) as client:
-                while not self._stop.is_set():
-                    for name in self._models:
-                        started = time.monotonic()
-                        client.load(name)
-                        self.loads_ms.append((time.monotonic() - started) * 1e3)
-                        client.unload(name)
+                for name in itertools.cycle(self._models):
+                    started = time.monotonic()
+                    client.load(name)
+                    self.loads_ms.append((time.monotonic() - started) * 1e3)
+                    client.unload(name)
+                    if self._stop.is_set():
+                        return
         except Exception as error:  # told on the thread that waits for it
             self._error = error
 

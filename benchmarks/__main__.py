@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -408,8 +409,11 @@ def loading(
 @cli.command("peers")
 @click.argument("names", nargs=-1)
 @click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")
+@click.option(
+    "--python", help="The Python to make them with: not all servers are there for the newest. [default: this]"
+)
 @_cache
-def list_peers(names: tuple[str, ...], install: bool, cache: Path | None) -> None:
+def list_peers(names: tuple[str, ...], install: bool, python: str | None, cache: Path | None) -> None:
     """Lists the other servers to compare with, or installs them, each in an environment of its own."""
     from benchmarks.peers import catalogue
 
@@ -421,7 +425,7 @@ def list_peers(names: tuple[str, ...], install: bool, cache: Path | None) -> Non
     for name in chosen:
         if install:
             try:
-                catalogue.install(name, cache=cache, progress=lambda text: click.echo(text, err=True))
+                catalogue.install(name, python=python, cache=cache, progress=lambda text: click.echo(text, err=True))
             except RequestFailed as error:
                 failed = True
                 click.echo(str(error), err=True)
@@ -486,4 +490,5 @@ def _models(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # servers that were started end too
     cli(prog_name="python -m benchmarks")

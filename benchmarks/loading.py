@@ -48,7 +48,7 @@ class Plan:
 
 
 class Loader:
-    """A thread that loads and unloads models in turn, one at least, until the context ends; keeps the times of loads."""
+    """A thread that loads and unloads models in turn, one at least, until the context ends; keeps loads' times."""
 
     def __init__(self, url: str, models: Sequence[str]) -> None:
         self._url, self._models = url, models

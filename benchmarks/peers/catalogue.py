@@ -18,8 +18,6 @@ from benchmarks.wires import V2, OneTensor, Wire
 from benchmarks.workloads import Workload
 
 _FOLDER: Final = "peers"
-#: Not all of them start on the newest Python.
-_PYTHONS: Final = ("python3.12", "python3.11", "python3.13", sys.executable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +65,16 @@ def is_installed(name: str, cache: Path | None = None) -> bool:
     return (environment(name, cache) / "complete").exists()
 
 
-def install(name: str, *, cache: Path | None = None, progress: Callable[[str], None]) -> None:
-    """Makes a server's environment, from the package index that pip is set to.
+def install(name: str, *, python: str | None, cache: Path | None = None, progress: Callable[[str], None]) -> None:
+    """Makes a server's environment, of this Python or another, from the package index that pip is set to.
 
     Raises RequestFailed, with the end of what pip said, where that does not work.
     """
     peer, directory = PEERS[name], environment(name, cache)
-    python = next(found for found in map(shutil.which, _PYTHONS) if found)
     progress(f"{name}: {', '.join(peer.requirements)} into {directory}")
     shutil.rmtree(directory, ignore_errors=True)
     commands = [
-        [python, "-m", "venv", str(directory)],
+        [python or sys.executable, "-m", "venv", str(directory)],
         [str(directory / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"],
     ]
     commands[1] += [*peer.requirements, "onnxruntime>=1.29", "numpy>=2.0"]

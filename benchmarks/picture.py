@@ -125,9 +125,11 @@ def _row(cell: Mapping[str, Any], top: float, most: float, scale: _Scale, colour
     label = _figure(cell["requests_per_second"])
     if cell.get("x_handwritten") is not None and cell["server"] != "hand-written":
         label += f" ({cell['x_handwritten']:.2f}\N{MULTIPLICATION SIGN})"
-    yield _text(_NAMES + length + 4, top + 10, label, size=11)
+    at, middle = _NAMES + length + 4, top + _ROW / 2
+    yield f'<rect x="{at - 2:.1f}" y="{top:.1f}" width="{6.4 * len(label):.0f}" height="{_ROW}" fill="#ffffff"/>'
+    yield _text(at, top + 10, label, size=11)
     if cell["p50_ms"] > 0:
-        left, right, middle = scale.at(cell["p50_ms"]), scale.at(cell["p99_ms"]), top + _ROW / 2
+        left, right = scale.at(cell["p50_ms"]), scale.at(cell["p99_ms"])
         yield (
             f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" '
             f'stroke="{colour}" stroke-width="2"/><circle cx="{left:.1f}" cy="{middle:.1f}" r="3.5" fill="{colour}"/>'
@@ -186,5 +188,5 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" '
-        f'font-weight="{weight}" paint-order="stroke" stroke="#ffffff" stroke-width="3">{escape(text)}</text>'
+        f'font-weight="{weight}">{escape(text)}</text>'
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -304,11 +305,141 @@ def estimates(
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True, help="Turns for each server and form.")
 @_out
 def overhead(requests: int, turns: int, out: Path | None) -> None:
-    """What a request costs: `digits` by JSON and binary, as a ratio to a bare Starlette app."""
+    """What a request costs: `digits` by JSON and binary, as a ratio to a bare ASGI callable."""
     from benchmarks import overhead as case
 
     with _report("overhead", out, requests=requests, turns=turns) as report:
         case.run(report, ROOT / "models", requests=requests, turns=turns)
+
+
+@cli.command()
+@click.option("--only", help="These workloads, with commas. [default: all]")
+@click.option("--form", type=click.Choice(["json", "binary"]), help="Only this form. [default: both]")
+@click.option("--connections", type=click.IntRange(1), multiple=True, help="Only so many. [default: 1, 8, 32]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each server, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=3, show_default=True, help="Length of a run.")
+@click.option("--peers", metavar="NAMES", help="Other servers, with commas; all; none. [default: the installed ones]")
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the results into this SVG file.")
+@click.option(
+    "--quick", is_flag=True, help="A second for each server, in one form over one number of connections: a minute."
+)
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="MODELHOST_NAME of the host is VALUE.")
+@_cache
+@_out
+def throughput(
+    only: str | None,
+    form: str | None,
+    connections: tuple[int, ...],
+    rounds: int,
+    seconds: int,
+    peers: str | None,
+    picture: Path | None,
+    quick: bool,
+    settings: tuple[str, ...],
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Requests a second and times, driven by wrk, beside plain, hand-written and bare; and other servers.
+
+    plain is the session in a loop on every core, hand-written thirty lines of FastAPI, bare one ASGI
+    callable; benchmarks/README.md says what each does and how to read the table. The status is 1 on wrong
+    answers and errors, never on times.
+
+    \b
+    Other servers are measured where they are installed:
+      python -m benchmarks peers --install mosec mlserver
+    """
+    from benchmarks import throughput as case
+    from benchmarks import workloads
+    from benchmarks.peers import catalogue
+
+    if quick:
+        rounds, seconds, peers = 1, 1, peers or "none"
+    plan = case.Plan(
+        rounds=rounds,
+        seconds=seconds,
+        forms=(form,) if form else ("json", "binary"),
+        connections=connections or None,
+        is_quick=quick,
+        settings=dict(_pair(text) for text in settings),
+    )
+    chosen = only.split(",") if only else workloads.names()
+    try:
+        others = catalogue.choose(peers, cache)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    with _report("throughput", out, workloads=chosen, peers=others, **asdict(plan)) as report:
+        made = [workloads.make(name, cache=cache) for name in chosen]
+        case.run(report, made, plan, catalogue.servers(others, cache=cache), picture=picture)
+
+
+@cli.command()
+@click.option("--only", default="tiny,medium,large", show_default=True, help="These workloads, with commas.")
+@click.option("--form", type=click.Choice(["json", "binary"]), default="binary", show_default=True)
+@click.option("--connections", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each kind, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=4, show_default=True, help="Length of a run.")
+@_count(6, "Models of 20 MB that are loaded and unloaded; every second one is prepared.")
+@_cache
+@_out
+def loading(
+    only: str,
+    form: str,
+    connections: int,
+    rounds: int,
+    seconds: int,
+    count: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Times of a resident model's requests while other models load, beside those while nothing does.
+
+    Driven by wrk. The status is 1 on wrong answers and errors, never on times.
+    """
+    from benchmarks import loading as case
+    from benchmarks import workloads
+
+    plan = case.Plan(rounds=rounds, seconds=seconds, connections=connections, form=form)
+    names = only.split(",")
+    with _report("loading", out, workloads=names, models=count, **asdict(plan)) as report:
+        models = _models(report, count, cache)
+        case.run(report, [workloads.make(name, cache=cache) for name in names], models, plan)
+
+
+@cli.command("peers")
+@click.argument("names", nargs=-1)
+@click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")
+@click.option(
+    "--python", help="The Python to make them with: not all servers are there for the newest. [default: this]"
+)
+@_cache
+def list_peers(names: tuple[str, ...], install: bool, python: str | None, cache: Path | None) -> None:
+    """Lists the other servers to compare with, or installs them, each in an environment of its own."""
+    from benchmarks.peers import catalogue
+
+    try:
+        chosen = catalogue.choose(",".join(names) or "all", cache)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    failed = False
+    for name in chosen:
+        if install:
+            try:
+                catalogue.install(name, python=python, cache=cache, progress=lambda text: click.echo(text, err=True))
+            except RequestFailed as error:
+                failed = True
+                click.echo(str(error), err=True)
+        state = "installed" if catalogue.is_installed(name, cache) else "not installed"
+        click.echo(f"{name:10} {state:14} {', '.join(catalogue.PEERS[name].requirements)}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise click.BadParameter(f"expected NAME=VALUE, got '{text}'")
+    return name.upper().removeprefix("MODELHOST_"), value
 
 
 @cli.command()
@@ -359,4 +490,5 @@ def _models(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # servers that were started end too
     cli(prog_name="python -m benchmarks")

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.client import binary_request, json_request
-from benchmarks.process import ROOT, running_host
+from benchmarks.process import running_host
 from benchmarks.report import Report
+from benchmarks.servers import free_port, running
 
 _MODEL: Final = "digits"
 _LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
@@ -40,8 +39,12 @@ def run(report: Report, models: Path, *, requests: int, turns: int) -> None:
     }
     with contextlib.ExitStack() as stack:
         host = stack.enter_context(running_host(models))
-        bare = stack.enter_context(_bare_server(models / _MODEL / "1" / "model.onnx"))
-        ours, theirs = stack.enter_context(_connection(host.url)), stack.enter_context(_connection(bare))
+        port = free_port()
+        file = models / _MODEL / "1" / "model.onnx"
+        bare = stack.enter_context(
+            running([sys.executable, "-m", "benchmarks.bare", str(file.resolve()), str(port)], port)
+        )
+        ours, theirs = stack.enter_context(_connection(host.url)), stack.enter_context(_connection(bare.url))
         for form, data in forms.items():
             _check_same(_ask(ours, data), _ask(theirs, data))
             samples = _measure(report, form, data, {"modelhost": ours, "bare": theirs}, requests, turns)
@@ -123,20 +126,3 @@ def _connection(url: str) -> Iterator[socket.socket]:
     with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield connection
-
-
-@contextlib.contextmanager
-def _bare_server(file: Path) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bare", str(file.resolve())],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process:
-        try:
-            yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
-        finally:
-            process.terminate()

@@ -35,7 +35,7 @@ def repository(label: str, names: Sequence[str], *, cache: Path | None = None, g
     directory = store / label
     files = {name: _file(name, store, cache) for name in names} | {file.stem: file.resolve() for file in given}
     for name, file in files.items():
-        _place(file, directory / name / "1" / "model.onnx")
+        place(file, directory / name / "1" / "model.onnx")
     for entry in directory.iterdir():
         if entry.name not in files and not entry.name.startswith("."):
             shutil.rmtree(entry)
@@ -73,7 +73,7 @@ def _file(name: str, store: Path, cache: Path | None) -> Path:
     return file
 
 
-def _place(file: Path, target: Path) -> None:
+def place(file: Path, target: Path) -> None:
     """Puts a file there, as a link where that works."""
     if target.exists() and target.stat().st_size == file.stat().st_size:
         return
@@ -105,7 +105,7 @@ def _gemm() -> Any:
         ]
         last = f"r{layer}"
     nodes.append(("Identity", [last], ["y"], {}))
-    return _model(nodes, weights, ("x", ["batch", width]), ("y", ["batch", width]))
+    return build_model(nodes, weights, ("x", ["batch", width]), ("y", ["batch", width]))
 
 
 def _matmul() -> Any:
@@ -120,7 +120,7 @@ def _matmul() -> Any:
         last = f"t{layer}"
     nodes.append(("Identity", [last], ["y"], {}))
     shape = ["batch", "steps", width]
-    return _model(nodes, weights, ("x", shape), ("y", shape))
+    return build_model(nodes, weights, ("x", shape), ("y", shape))
 
 
 def _attention() -> Any:
@@ -140,7 +140,7 @@ def _attention() -> Any:
         ("MatMul", ["shares", "value"], ["y"], {}),
     ]
     shape = ["batch", "steps", width]
-    return _model(nodes, weights, ("x", shape), ("y", shape))
+    return build_model(nodes, weights, ("x", shape), ("y", shape))
 
 
 def _expanding() -> Any:
@@ -155,7 +155,7 @@ def _expanding() -> Any:
         ("Mul", ["column", "row"], ["wide"], {}),
         ("ReduceMean", ["wide"], ["y"], {"axes": [2], "keepdims": 0}),
     ]
-    return _model(nodes, weights, ("x", ["batch", 256]), ("y", ["batch", 256]))
+    return build_model(nodes, weights, ("x", ["batch", 256]), ("y", ["batch", 256]))
 
 
 def _embedding() -> Any:
@@ -165,7 +165,7 @@ def _embedding() -> Any:
         ("Gather", ["table", "x"], ["found"], {}),
         ("ReduceMean", ["found"], ["y"], {"axes": [1], "keepdims": 0}),
     ]
-    return _model(nodes, weights, ("x", ["batch", "steps"]), ("y", ["batch", 256]), integers=True)
+    return build_model(nodes, weights, ("x", ["batch", "steps"]), ("y", ["batch", 256]), integers=True)
 
 
 def _recurrent() -> Any:
@@ -182,7 +182,7 @@ def _recurrent() -> Any:
         ("Squeeze", ["last", "at"], ["y"], {}),
     ]
     weights.append(("at", np.array([0], np.int64)))
-    return _model(nodes, weights, ("x", ["batch", "steps", width]), ("y", ["batch", hidden]))
+    return build_model(nodes, weights, ("x", ["batch", "steps", width]), ("y", ["batch", hidden]))
 
 
 _MAKERS: Final[dict[str, Callable[[], Any]]] = {
@@ -199,7 +199,7 @@ def _seeds(count: int) -> list[np.random.Generator]:
     return [np.random.default_rng(seed) for seed in range(count)]
 
 
-def _model(
+def build_model(
     nodes: Sequence[tuple[str, list[str], list[str], dict[str, Any]]],
     weights: Sequence[tuple[str, Any]],
     x: tuple[str, list[Any]],
@@ -207,6 +207,7 @@ def _model(
     *,
     integers: bool = False,
 ) -> Any:
+    """Returns an ONNX model of `nodes` (type, inputs, outputs, attributes) with one input and one output."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(

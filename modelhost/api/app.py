@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
-from modelhost.api import errors, memory, models
+from modelhost.api import errors, memory, models, repository, server
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.metrics import Metrics
 from modelhost.errors import ConfigError
@@ -90,7 +90,7 @@ def create_app(
     # For the OpenAPI page, and for 405: requests to these never get here.
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.add_api_route(path, infer.infer_documented, methods=["POST"], tags=["models"])
-    app.include_router(models.routes(host))
-    app.include_router(memory.routes(host, metrics))
+    for router in (server.routes(host), models.routes(host), repository.routes(host), memory.routes(host, metrics)):
+        app.include_router(router)
     app.infer = infer
     return app

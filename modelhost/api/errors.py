@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from modelhost import errors
@@ -44,6 +45,9 @@ _RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.DeadlineExceeded: 1,
     errors.HostClosed: 5,
 }
+
+#: nginx's status for a client that did not wait; nobody is there to read it.
+CLIENT_GONE: Final = Response(status_code=499)
 
 
 class JsonResponse(Response):
@@ -102,6 +106,10 @@ def install(app: FastAPI) -> None:
     async def on_unexpected(request: Request, error: Exception) -> Response:
         return respond_unexpected(request, error)
 
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return CLIENT_GONE
+
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(MemoryError, on_unexpected)
     app.add_exception_handler(errors.ModelHostError, on_host_error)
     app.add_exception_handler(HTTPException, on_http_error)

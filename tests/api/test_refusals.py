@@ -409,10 +409,10 @@ def test_every_error_has_a_status_of_its_own_or_of_a_named_base(kind: type[error
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/v3", 404),
         ("GET", "/nothing", 404),
         ("GET", "/v2/models//ready", 404),
-        ("GET", "/v2/models/digits/stats", 404),
+        ("GET", "/v2/models/digits/trace/setting", 404),
         ("GET", "/v2/models/digits/infer", 405),
         ("POST", "/v2", 405),
         ("PUT", "/v2/models/digits", 405),

@@ -260,7 +260,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     with ByteBudget(_MAX_OBJECT_BYTES, max_waiting=1).hold() as hold:
         body = await read_body(request, hold, max_bytes=_MAX_OBJECT_BYTES, pause_s=_OBJECT_PAUSE_S)
     try:
-        document = orjson.loads(body) if body.strip() else {}
+        document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):

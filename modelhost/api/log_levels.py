@@ -77,8 +77,9 @@ def _check_flag(key: str, value: object) -> None:
 
 
 def _check_verbose(key: str, value: object) -> None:
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"'{key}': expected 0 or more, got {say(value)}")
+    # JSON has one kind of number: 1.0 is a whole one.
+    if type(value) not in (int, float) or not (isinstance(value, (int, float)) and value >= 0 and value == int(value)):
+        raise InvalidRequest(f"'{key}': expected a whole number from 0, got {say(value)}")
 
 
 def _check_is(only: str) -> Callable[[str, object], None]:

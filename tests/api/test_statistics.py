@@ -138,7 +138,10 @@ def test_each_level_is_switched_by_itself(ort: Served, log: logging.Logger, capl
     ("body", "words"),
     [
         ({"log_warning": False, "log_info": "no"}, "'log_info': expected true or false, got \"no\""),
-        ({"log_warning": False, "log_verbose_level": -1}, "'log_verbose_level': expected 0 or more, got -1"),
+        (
+            {"log_warning": False, "log_verbose_level": -1},
+            "'log_verbose_level': expected a whole number from 0, got -1",
+        ),
         ({"log_warning": False, "log_verbose_level": True}, "got true"),
         ({"log_warning": False, "log_file": "/etc/passwd"}, "'log_file': cannot be changed by a request"),
         ({"log_warning": False, "log_format": "ISO8601"}, "'log_format': cannot be changed by a request"),

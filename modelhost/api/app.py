@@ -16,6 +16,7 @@ from modelhost import __version__
 from modelhost.api import errors, memory, models, repository, server, v1
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.metrics import Metrics
+from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, ModelNotFound
 from modelhost.host import Host
 
@@ -36,6 +37,7 @@ class ModelHostApp(FastAPI):
     """
 
     infer: InferRoutes
+    predictions: Predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers inference requests, and leaves everything else to the framework."""
@@ -43,13 +45,15 @@ class ModelHostApp(FastAPI):
             error = ModelNotFound(f"{scope['path']}: an encoded slash is part of a name, and no name has one")
             await errors.respond(error)(scope, receive, send)
             return
-        target = infer_target(scope)
+        answer, target = self.infer.infer, infer_target(scope)
+        if target is None:
+            answer, target = self.predictions.respond, predict_target(scope)
         if target is None:
             await super().__call__(_as_get(scope), receive, send)
             return
         request = Request(scope, receive)
         try:
-            response = await self.infer.infer(request, *target)
+            response = await answer(request, *target)
         except Exception as error:
             response = errors.respond_unexpected(request, error)
         await response(scope, receive, send)
@@ -88,6 +92,7 @@ def create_app(
     """
     metrics = Metrics(host)
     infer = InferRoutes(host, metrics)
+    predictions = Predictions(infer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -118,8 +123,10 @@ def create_app(
     )
     errors.install(app)
     # For the OpenAPI page, and for 405: requests to these never get here.
-    for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
-        app.add_api_route(path, infer.infer_documented, methods=["POST"], tags=["models"])
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(f"{path}/infer", infer.infer_documented, methods=["POST"], tags=["models"])
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        app.add_api_route(f"{path}:predict", predictions.predict, methods=["POST"], tags=["v1"])
     for router in (
         server.routes(host),
         models.routes(host),
@@ -128,5 +135,5 @@ def create_app(
         memory.routes(host, metrics),
     ):
         app.routes.extend(router.routes)
-    app.infer = infer
+    app.infer, app.predictions = infer, predictions
     return app

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from modelhost.config import ServerSettings
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 from modelhost.units import format_bytes
 
@@ -28,10 +29,8 @@ _ANSWER_PART = 4
 #: How long a request waits for others' bodies to be done with.
 _WAIT_S = 10.0
 
-#: Bodies that are no tensors are a few words …
+#: Bodies that are no tensors are a few words.
 _MAX_OBJECT_BYTES = 1 << 20
-#: … and a client that sends one takes no longer than this between two pieces of it.
-_OBJECT_PAUSE_S = 10.0
 
 
 @dataclass(eq=False, slots=True)
@@ -252,13 +251,16 @@ async def read_body(
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def read_object(request: Request) -> dict[str, Any]:
+async def read_object(request: Request, server: ServerSettings) -> dict[str, Any]:
     """Returns the JSON object that a body of a few words is; nothing at all is an empty one.
 
     Raises what `read_body` raises, and InvalidRequest for anything else.
     """
+    deadline = asyncio.get_running_loop().time() + server.request_timeout_s
     with ByteBudget(_MAX_OBJECT_BYTES, max_waiting=1).hold() as hold:
-        body = await read_body(request, hold, max_bytes=_MAX_OBJECT_BYTES, pause_s=_OBJECT_PAUSE_S)
+        body = await read_body(
+            request, hold, max_bytes=_MAX_OBJECT_BYTES, deadline=deadline, pause_s=server.receive_timeout_s
+        )
     try:
         document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:

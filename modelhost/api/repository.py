@@ -24,7 +24,7 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/repository/{repository}/index")
     async def index(request: Request, repository: str | None = None) -> Response:
         """Every model that was found, with its state; only the loaded ones with `{"ready": true}`."""
-        only_ready = (await read_object(request)).get("ready", False)
+        only_ready = (await read_object(request, host.settings.server)).get("ready", False)
         if not isinstance(only_ready, bool):
             raise InvalidRequest(f"'ready': expected true or false, got {say(only_ready)}")
         return JsonResponse(await views.repository_index(host, only_ready=only_ready))
@@ -33,7 +33,7 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/repository/{repository}/models/{name}/load")
     async def load(request: Request, name: str, repository: str | None = None) -> Response:
         """Loads a model, or loads it again where its files have changed; answers when it is ready."""
-        check_load_parameters(_parameters(await read_object(request)))
+        check_load_parameters(_parameters(await read_object(request, host.settings.server)))
         loaded = await host.pool.load(name)
         return JsonResponse({"name": name, "load": True, **loaded.as_dict()})
 
@@ -41,7 +41,7 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/repository/{repository}/models/{name}/unload")
     async def unload(request: Request, name: str, repository: str | None = None) -> Response:
         """Unloads all versions of a model; answers when its memory is back."""
-        check_unload_parameters(_parameters(await read_object(request)))
+        check_unload_parameters(_parameters(await read_object(request, host.settings.server)))
         recoveries = await host.pool.unload(name)
         return JsonResponse(
             {"name": name, "unload": True, "recovered": [recovery.as_dict() for recovery in recoveries]}

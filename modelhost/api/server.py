@@ -43,6 +43,6 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/logging")
     async def change_logging(request: Request) -> Response:
         """Changes which messages are logged, until the process ends; answers what is logged from here on."""
-        return JsonResponse(log_levels.change(await read_object(request)))
+        return JsonResponse(log_levels.change(await read_object(request, host.settings.server)))
 
     return router

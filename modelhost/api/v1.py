@@ -1,20 +1,30 @@
-"""V1 on the wire, as clients of KServe and TensorFlow Serving ask: which models, ready or not, what they take.
-
-Predictions are answered like other inference requests, see `inference.py`.
-"""
+"""V1 on the wire, as clients of KServe and TensorFlow Serving ask: predictions, and which models there are."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from modelhost.api import views
+from modelhost.api.body import ByteHold
+from modelhost.api.codec import EncodedResponse, InferRequest
+from modelhost.api.codec.v1 import (
+    PredictRequest,
+    decode_predict,
+    encode_predictions,
+    predict_cost_bytes,
+    predictions_cost_bytes,
+)
 from modelhost.api.errors import JsonResponse
+from modelhost.api.infer import Face, InferRoutes, Outputs
 from modelhost.host import Host
 from modelhost.pool import ModelKey
 from modelhost.tensors import TensorSpec
+
+_PREDICT: Final = ":predict"
 
 #: The repository extension's states in V1's words; a model on disk only is AVAILABLE where it would be served.
 _STATES: Final = {"READY": "AVAILABLE", "LOADING": "LOADING", "UNLOADING": "UNLOADING"}
@@ -28,6 +38,21 @@ _DTYPES: Final = {
     "FP32": "DT_FLOAT",
     "FP64": "DT_DOUBLE",
 }
+
+
+def predict_target(scope: Scope) -> tuple[str, str | None] | None:
+    """Returns name and version where the path is that of a prediction, else None.
+
+    Of whatever method: other methods would find the status of a model that is called `NAME:predict`.
+    """
+    if scope["type"] != "http" or not scope["path"].endswith(_PREDICT):
+        return None
+    match scope["path"].removesuffix(_PREDICT).split("/"):
+        case ["", "v1", "models", name]:
+            return name, None
+        case ["", "v1", "models", name, "versions", version]:
+            return name, version
+    return None
 
 
 def routes(host: Host) -> APIRouter:
@@ -56,6 +81,58 @@ def routes(host: Host) -> APIRouter:
         return JsonResponse(await _metadata(host, name, version))
 
     return router
+
+
+class Predictions:
+    """Answers `POST /v1/models/{name}[/versions/{version}]:predict`."""
+
+    def __init__(self, infer: InferRoutes) -> None:
+        self._infer = infer
+
+    async def respond(self, request: Request, name: str, version: str | None) -> Response:
+        """One request, from its arrival to its answer."""
+        if request.method != "POST":
+            text = f"{request.method} {request.url.path}: Method Not Allowed"
+            return JsonResponse({"error": text, "code": "http"}, 405, {"Allow": "POST"})
+        return await self._infer.answer(request, name, version, self._decode)
+
+    async def predict(self, request: Request, name: str, version: str | None = None) -> Response:
+        """Runs a model on rows (`instances`), or on whole inputs (`inputs`)."""
+        return await self.respond(request, name, version)
+
+    async def _decode(
+        self, request: Request, body: bytes, hold: ByteHold, face: Face
+    ) -> tuple[InferRequest, _RowEncoding]:
+        def decode() -> PredictRequest:
+            return decode_predict(
+                body,
+                inputs=face.inputs,
+                outputs=face.outputs,
+                max_decoded_bytes=self._infer.max_decoded_bytes,
+            )
+
+        decoded = await self._infer.decode(
+            decode,
+            hold,
+            cost_bytes=lambda: predict_cost_bytes(body),
+            body_bytes=len(body),
+            text_bytes=len(body),
+            slow_bytes=len(body),
+        )
+        return decoded.infer, _RowEncoding(decoded.rows)
+
+
+class _RowEncoding:
+    """V1's answers: for so many rows, whole where None."""
+
+    def __init__(self, rows: int | None) -> None:
+        self._rows = rows
+
+    def cost_bytes(self, outputs: Outputs) -> int:
+        return predictions_cost_bytes(outputs, self._rows)
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        return encode_predictions(outputs, self._rows)
 
 
 def _status(host: Host, name: str, version: str) -> dict[str, Any]:

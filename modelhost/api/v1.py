@@ -11,13 +11,8 @@ from starlette.types import Scope
 from modelhost.api import views
 from modelhost.api.body import ByteHold
 from modelhost.api.codec import EncodedResponse, InferRequest
-from modelhost.api.codec.v1 import (
-    PredictRequest,
-    decode_predict,
-    encode_predictions,
-    predict_cost_bytes,
-    predictions_cost_bytes,
-)
+from modelhost.api.codec.v1 import PredictRequest, decode_predict, predict_cost_bytes
+from modelhost.api.codec.v1_answers import encode_predictions, predictions_cost_bytes
 from modelhost.api.errors import JsonResponse
 from modelhost.api.infer import Face, InferRoutes, Outputs
 from modelhost.host import Host

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelhost.api.codec import v1
+from modelhost.api.codec import v1, v1_answers
 from modelhost.api.codec.messages import OutputRequest
 from modelhost.errors import InvalidRequest, ModelHostError, RequestTooLarge, UnrepresentableOutput
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_feeds
@@ -40,9 +40,9 @@ def encode(rows: int | None, **arrays: Array) -> Any:
         (OutputRequest(name, False), TensorSpec(name, "FP32", None), np.asarray(array))
         for name, array in arrays.items()
     ]
-    encoded = v1.encode_predictions(outputs, rows)
+    encoded = v1_answers.encode_predictions(outputs, rows)
     assert encoded.header_length is None
-    assert len(encoded.body) <= v1.predictions_cost_bytes(outputs, rows)
+    assert len(encoded.body) <= v1_answers.predictions_cost_bytes(outputs, rows)
     return json.loads(encoded.body)
 
 

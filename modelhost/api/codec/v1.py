@@ -1,4 +1,4 @@
-"""Between V1 bodies (`instances` to `predictions`, `inputs` to `outputs`) and named arrays.
+"""From V1 bodies (`instances`, or `inputs`) to named arrays; `v1_answers.py` goes back.
 
 V1 states no names, datatypes or shapes: they are the model's, and a value has to fit them as it is.
 
@@ -20,31 +20,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import orjson
 
 from modelhost.api.codec.cost import json_cost_bytes
 from modelhost.api.codec.fields import parse_document
 from modelhost.api.codec.json_tensors import decode_json, say
-from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
-from modelhost.api.codec.response import encode_cost_bytes
-from modelhost.errors import InvalidRequest, InvalidTensor, RequestTooLarge, UnrepresentableOutput
-from modelhost.tensors import DTYPES, Array, TensorSpec, check_names, datatype_of
+from modelhost.api.codec.messages import InferRequest, OutputRequest
+from modelhost.errors import InvalidRequest, InvalidTensor, RequestTooLarge
+from modelhost.tensors import DTYPES, Array, TensorSpec, check_names
 
 _MAX_DIMS: Final = 32
 _HALF_MAX: Final = float(np.finfo(np.float16).max)
 _BASE64: Final = "b64"
-
-#: What an answer's row takes as an object, and each of its members besides the text: at most.
-_ROW_BYTES: Final = 320
-_MEMBER_BYTES: Final = 144
-
-Outputs = Sequence[tuple[OutputRequest, TensorSpec, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +44,6 @@ class PredictRequest:
 
     infer: InferRequest
     rows: int | None
-
-
-# --- requests --------------------------------------------------------------------------------------
 
 
 def predict_cost_bytes(body: bytes) -> int:
@@ -269,84 +257,3 @@ def _from_base64(spec: TensorSpec, value: dict[str, object], where: str) -> str:
     except (binascii.Error, UnicodeEncodeError) as error:
         got, expected = f"{say(text)} in {where}: {error}", "base64 in 'b64'"
     raise InvalidTensor(spec.name, expected=expected, got=got)
-
-
-# --- answers ---------------------------------------------------------------------------------------
-
-
-def predictions_cost_bytes(outputs: Outputs, rows: int | None) -> int:
-    """Returns an upper bound for the bytes that `encode_predictions` makes, the arrays not included."""
-    cost = encode_cost_bytes(outputs)
-    for _, _, array in outputs:
-        lists = sum(math.prod(array.shape[:depth]) for depth in range(1, array.ndim))
-        cost += (88 if array.dtype.kind in "OUS" else 6) * lists  # texts become Python lists first
-    if rows is not None and len(outputs) > 1:
-        members = sum(_MEMBER_BYTES + 12 * len(asked.name) for asked, _, _ in outputs)
-        cost += rows * (_ROW_BYTES + members)
-    return cost
-
-
-def encode_predictions(outputs: Outputs, rows: int | None) -> EncodedResponse:
-    """Returns the answer: `predictions` for so many rows, `outputs` where None.
-
-    Raises UnrepresentableOutput where JSON has no form for a value, or an output no row for each instance.
-    """
-    values = {asked.name: _checked(asked.name, spec, array) for asked, spec, array in outputs}
-    if rows is None:
-        whole = {name: _jsonable(array) for name, array in values.items()}
-        document: dict[str, object] = {"outputs": whole if len(whole) != 1 else next(iter(whole.values()))}
-    else:
-        for name, array in values.items():
-            _check_rows(name, array, rows)
-        document = {"predictions": _by_row(values)}
-    try:
-        return EncodedResponse(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), None)
-    except orjson.JSONEncodeError as error:
-        raise UnrepresentableOutput(f"the answer has no JSON form: {error}") from None
-
-
-def _checked(name: str, spec: TensorSpec, array: Array) -> Array:
-    """Returns the array as JSON can carry it."""
-    datatype = datatype_of(array.dtype)
-    if datatype is None:
-        raise UnrepresentableOutput(f"output '{name}' ({spec.describe()}): JSON has no numpy {array.dtype}")
-    if datatype == "BYTES":
-        if strange := set(map(type, array.ravel().tolist())) - {str}:
-            raise UnrepresentableOutput(f"output '{name}': an element is {strange.pop().__name__}, expected text")
-        return array
-    if array.dtype.kind == "f":
-        flat = array.ravel()
-        finite = np.isfinite(flat)
-        if not finite.all():
-            index = int(finite.argmin())
-            raise UnrepresentableOutput(
-                f"output '{name}': element {index} is {flat[index]}, which JSON cannot carry; V2 does, as binary data"
-            )
-    return array.astype(np.float32) if datatype == "FP16" else array
-
-
-def _check_rows(name: str, array: Array, rows: int) -> None:
-    if array.ndim == 0 or len(array) != rows:
-        raise UnrepresentableOutput(
-            f"output '{name}' has shape {list(array.shape)}, which is not a row for each of {rows} instances; "
-            "send 'inputs' in place of 'instances'"
-        )
-
-
-def _by_row(values: Mapping[str, Array]) -> object:
-    """Returns the only output's rows, or an object for each row."""
-    if len(values) == 1:
-        return _jsonable(next(iter(values.values())))
-    names = tuple(values)
-    # A row of numbers stays a view on the array; single numbers and texts become Python's.
-    columns = (
-        array.tolist() if array.ndim == 1 or array.dtype.kind in "OUS" else list(np.ascontiguousarray(array))
-        for array in values.values()
-    )
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _jsonable(array: Array) -> object:
-    if array.ndim == 0 or array.dtype.kind in "OUS":
-        return array.tolist()
-    return np.ascontiguousarray(array)

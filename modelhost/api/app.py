@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
-from modelhost.api import errors, memory, models
+from modelhost.api import errors, memory, models, repository, server, v1
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.metrics import Metrics
-from modelhost.errors import ConfigError
+from modelhost.api.v1 import Predictions, predict_target
+from modelhost.errors import ConfigError, ModelNotFound
 from modelhost.host import Host
 
 #: The framework would follow OpenTelemetry's environment variables and export from every request.
@@ -36,19 +37,46 @@ class ModelHostApp(FastAPI):
     """
 
     infer: InferRoutes
+    predictions: Predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers inference requests, and leaves everything else to the framework."""
-        target = infer_target(scope)
+        if _names_a_slash(scope):
+            error = ModelNotFound(f"{scope['path']}: an encoded slash is part of a name, and no name has one")
+            await errors.respond(error)(scope, receive, send)
+            return
+        answer, target = self.infer.infer, infer_target(scope)
         if target is None:
-            await super().__call__(scope, receive, send)
+            answer, target = self.predictions.respond, predict_target(scope)
+        if target is None:
+            await super().__call__(_as_get(scope), receive, send)
             return
         request = Request(scope, receive)
         try:
-            response = await self.infer.infer(request, *target)
+            response = await answer(request, *target)
         except Exception as error:
             response = errors.respond_unexpected(request, error)
         await response(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the document of `/openapi.json`, which is made for each who asks."""
+        from modelhost.api import openapi  # hosts that nobody asks need not hold it
+
+        return openapi.document(self.routes)
+
+
+def _names_a_slash(scope: Scope) -> bool:
+    """Says whether the path has an encoded slash, which its decoded form shows as one between segments:
+    a model `a/ready` would be asked for as the readiness of `a`."""
+    path = scope.get("raw_path") or b""
+    return b"%2" in path and (b"%2F" in path or b"%2f" in path)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Returns a HEAD request as the GET that it is without the body, which the server leaves out."""
+    if scope["type"] == "http" and scope["method"] == "HEAD":
+        return {**scope, "method": "GET"}
+    return scope
 
 
 def create_app(
@@ -64,6 +92,7 @@ def create_app(
     """
     metrics = Metrics(host)
     infer = InferRoutes(host, metrics)
+    predictions = Predictions(infer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,13 +113,27 @@ def create_app(
             await host.__aexit__()
 
     app = ModelHostApp(
-        title="modelhost", version=__version__, lifespan=lifespan, redirect_slashes=False, telemetry=_NO_TELEMETRY
+        title="modelhost",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        telemetry=_NO_TELEMETRY,
     )
     errors.install(app)
     # For the OpenAPI page, and for 405: requests to these never get here.
-    for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
-        app.add_api_route(path, infer.infer_documented, methods=["POST"], tags=["models"])
-    app.include_router(models.routes(host))
-    app.include_router(memory.routes(host, metrics))
-    app.infer = infer
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(f"{path}/infer", infer.infer_documented, methods=["POST"], tags=["models"])
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        app.add_api_route(f"{path}:predict", predictions.predict, methods=["POST"], tags=["v1"])
+    for router in (
+        server.routes(host),
+        models.routes(host),
+        repository.routes(host),
+        v1.routes(host),
+        memory.routes(host, metrics),
+    ):
+        app.routes.extend(router.routes)
+    app.infer, app.predictions = infer, predictions
     return app

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
+import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from modelhost.config import ServerSettings
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 from modelhost.units import format_bytes
 
@@ -25,6 +28,9 @@ _ANSWER_PART = 4
 
 #: How long a request waits for others' bodies to be done with.
 _WAIT_S = 10.0
+
+#: Bodies that are no tensors are a few words.
+_MAX_OBJECT_BYTES = 1 << 20
 
 
 @dataclass(eq=False, slots=True)
@@ -243,6 +249,25 @@ async def read_body(
             claimed += step
         if is_last:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_object(request: Request, server: ServerSettings) -> dict[str, Any]:
+    """Returns the JSON object that a body of a few words is; nothing at all is an empty one.
+
+    Raises what `read_body` raises, and InvalidRequest for anything else.
+    """
+    deadline = asyncio.get_running_loop().time() + server.request_timeout_s
+    with ByteBudget(_MAX_OBJECT_BYTES, max_waiting=1).hold() as hold:
+        body = await read_body(
+            request, hold, max_bytes=_MAX_OBJECT_BYTES, deadline=deadline, pause_s=server.receive_timeout_s
+        )
+    try:
+        document = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body: expected a JSON object, got {type(document).__name__}")
+    return document
 
 
 async def _receive(request: Request, deadline: float | None, pause_s: float | None) -> Message:

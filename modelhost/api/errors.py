@@ -10,7 +10,9 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from modelhost import errors
 
@@ -44,6 +46,9 @@ _RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.DeadlineExceeded: 1,
     errors.HostClosed: 5,
 }
+
+#: nginx's status for a client that did not wait; nobody is there to read it.
+CLIENT_GONE: Final = Response(status_code=499)
 
 
 class JsonResponse(Response):
@@ -92,7 +97,10 @@ def install(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         text = f"{request.method} {request.url.path}: {error.detail}"
-        return JsonResponse({"error": text, "code": "http"}, error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_at(app, request))
+        return JsonResponse({"error": text, "code": "http"}, error.status_code, headers)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -102,8 +110,21 @@ def install(app: FastAPI) -> None:
     async def on_unexpected(request: Request, error: Exception) -> Response:
         return respond_unexpected(request, error)
 
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return CLIENT_GONE
+
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(MemoryError, on_unexpected)
     app.add_exception_handler(errors.ModelHostError, on_host_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_unexpected)
+
+
+def _methods_at(app: FastAPI, request: Request) -> list[str]:
+    """Returns the methods of all routes with the request's path: the framework names those of one."""
+    methods: set[str] = set()
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

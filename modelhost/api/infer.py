@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,11 +26,11 @@ from modelhost.api.codec import (
     parse_header_length,
 )
 from modelhost.api.disconnect import DisconnectWatch
-from modelhost.api.errors import respond
+from modelhost.api.errors import CLIENT_GONE, respond
 from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded, RequestTooLarge
 from modelhost.host import Host
-from modelhost.pool import Kept, Lease
+from modelhost.pool import Kept, Lease, ModelKey
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
 from modelhost.tensors import Array, TensorSpec
@@ -53,12 +53,40 @@ _FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
 
 Outputs = list[tuple[OutputRequest, TensorSpec, Array]]
 
-#: nginx's status for a client that did not wait; nobody is there to read it.
-_CLIENT_GONE: Final = Response(status_code=499)
+
+class Encoding(Protocol):
+    """How the outputs of one request become its answer. Pure; any thread."""
+
+    def cost_bytes(self, outputs: Outputs) -> int:
+        """Returns an upper bound for the bytes that `encode` makes."""
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        """Returns the answer of the model `key`. Raises UnrepresentableOutput."""
+
+
+Face: TypeAlias = LoadedModel | Inspection
+
+#: Turns a body into tensors, its memory claimed from the hold, and says how the answer is written.
+Decode: TypeAlias = Callable[[Request, bytes, ByteHold, Face], Awaitable[tuple[InferRequest, Encoding]]]
+
+
+class _TensorEncoding:
+    """V2's answers."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def cost_bytes(self, outputs: Outputs) -> int:
+        return encode_cost_bytes(outputs)
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        return encode_response(
+            model_name=key.name, model_version=key.version, request_id=self._request_id, outputs=outputs
+        )
 
 
 class InferRoutes:
-    """Answers `POST /v2/models/{name}[/versions/{version}]/infer`."""
+    """Answers `POST /v2/models/{name}[/versions/{version}]/infer`, and other forms of it by `answer`."""
 
     def __init__(self, host: Host, metrics: Metrics) -> None:
         self._host, self._metrics = host, metrics
@@ -72,21 +100,25 @@ class InferRoutes:
         return await self.infer(request, name, version)
 
     async def infer(self, request: Request, name: str, version: str | None) -> Response:
-        """One inference request, from its arrival to its answer."""
+        """One V2 inference request, from its arrival to its answer."""
+        return await self.answer(request, name, version, self._decode)
+
+    async def answer(self, request: Request, name: str, version: str | None, decode: Decode) -> Response:
+        """One inference request, whose form is `decode`'s, from its arrival to its answer."""
         started, began = asyncio.get_running_loop().time(), time.perf_counter()
         outcome = "ok"
         try:
             self._refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
             with self._budget.hold() as hold:
-                decoded = await self._receive(request, hold, face, started)
+                decoded, encoding = await self._receive(request, hold, face, started, decode)
                 with DisconnectWatch(request.receive) as watch:
-                    encoded = await self._answer(decoded, hold, file, started)
-                response = _CLIENT_GONE if watch.is_gone else self._response(encoded, hold)
+                    encoded = await self._answer(decoded, encoding, hold, file, started)
+                response = CLIENT_GONE if watch.is_gone else self._response(encoded, hold)
             if watch.is_gone:
                 outcome = "client_gone"
         except ClientDisconnect:
-            response, outcome = _CLIENT_GONE, "client_gone"
+            response, outcome = CLIENT_GONE, "client_gone"
         except ModelHostError as error:
             response, outcome = respond(error), error.code
         except asyncio.CancelledError:
@@ -96,18 +128,22 @@ class InferRoutes:
         self._metrics.observe(outcome, time.perf_counter() - began)
         return response
 
-    async def _answer(self, decoded: InferRequest, hold: ByteHold, file: ModelFile, started: float) -> EncodedResponse:
+    async def _answer(
+        self, decoded: InferRequest, encoding: Encoding, hold: ByteHold, file: ModelFile, started: float
+    ) -> EncodedResponse:
         timeout_s = self._host.settings.server.request_timeout_s
         if decoded.timeout_s is not None:
             timeout_s = min(timeout_s, decoded.timeout_s)
         deadline = started + timeout_s
         lease = await self._host.pool.acquire_file(file, deadline=deadline)
         try:
-            return await self._run(lease, decoded, hold, deadline)
+            return await self._run(lease, decoded, encoding, hold, deadline)
         finally:
             lease.end()
 
-    async def _run(self, lease: Lease, decoded: InferRequest, hold: ByteHold, deadline: float) -> EncodedResponse:
+    async def _run(
+        self, lease: Lease, decoded: InferRequest, encoding: Encoding, hold: ByteHold, deadline: float
+    ) -> EncodedResponse:
         """Runs and encodes on an inference thread.
 
         Small answers are encoded there and then, their outputs never leave the thread. The memory
@@ -116,13 +152,11 @@ class InferRoutes:
         key, specs, asked = lease.key, lease.outputs, decoded.outputs
 
         def encode(results: Outputs) -> EncodedResponse:
-            return encode_response(
-                model_name=key.name, model_version=key.version, request_id=decoded.id, outputs=results
-            )
+            return encoding.encode(key, results)
 
         def finish(arrays: list[Array]) -> EncodedResponse | Kept[tuple[Outputs, int]]:
             results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
-            cost_bytes = encode_cost_bytes(results)
+            cost_bytes = encoding.cost_bytes(results)
             if cost_bytes <= _ENCODE_AT_ONCE_BYTES:
                 return encode(results)
             if not any(array.dtype.kind == "O" for array in arrays):
@@ -171,13 +205,13 @@ class InferRoutes:
     # --- the body ------------------------------------------------------------------------------------
 
     async def _receive(
-        self, request: Request, hold: ByteHold, face: LoadedModel | Inspection, started: float
-    ) -> InferRequest:
+        self, request: Request, hold: ByteHold, face: Face, started: float, decode: Decode
+    ) -> tuple[InferRequest, Encoding]:
         """Reads and decodes the body; what is held afterwards is the tensors."""
         body = await self._read(request, hold, started)
-        decoded = await self._decode(request, body, hold, face)
+        decoded, encoding = await decode(request, body, hold, face)
         hold.shrink(_kept_bytes(decoded, len(body)))
-        return decoded
+        return decoded, encoding
 
     async def _read(self, request: Request, hold: ByteHold, started: float) -> bytes:
         max_bytes = self._host.budgets.request_bytes
@@ -198,29 +232,54 @@ class InferRoutes:
         await hold.grow(size_bytes)
         return await self._on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
 
-    async def _decode(
-        self, request: Request, body: bytes, hold: ByteHold, face: LoadedModel | Inspection
-    ) -> InferRequest:
+    async def _decode(self, request: Request, body: bytes, hold: ByteHold, face: Face) -> tuple[InferRequest, Encoding]:
         length = parse_header_length(request.headers.get("inference-header-content-length"), len(body))
         text_bytes = len(body) if length is None else length
-        max_decoded = self._budget.limit_bytes
         inputs, outputs = face.inputs, face.outputs
+        has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
 
         def decode() -> InferRequest:
             return decode_request(
-                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=max_decoded
+                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=self._budget.limit_bytes
             )
 
-        if len(body) <= _DECODE_INLINE_BYTES:
+        decoded = await self.decode(
+            decode,
+            hold,
+            cost_bytes=lambda: decode_cost_bytes(body, header_length=length, inputs=inputs),
+            body_bytes=len(body),
+            text_bytes=text_bytes,
+            slow_bytes=len(body) if has_text else text_bytes,
+        )
+        return decoded, _TensorEncoding(decoded.id)
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """What decoding one request may take at the most."""
+        return self._budget.limit_bytes
+
+    async def decode(
+        self,
+        work: Callable[[], T],
+        hold: ByteHold,
+        *,
+        cost_bytes: Callable[[], int],
+        body_bytes: int,
+        text_bytes: int,
+        slow_bytes: int,
+    ) -> T:
+        """Returns what `work` decodes, its memory claimed first: on a thread where `slow_bytes` are many.
+
+        `text_bytes` of the body are JSON, `slow_bytes` take time to decode. Small bodies claim a multiple
+        of their JSON, others `cost_bytes()`, which looks at all of it.
+        """
+        if body_bytes <= _DECODE_INLINE_BYTES:
             # One is decoded at a time, and what stays of it is at most this: a text of two characters
             # is some 70 bytes as an element of an array.
             await hold.grow(_KEPT_FACTOR * text_bytes)
-            return decode()
-        await hold.grow(decode_cost_bytes(body, header_length=length, inputs=inputs))
-        has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
-        if text_bytes <= _DECODE_INLINE_BYTES and not has_text:
-            return decode()
-        return await self._on_thread(decode)
+            return work()
+        await hold.grow(cost_bytes())
+        return work() if slow_bytes <= _DECODE_INLINE_BYTES else await self._on_thread(work)
 
     async def _on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
         """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""

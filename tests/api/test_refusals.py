@@ -409,10 +409,10 @@ def test_every_error_has_a_status_of_its_own_or_of_a_named_base(kind: type[error
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/v3", 404),
         ("GET", "/nothing", 404),
         ("GET", "/v2/models//ready", 404),
-        ("GET", "/v2/models/digits/stats", 404),
+        ("GET", "/v2/models/digits/trace/setting", 404),
         ("GET", "/v2/models/digits/infer", 405),
         ("POST", "/v2", 405),
         ("PUT", "/v2/models/digits", 405),
@@ -429,7 +429,7 @@ def test_what_the_framework_refuses_has_our_shape(ort: Served, method: str, path
 
 def test_head_is_answered_without_a_body(ort: Served) -> None:
     response = ort.http.head("/v2/health/live")
-    assert response.status_code in (200, 405)
+    assert response.status_code == 200
     assert response.content == b""
 
 

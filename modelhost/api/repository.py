@@ -1,0 +1,76 @@
+"""The repository extension on the wire: what there is, and loading and unloading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from modelhost.api import views
+from modelhost.api.body import read_object
+from modelhost.api.codec.json_tensors import say
+from modelhost.api.errors import JsonResponse
+from modelhost.errors import InvalidRequest
+from modelhost.host import Host
+
+
+def routes(host: Host) -> APIRouter:
+    """Returns the routes that list, load and unload."""
+    router = APIRouter(tags=["repository"])
+
+    @router.post("/v2/repository/index")
+    @router.post("/v2/repository/{repository}/index")
+    async def index(request: Request, repository: str | None = None) -> Response:
+        """Every model that was found, with its state; only the loaded ones with `{"ready": true}`."""
+        only_ready = (await read_object(request, host.settings.server)).get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise InvalidRequest(f"'ready': expected true or false, got {say(only_ready)}")
+        return JsonResponse(await views.repository_index(host, only_ready=only_ready))
+
+    @router.post("/v2/repository/models/{name}/load")
+    @router.post("/v2/repository/{repository}/models/{name}/load")
+    async def load(request: Request, name: str, repository: str | None = None) -> Response:
+        """Loads a model, or loads it again where its files have changed; answers when it is ready."""
+        check_load_parameters(_parameters(await read_object(request, host.settings.server)))
+        loaded = await host.pool.load(name)
+        return JsonResponse({"name": name, "load": True, **loaded.as_dict()})
+
+    @router.post("/v2/repository/models/{name}/unload")
+    @router.post("/v2/repository/{repository}/models/{name}/unload")
+    async def unload(request: Request, name: str, repository: str | None = None) -> Response:
+        """Unloads all versions of a model; answers when its memory is back."""
+        check_unload_parameters(_parameters(await read_object(request, host.settings.server)))
+        recoveries = await host.pool.unload(name)
+        return JsonResponse(
+            {"name": name, "unload": True, "recovered": [recovery.as_dict() for recovery in recoveries]}
+        )
+
+    return router
+
+
+def check_load_parameters(parameters: Mapping[str, object]) -> None:
+    """Refuses what would load something else than the repository's files. Raises InvalidRequest."""
+    if unsupported := [key for key in parameters if key == "config" or key.startswith("file:")]:
+        raise InvalidRequest(
+            f"load parameter '{unsupported[0][:100]}' is not supported: models come from the repository's "
+            f"directory, options from model.toml or the settings"
+        )
+
+
+def check_unload_parameters(parameters: Mapping[str, object]) -> None:
+    """No model here has dependents, so that `unload_dependents` may be either. Raises InvalidRequest."""
+    value = parameters.get("unload_dependents")
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"unload parameter 'unload_dependents': expected true or false, got {say(value)}")
+
+
+def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the document's parameters; null and nothing are none."""
+    parameters = document.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"'parameters': expected an object, got {say(parameters)}")
+    return parameters

@@ -1,0 +1,48 @@
+"""The server on the wire: what it is, whether it lives, what it logs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from modelhost.api import log_levels, views
+from modelhost.api.body import read_object
+from modelhost.api.errors import JsonResponse
+from modelhost.host import Host
+
+
+def routes(host: Host) -> APIRouter:
+    """Returns the routes that ask for no model."""
+    router = APIRouter(tags=["server"])
+
+    @router.get("/")
+    async def alive() -> Response:
+        """Whether the process answers, as V1 clients ask it."""
+        return JsonResponse({"status": "alive"})
+
+    @router.get("/v2")
+    async def server() -> Response:
+        """Name, version and extensions of the server."""
+        return JsonResponse(views.server_metadata())
+
+    @router.get("/v2/health/live")
+    async def live() -> Response:
+        """Whether the process answers."""
+        return JsonResponse({"live": True})
+
+    @router.get("/v2/health/ready")
+    async def ready() -> Response:
+        """Whether requests are served: 200 or 503."""
+        return JsonResponse({"ready": host.is_ready}, 200 if host.is_ready else 503)
+
+    @router.get("/v2/logging")
+    async def logging() -> Response:
+        """Which messages are logged."""
+        return JsonResponse(log_levels.current())
+
+    @router.post("/v2/logging")
+    async def change_logging(request: Request) -> Response:
+        """Changes which messages are logged, until the process ends; answers what is logged from here on."""
+        return JsonResponse(log_levels.change(await read_object(request, host.settings.server)))
+
+    return router

@@ -1,0 +1,174 @@
+"""What the server says of itself and its models, as plain values: the same for every front end."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from modelhost import __version__
+from modelhost.errors import ModelNotFound
+from modelhost.host import Host
+from modelhost.pool import ModelKey
+from modelhost.pool.statistics import BatchTook, ModelStatistics
+from modelhost.tensors import TensorSpec
+
+#: What is announced is what works.
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "parameters",
+    "statistics",
+    "logging",
+)
+
+_PLATFORM: Final = "onnxruntime_onnx"
+
+#: What a model has that nobody has asked for.
+_NEVER_ASKED: Final = ModelStatistics()
+
+
+def server_metadata() -> dict[str, Any]:
+    """Returns name, version and extensions of the server."""
+    return {"name": "modelhost", "version": __version__, "extensions": EXTENSIONS}
+
+
+async def model_metadata(host: Host, name: str, version: str | None = None) -> dict[str, Any]:
+    """Returns versions, inputs and outputs of a model, which need not be loaded.
+
+    Raises ModelNotFound or ModelBroken.
+    """
+    file, face = await host.pool.describe(name, version)
+    return {
+        "name": file.name,
+        "versions": list(host.pool.catalog.versions(file.name)),
+        "platform": _PLATFORM,
+        "inputs": [_tensor(spec) for spec in face.inputs.values()],
+        "outputs": [_tensor(spec) for spec in face.outputs.values()],
+    }
+
+
+async def model_is_ready(host: Host, name: str, version: str | None = None) -> bool:
+    """Says whether an inference request would be served; loading the model for it counts as served.
+
+    Raises ModelNotFound or ModelBroken.
+    """
+    await host.pool.catalog.find_fresh(name, version)
+    return host.is_ready and host.pool.is_ready(name, version)
+
+
+async def model_config(host: Host, name: str, version: str | None = None) -> dict[str, Any]:
+    """Returns the model's configuration in the form that load generators ask for.
+
+    Raises ModelNotFound or ModelBroken.
+    """
+    file, face = await host.pool.describe(name, version)
+    batch = host.pool.catalog.options(file).max_batch_size
+    return {
+        "name": file.name,
+        "platform": _PLATFORM,
+        "backend": "onnxruntime",
+        "max_batch_size": batch,
+        "input": [_configured(spec, batch) for spec in face.inputs.values()],
+        "output": [_configured(spec, batch) for spec in face.outputs.values()],
+        "version_policy": {"all": {}},
+    }
+
+
+async def repository_index(host: Host, *, only_ready: bool = False) -> list[dict[str, str]]:
+    """Returns every version that the disk has now, with its state; only the loaded ones where asked to."""
+    await host.pool.catalog.scan()
+    return [entry for entry in _index(host) if not only_ready or entry["state"] == "READY"]
+
+
+async def model_statistics(host: Host, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+    """Returns what the requests of a model took; of all its versions where none is named.
+
+    Without a name: of all models that are loaded or were asked for. Every key is always there, since
+    clients index without looking. Raises ModelNotFound or ModelBroken.
+    """
+    pool = host.pool
+    committed = {ModelKey(model.name, model.version): model.committed_bytes for model in pool.snapshot().models}
+    if name is None:
+        keys = sorted({key for key, _ in pool.statistics} | committed.keys(), key=_by_version)
+    else:
+        file = await pool.catalog.find_fresh(name, version)
+        versions = pool.catalog.versions(name) if version is None else (file.version,)
+        keys = [ModelKey(name, known) for known in versions]
+    return {"model_stats": [_statistics(key, pool.statistics.get(key), committed.get(key, 0)) for key in keys]}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.wire_shape}
+
+
+def _configured(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
+    """`dims` leave the batch dimension out where there is one, as the configuration's form has it."""
+    shape = spec.wire_shape
+    kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
+    return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": shape[1:] if max_batch_size else shape}
+
+
+def _index(host: Host) -> list[dict[str, str]]:
+    catalog = host.pool.catalog
+    entries = []
+    for name in catalog.names:
+        try:
+            versions = catalog.versions(name)
+        except ModelNotFound:  # a scan in between has not found it again
+            continue
+        for version in versions:
+            state, reason = host.pool.state_of(ModelKey(name, version))
+            entries.append({"name": name, "version": version, "state": state, "reason": reason})
+    served = set(catalog.names)
+    entries += [
+        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
+        for name, reason in catalog.problems.items()
+        if name not in served
+    ]
+    return entries
+
+
+# --- statistics ------------------------------------------------------------------------------------
+
+
+def _by_version(key: ModelKey) -> tuple[str, int, str]:
+    return key.name, int(key.version) if key.version.isdecimal() else 0, key.version
+
+
+def _statistics(key: ModelKey, found: ModelStatistics | None, committed_bytes: int) -> dict[str, Any]:
+    totals = found or _NEVER_ASKED
+    answered = totals.success.count
+    return {
+        "name": key.name,
+        "version": key.version,
+        "last_inference": totals.last_inference_ms,
+        "inference_count": totals.inference_count,
+        "execution_count": totals.execution_count,
+        "inference_stats": {
+            "success": _took(answered, totals.success.ns),
+            "fail": _took(totals.fail.count, totals.fail.ns),
+            "queue": _took(answered, totals.queue_ns),
+            "compute_input": _took(answered, totals.input_ns),
+            "compute_infer": _took(answered, totals.infer_ns),
+            "compute_output": _took(answered, totals.output_ns),
+            "cache_hit": _took(0, 0),
+            "cache_miss": _took(0, 0),
+        },
+        "response_stats": {},
+        "batch_stats": [_batch(size, took) for size, took in sorted(totals.batches.items())],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": committed_bytes}],
+    }
+
+
+def _batch(size: int, took: BatchTook) -> dict[str, Any]:
+    return {
+        "batch_size": size,
+        "compute_input": _took(took.count, took.input_ns),
+        "compute_infer": _took(took.count, took.infer_ns),
+        "compute_output": _took(took.count, took.output_ns),
+    }
+
+
+def _took(count: int, ns: int) -> dict[str, int]:
+    return {"count": count, "ns": ns}

@@ -19,7 +19,7 @@ from test_refusals import _all_errors
 
 import modelhost
 from modelhost import errors
-from modelhost.api.rpc.errors import CODES, code_of, figures_of, shortened
+from modelhost.api.rpc.errors import CODES, code_of, figures_of, known, shortened
 from modelhost.api.rpc.server import RpcServer
 from modelhost.errors import ConfigError
 from modelhost.host import Host
@@ -63,6 +63,19 @@ def test_a_long_error_arrives(rpc_fake) -> None:
         client.infer(fake_raw())
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert caught.value.details().startswith("model 'a' version 1 cannot be loaded: ßß")
+
+
+def test_a_known_error_holds_none_of_the_frames_that_it_went_through() -> None:
+    def fail() -> None:
+        raise errors.InvalidRequest("wrong")
+
+    try:
+        fail()
+    except errors.ModelHostError as caught:
+        assert caught.__traceback__ is not None
+        found = known(caught, "ModelInfer")
+    assert str(found) == "wrong"
+    assert found.__traceback__ is None
 
 
 # --- coming and going ----------------------------------------------------------------------------------------

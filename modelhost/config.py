@@ -57,6 +57,9 @@ class ServerSettings(_Section):
     """Address to listen on; 127.0.0.1 because the host has no authentication of its own."""
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """Port for the same protocol over gRPC, for which the extra `modelhost[grpc]` has to be installed; unset:
+    not served, 0 takes a free one."""
     max_request_bytes: SizeOrAuto = "auto"
     """Largest request body, before and after decompression; auto: a sixteenth of the limit, 1 to 64 MB."""
     max_decoding_bytes: SizeOrAuto = "auto"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -19,6 +19,9 @@ from modelhost.api.metrics import Metrics
 from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, ModelNotFound
 from modelhost.host import Host
+
+if TYPE_CHECKING:
+    from modelhost.api.rpc.server import RpcServer
 
 #: The framework would follow OpenTelemetry's environment variables and export from every request.
 _NO_TELEMETRY: Final[TelemetryConfig] = {
@@ -38,6 +41,8 @@ class ModelHostApp(FastAPI):
 
     infer: InferRoutes
     predictions: Predictions
+    grpc_port: int | None = None
+    """Where gRPC is answered, once the host is open."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers inference requests, and leaves everything else to the framework."""
@@ -94,23 +99,31 @@ def create_app(
     infer = InferRoutes(host, metrics)
     predictions = Predictions(infer)
 
+    async def open_all(stack: AsyncExitStack) -> None:
+        rpc = _rpc_server(host)
+        if rpc is not None:
+            stack.callback(rpc.release_port)
+        await stack.enter_async_context(host)
+        infer.open()
+        if rpc is not None:
+            await rpc.start(infer, metrics)
+            stack.push_async_callback(rpc.stop)
+            app.grpc_port = rpc.port
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await host.__aenter__()
-        except ConfigError as error:
-            if on_failure is None:
-                raise
-            on_failure(error)
-            raise RuntimeError("the host could not be opened") from error
-        try:
-            infer.open()
+        async with AsyncExitStack() as stack:
+            try:
+                await open_all(stack)
+            except ConfigError as error:
+                if on_failure is None:
+                    raise
+                on_failure(error)
+                raise RuntimeError("the host could not be opened") from error
             announcing = None if on_ready is None else asyncio.get_running_loop().create_task(on_ready())
             yield
             if announcing is not None:
                 announcing.cancel()
-        finally:
-            await host.__aexit__()
 
     app = ModelHostApp(
         title="modelhost",
@@ -137,3 +150,21 @@ def create_app(
         app.routes.extend(router.routes)
     app.infer, app.predictions = infer, predictions
     return app
+
+
+def _rpc_server(host: Host) -> RpcServer | None:
+    """Takes the gRPC port where one is asked for. Raises ConfigError.
+
+    Its libraries are an extra, and are imported before the host measures what it holds itself.
+    """
+    if host.settings.server.grpc_port is None:
+        return None
+    try:
+        from modelhost.api.rpc.server import RpcServer
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        raise ConfigError(
+            f"server.grpc_port is set, but gRPC is not installed ({error}): pip install 'modelhost[grpc]'"
+        ) from None
+    return RpcServer(host)

@@ -66,14 +66,19 @@ def status_of(error: errors.ModelHostError) -> int:
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
-def respond(error: errors.ModelHostError) -> Response:
-    """Returns the answer for an error: `{"error": text, "code": ..., figures}`."""
-    body = {"error": str(error), "code": error.code, **error.details()}
-    headers: dict[str, str] = {}
+def answer_of(error: errors.ModelHostError) -> dict[str, Any]:
+    """Returns what clients are told of an error: text, code, figures, and when to come back."""
+    answer = {"error": str(error), "code": error.code, **error.details()}
     retry_after_s = _RETRY_AFTER_S.get(type(error))
     if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
-        body["retry_after_s"] = retry_after_s
+        answer["retry_after_s"] = retry_after_s
+    return answer
+
+
+def respond(error: errors.ModelHostError) -> Response:
+    """Returns the answer for an error: `{"error": text, "code": ..., figures}`."""
+    body = answer_of(error)
+    headers = {"Retry-After": str(body["retry_after_s"])} if "retry_after_s" in body else {}
     return JsonResponse(body, status_of(error), headers)
 
 

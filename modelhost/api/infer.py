@@ -46,10 +46,10 @@ _DECODE_INLINE_BYTES: Final = 64 << 10
 _KEPT_FACTOR: Final = 16
 
 #: Answers up to this are encoded and sent without a claim of their own.
-_ENCODE_AT_ONCE_BYTES: Final = 256 << 10
+ENCODE_AT_ONCE_BYTES: Final = 256 << 10
 
-_ANSWER_TAKES: Final = "the answer takes"
-_FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
+ANSWER_TAKES: Final = "the answer takes"
+FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
 
 Outputs = list[tuple[OutputRequest, TensorSpec, Array]]
 
@@ -93,7 +93,7 @@ class InferRoutes:
 
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
-        self._budget = ByteBudget(self._host.budgets.decoding_bytes, max_waiting=self._host.settings.server.max_queue)
+        self.budget = ByteBudget(self._host.budgets.decoding_bytes, max_waiting=self._host.settings.server.max_queue)
 
     async def infer_documented(self, request: Request, name: str, version: str | None = None) -> Response:
         """Runs a model on the tensors in the body; JSON, or JSON followed by binary tensors."""
@@ -108,9 +108,9 @@ class InferRoutes:
         started, began = asyncio.get_running_loop().time(), time.perf_counter()
         outcome = "ok"
         try:
-            self._refuse_exhausted()
+            self.refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
-            with self._budget.hold() as hold:
+            with self.budget.hold() as hold:
                 decoded, encoding = await self._receive(request, hold, face, started, decode)
                 with DisconnectWatch(request.receive) as watch:
                     encoded = await self._answer(decoded, encoding, hold, file, started)
@@ -157,24 +157,24 @@ class InferRoutes:
         def finish(arrays: list[Array]) -> EncodedResponse | Kept[tuple[Outputs, int]]:
             results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
             cost_bytes = encoding.cost_bytes(results)
-            if cost_bytes <= _ENCODE_AT_ONCE_BYTES:
+            if cost_bytes <= ENCODE_AT_ONCE_BYTES:
                 return encode(results)
             if not any(array.dtype.kind == "O" for array in arrays):
                 return Kept((results, cost_bytes), sum(array.nbytes for array in arrays))
             # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
-            if cost_bytes > self._budget.limit_bytes:
+            if cost_bytes > self.budget.limit_bytes:
                 raise RequestTooLarge(
-                    _ANSWER_TAKES, size_bytes=cost_bytes, limit_bytes=self._budget.limit_bytes, advice=_FEWER_ROWS
+                    ANSWER_TAKES, size_bytes=cost_bytes, limit_bytes=self.budget.limit_bytes, advice=FEWER_ROWS
                 )
-            if cost_bytes > self._budget.free_bytes:
-                raise _no_room(cost_bytes, self._budget.free_bytes)
+            if cost_bytes > self.budget.free_bytes:
+                raise no_room(cost_bytes, self.budget.free_bytes)
             return encode(results)
 
         done = await lease.run_checked(decoded.feeds, [out.name for out in asked], finish, deadline=deadline)
         if isinstance(done, EncodedResponse):
             size_bytes = len(done.body)
-            if size_bytes > _ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
-                raise _no_room(size_bytes, self._budget.free_bytes)
+            if size_bytes > ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
+                raise no_room(size_bytes, self.budget.free_bytes)
             return done
         with done as (results, cost_bytes):
             # The line for the answer's memory may wait for requests that wait for this one's model and
@@ -185,10 +185,10 @@ class InferRoutes:
             await hold.grow(
                 cost_bytes,
                 is_last_step=True,
-                what=_ANSWER_TAKES,
-                advice=_FEWER_ROWS,
+                what=ANSWER_TAKES,
+                advice=FEWER_ROWS,
             )
-            encoded = await self._on_thread(lambda: encode(results), kept=done)
+            encoded = await self.on_thread(lambda: encode(results), kept=done)
             results.clear()
         return encoded
 
@@ -197,7 +197,7 @@ class InferRoutes:
         if encoded.header_length is not None:
             headers["Inference-Header-Content-Length"] = str(encoded.header_length)
         kind = "application/json" if encoded.header_length is None else "application/octet-stream"
-        if len(encoded.body) <= _ENCODE_AT_ONCE_BYTES:
+        if len(encoded.body) <= ENCODE_AT_ONCE_BYTES:
             return Response(encoded.body, media_type=kind, headers=headers)
         timeout_s = self._host.settings.server.request_timeout_s
         return HeldResponse(encoded.body, hold.hand_over(len(encoded.body)), kind, headers, timeout_s=timeout_s)
@@ -210,7 +210,7 @@ class InferRoutes:
         """Reads and decodes the body; what is held afterwards is the tensors."""
         body = await self._read(request, hold, started)
         decoded, encoding = await decode(request, body, hold, face)
-        hold.shrink(_kept_bytes(decoded, len(body)))
+        hold.shrink(kept_bytes(decoded, len(body)))
         return decoded, encoding
 
     async def _read(self, request: Request, hold: ByteHold, started: float) -> bytes:
@@ -228,9 +228,9 @@ class InferRoutes:
             return body
         # Decoded twice, once only to count: claiming the most it could be would let one request at
         # a time through.
-        size_bytes = await self._on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
+        size_bytes = await self.on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
         await hold.grow(size_bytes)
-        return await self._on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
+        return await self.on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
 
     async def _decode(self, request: Request, body: bytes, hold: ByteHold, face: Face) -> tuple[InferRequest, Encoding]:
         length = parse_header_length(request.headers.get("inference-header-content-length"), len(body))
@@ -240,7 +240,7 @@ class InferRoutes:
 
         def decode() -> InferRequest:
             return decode_request(
-                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=self._budget.limit_bytes
+                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=self.budget.limit_bytes
             )
 
         decoded = await self.decode(
@@ -256,7 +256,7 @@ class InferRoutes:
     @property
     def max_decoded_bytes(self) -> int:
         """What decoding one request may take at the most."""
-        return self._budget.limit_bytes
+        return self.budget.limit_bytes
 
     async def decode(
         self,
@@ -279,9 +279,9 @@ class InferRoutes:
             await hold.grow(_KEPT_FACTOR * text_bytes)
             return work()
         await hold.grow(cost_bytes())
-        return work() if slow_bytes <= _DECODE_INLINE_BYTES else await self._on_thread(work)
+        return work() if slow_bytes <= _DECODE_INLINE_BYTES else await self.on_thread(work)
 
-    async def _on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
+    async def on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
         """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""
         cancel = CancelToken()
         return await self._host.pool.runner.result(self._submit(work, cancel, kept), cancel=cancel)
@@ -294,7 +294,7 @@ class InferRoutes:
         kept.begin_use()
         return job
 
-    def _refuse_exhausted(self) -> None:
+    def refuse_exhausted(self) -> None:
         """Refuses work while usage is within `memory.min_free` of the limit: it might be what is killed."""
         memory = self._host.memory
         if not memory.is_exhausted:
@@ -310,7 +310,8 @@ class InferRoutes:
             )
 
 
-def _no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
+def no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
+    """Returns the refusal of an answer for which nothing is free now."""
     text = f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
     return Overloaded("answers", waiting=0, limit=0, text=text)
 
@@ -327,7 +328,7 @@ def infer_target(scope: Scope) -> tuple[str, str | None] | None:
     return None
 
 
-def _kept_bytes(decoded: InferRequest, body_bytes: int) -> int:
+def kept_bytes(decoded: InferRequest, body_bytes: int) -> int:
     """Returns what decoded tensors hold: numbers their arrays, or the body that those are views on."""
     kept = 0
     for array in decoded.feeds.values():

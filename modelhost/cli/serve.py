@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @settings_options
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one. [default: 8080]")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC; 0 takes a free one. [default: none]")
 @click.option(
     "--memory-limit", metavar="SIZE", help='Upper bound such as "256MB"; only lowers the kernel\'s own limit.'
 )
@@ -38,6 +39,7 @@ def command(
     config_file: Path | None,
     host: str | None,
     port: int | None,
+    grpc_port: int | None,
     memory_limit: str | None,
     log_level: str,
 ) -> None:
@@ -66,6 +68,7 @@ def command(
             "models.directory": models_directory,
             "server.host": host,
             "server.port": port,
+            "server.grpc_port": grpc_port,
             "memory.limit": memory_limit,
         },
     )
@@ -89,7 +92,7 @@ def _serve(settings: Settings) -> None:
         # The server would print the framework's traceback for what is one line of ours.
         logging.getLogger("uvicorn.error").disabled = True
 
-    app = create_app(host, on_ready=lambda: _announce(host, server, listener), on_failure=on_failure)
+    app = create_app(host, on_ready=lambda: _announce(host, server, listener, app.grpc_port), on_failure=on_failure)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -139,7 +142,7 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket) -> None:
+async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket, grpc_port: int | None) -> None:
     """Says where the host listens once it really does."""
     gc.freeze()  # what start-up has made stays; collections need not look at it again
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
@@ -147,11 +150,11 @@ async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket)
     address, port = listener.getsockname()[:2]
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # where a request can go to
     shown = f"[{address}]" if ":" in address else address
-    for line in await _welcome(host, f"http://{shown}:{port}"):
+    for line in await _welcome(host, f"http://{shown}:{port}", None if grpc_port is None else f"{shown}:{grpc_port}"):
         click.echo(line)
 
 
-async def _welcome(host: Host, url: str) -> list[str]:
+async def _welcome(host: Host, url: str, rpc_address: str | None) -> list[str]:
     from modelhost.cli.example import example_curl
     from modelhost.units import format_bytes
 
@@ -159,6 +162,7 @@ async def _welcome(host: Host, url: str) -> list[str]:
     broken = f", {len(catalog.problems)} broken (see the log)" if catalog.problems else ""
     lines = [
         f"modelhost listens on {url}",
+        *([] if rpc_address is None else [f"  gRPC:    {rpc_address}"]),
         f"  models:  {len(catalog.names)} in {host.settings.models.directory}{broken}; loaded on demand",
         f"  memory:  limit {format_bytes(info.limit_bytes)} ({info.limit_source}), "
         f"baseline {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import models_for_tests as build
 import pytest
 from onnx import TensorProto
+from rpc_client import RpcClient, client_of
 from served import MODELS, Served, fake_host, serve, settings
 
 from modelhost.host import Host
@@ -63,5 +64,25 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ort(zoo: Path) -> Iterator[Served]:
     """The zoo behind ONNX Runtime, for all tests of the session: they leave it as they found it."""
-    with serve(Host(settings(zoo, memory={"limit": 400 << 20}, pool={"failure_backoff_s": 0.001}))) as served:
+    sections = {"server": {"grpc_port": 0}, "memory": {"limit": 400 << 20}, "pool": {"failure_backoff_s": 0.001}}
+    with serve(Host(settings(zoo, **sections))) as served:
         yield served
+
+
+@pytest.fixture
+def rpc(ort: Served) -> Iterator[RpcClient]:
+    """A gRPC client of the zoo."""
+    with client_of(ort) as client:
+        yield client
+
+
+@pytest.fixture
+def rpc_fake(serve_fake: ServeFake) -> Iterator[Callable[..., RpcClient]]:
+    """Returns a function that serves fake models over gRPC, and a client of it."""
+    with ExitStack() as stack:
+
+        def connect(scripts: dict[str, FakeScript], **sections: dict[str, Any]) -> RpcClient:
+            server = {"grpc_port": 0} | sections.pop("server", {})
+            return stack.enter_context(client_of(serve_fake(scripts, server=server, **sections)))
+
+        yield connect

@@ -139,7 +139,7 @@ def serve(host: Host) -> Iterator[Served]:
     thread.start()
     try:
         assert ready.wait(_PATIENCE_S), "the host did not open"
-        served.app = app
+        served.app, served.server = app, server
         yield served
     finally:
         served.http.close()

@@ -14,7 +14,7 @@ import orjson
 from modelhost.api.codec.json_tensors import say
 from modelhost.errors import InvalidRequest
 
-_MAX_NAME_CHARS: Final = 1024  # names are repeated in messages
+MAX_NAME_CHARS: Final = 1024  # names are repeated in messages
 _NO_MEMORY: Final = "Not enough memory"  # orjson has the same error class for this
 _NOTHING: Final[dict[str, object]] = {}
 
@@ -86,9 +86,9 @@ def named_entries(value: object, kind: str) -> dict[str, dict[str, object]]:
         name = entry.get("name")
         if not isinstance(name, str):
             raise InvalidRequest(f"{kind} {index} must have a string as 'name', got {say(name)}")
-        if len(name) > _MAX_NAME_CHARS:
+        if len(name) > MAX_NAME_CHARS:
             raise InvalidRequest(
-                f"{kind} {index} has a name of {len(name)} characters, at most {_MAX_NAME_CHARS} are accepted"
+                f"{kind} {index} has a name of {len(name)} characters, at most {MAX_NAME_CHARS} are accepted"
             )
         if name in named:
             raise InvalidRequest(f"{kind} '{name}' is given twice")

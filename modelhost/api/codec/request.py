@@ -165,12 +165,16 @@ def _declared(spec: TensorSpec, entry: Mapping[str, object]) -> tuple[str, list[
     datatype, shape = entry.get("datatype"), entry.get("shape")
     if not isinstance(datatype, str):
         raise InvalidTensor(spec.name, expected=f"datatype {spec.datatype}", got=say(datatype))
-    if not isinstance(shape, list) or len(shape) > _MAX_DIMS:
-        raise InvalidTensor(
-            spec.name,
-            expected=f"as 'shape' a list of at most {_MAX_DIMS} sizes for {spec.describe()}",
-            got=say(shape),
-        )
+    if not isinstance(shape, list):
+        raise _no_shape(spec, shape)
+    check_declared(spec, datatype, shape)
+    return datatype, shape
+
+
+def check_declared(spec: TensorSpec, datatype: str, shape: list[int]) -> None:
+    """Raises InvalidTensor unless a tensor of this datatype and shape can be made, and fits `spec`."""
+    if len(shape) > _MAX_DIMS:
+        raise _no_shape(spec, shape)
     for size in shape:
         if type(size) is not int or size < 0:
             raise InvalidTensor(
@@ -183,7 +187,14 @@ def _declared(spec: TensorSpec, entry: Mapping[str, object]) -> tuple[str, list[
     spec.check(datatype if len(datatype) <= 16 else say(datatype), shape)
     if 0 in shape:
         _check_addressable(spec, shape)
-    return datatype, shape
+
+
+def _no_shape(spec: TensorSpec, shape: object) -> InvalidTensor:
+    return InvalidTensor(
+        spec.name,
+        expected=f"as 'shape' a list of at most {_MAX_DIMS} sizes for {spec.describe()}",
+        got=say(shape),
+    )
 
 
 def _check_known(spec: TensorSpec) -> None:

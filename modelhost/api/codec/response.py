@@ -85,11 +85,11 @@ def _encode(
     }
     flat = array.ravel()  # a view where the array is contiguous already
     if datatype == "BYTES":
-        texts = json_texts(asked.name, flat) if spec.is_structured else _texts(asked.name, flat)
+        texts = json_texts(asked.name, flat) if spec.is_structured else texts_of(asked.name, flat)
         raw: bytes | memoryview = encode_texts(asked.name, texts) if asked.binary else b""
         data: object = texts
     elif asked.binary:
-        raw, data = _little_endian(flat, datatype), None
+        raw, data = little_endian(flat, datatype), None
     else:
         check_json(asked.name, datatype, flat)
         raw, data = b"", flat
@@ -102,13 +102,14 @@ def _encode(
     return tensor
 
 
-def _little_endian(flat: Array, datatype: str) -> memoryview:
+def little_endian(flat: Array, datatype: str) -> memoryview:
     """Returns the bytes of `flat`, without a copy on little-endian machines."""
     wire = flat.astype(DTYPES[datatype].newbyteorder("<"), copy=False)
     return wire.view(np.uint8).data
 
 
-def _texts(name: str, flat: Array) -> list[str]:
+def texts_of(name: str, flat: Array) -> list[str]:
+    """Returns the elements of a text output; raises UnrepresentableOutput where one is something else."""
     texts: list[str] = flat.tolist()
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -121,7 +122,7 @@ def _not_unicode(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]], rea
     for asked, spec, array in outputs:
         if datatype_of(array.dtype) == "BYTES" and not spec.is_structured:
             try:
-                encode_texts(asked.name, _texts(asked.name, array.ravel()))
+                encode_texts(asked.name, texts_of(asked.name, array.ravel()))
             except UnrepresentableOutput as error:
                 return error
     return UnrepresentableOutput(f"the response has no JSON form: {reason}")

@@ -1,0 +1,154 @@
+"""ModelInfer and ModelStreamInfer: receive, decode, run, send; the run itself is HTTP's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import grpc
+
+from modelhost.api.body import ByteHold
+from modelhost.api.codec import InferRequest
+from modelhost.api.metrics import Metrics
+from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
+from modelhost.api.rpc.encode import MessageEncoding
+from modelhost.api.rpc.errors import abort, known, shortened
+from modelhost.api.rpc.messages import ModelStreamInferResponse
+from modelhost.api.rpc.receiving import Call, Receiving
+from modelhost.api.rpc.running import Running
+from modelhost.api.rpc.wire import Parts, take_apart
+from modelhost.errors import ModelHostError, Overloaded
+from modelhost.host import Host
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import Inspection, LoadedModel
+
+#: What the parser has to read above this is decoded on an inference thread, so that the event loop is not
+#: held up. Raw tensors are views on the message and cost nothing.
+_DECODE_INLINE_BYTES: Final = 64 << 10
+
+_CLIENT_GONE: Final = "client_gone"
+
+
+class InferCalls:
+    """Answers inference requests, one by one or in a stream. Event-loop thread."""
+
+    def __init__(self, host: Host, running: Running, metrics: Metrics, receiving: Receiving) -> None:
+        self._host, self._running, self._metrics = host, running, metrics
+        self._receiving = receiving
+
+    async def model_infer(self, _: object, call: Call) -> None:
+        """One request and its answer.
+
+        The handler reads and writes by itself, though the call is no stream: so it decides when the message
+        may come, and the claim for the answer lasts until it is sent.
+        """
+        began = time.perf_counter()
+        failed: ModelHostError | None = None
+        outcome = _CLIENT_GONE
+        try:
+            await self._receive_and_answer(call)
+            outcome = "ok"
+        except Exception as caught:
+            failed = known(caught, "ModelInfer")
+            outcome = failed.code
+        finally:
+            self._metrics.observe(outcome, time.perf_counter() - began)
+        if failed is not None:
+            await abort(call, failed)
+
+    async def _receive_and_answer(self, call: Call) -> None:
+        self._running.refuse_exhausted()
+        started = asyncio.get_running_loop().time()
+        deadline = self._deadline(started, call)
+        with self._running.budget.hold() as hold:
+            message = await self._receiving.receive(call, hold, deadline=deadline)
+            file, decoded = await self._decoded(message, take_apart(message), hold)
+            del message  # of which the tensors keep what they need
+            deadline = _sooner(deadline, started, decoded)
+            answer = await self._running.run(
+                file, decoded, hold, MessageEncoding(decoded.id, is_stream=False), deadline=deadline
+            )
+            await call.write(answer)
+
+    async def model_stream_infer(self, _: object, call: Call) -> None:
+        """Requests of one client, each answered before the next one is read; an error does not end the stream."""
+        try:
+            with self._receiving.stream():
+                while await self._answer_next(call):
+                    pass
+        except Overloaded as caught:
+            refused = known(caught, "ModelStreamInfer")
+        else:
+            return
+        await abort(call, refused)
+
+    async def _answer_next(self, call: Call) -> bool:
+        """Answers the next request of a stream; returns False where there is none."""
+        message = await call.read()
+        if message is grpc.aio.EOF:
+            return False
+        started, began = asyncio.get_running_loop().time(), time.perf_counter()
+        outcome, request_id = "ok", ""
+        try:
+            deadline = self._deadline(started, call)
+            with self._running.budget.hold() as hold:
+                try:
+                    self._running.refuse_exhausted()
+                    await hold.grow(len(message))
+                    parts = take_apart(message)
+                    request_id = parts.request_id
+                    file, decoded = await self._decoded(message, parts, hold)
+                    del message
+                    deadline = _sooner(deadline, started, decoded)
+                    answer = await self._running.run(
+                        file, decoded, hold, MessageEncoding(request_id, is_stream=True), deadline=deadline
+                    )
+                except Exception as caught:
+                    failed = known(caught, "ModelStreamInfer")
+                    outcome, answer = failed.code, _failure(request_id, failed)
+                    del failed
+                await call.write(answer)
+        except asyncio.CancelledError:
+            outcome = _CLIENT_GONE
+            raise
+        finally:
+            self._metrics.observe(outcome, time.perf_counter() - began)
+        return True
+
+    def _deadline(self, started: float, call: Call) -> float:
+        """Returns the host's time limit for a request, or the call's own where that is sooner."""
+        timeout_s = self._host.settings.server.request_timeout_s
+        remaining_s = call.time_remaining()
+        return started + (timeout_s if remaining_s is None else min(timeout_s, remaining_s))
+
+    async def _decoded(self, message: bytes, parts: Parts, hold: ByteHold) -> tuple[ModelFile, InferRequest]:
+        """Returns the model and its tensors; what is held afterwards is the tensors."""
+        file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
+        decoded = await self._decode(message, parts, hold, face)
+        self._running.keep(decoded, message, hold)
+        return file, decoded
+
+    async def _decode(
+        self, message: bytes, parts: Parts, hold: ByteHold, face: LoadedModel | Inspection
+    ) -> InferRequest:
+        inputs, outputs = face.inputs, face.outputs
+        await hold.grow(infer_cost_bytes(message, parts, inputs))
+        has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
+        looked_at_bytes = len(message) if has_text else parts.head_bytes
+        if looked_at_bytes <= _DECODE_INLINE_BYTES:
+            return decode_infer(message, parts, inputs=inputs, outputs=outputs)
+        return await self._running.on_thread(lambda: decode_infer(message, parts, inputs=inputs, outputs=outputs))
+
+
+def _sooner(deadline: float, started: float, decoded: InferRequest) -> float:
+    """Returns the deadline, or where the request asks for less time, that one."""
+    return deadline if decoded.timeout_s is None else min(deadline, started + decoded.timeout_s)
+
+
+def _failure(request_id: str, error: ModelHostError) -> bytes:
+    """Returns what a stream has in place of an answer."""
+    failed = ModelStreamInferResponse(error_message=shortened(str(error)))
+    failed.infer_response.id = request_id
+    data: bytes = failed.SerializeToString()
+    return data

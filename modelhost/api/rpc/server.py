@@ -1,0 +1,93 @@
+"""The gRPC server: on the host's event loop, beside HTTP, within the same bounds."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import grpc
+
+from modelhost.api.infer import InferRoutes
+from modelhost.api.metrics import Metrics
+from modelhost.api.rpc.calls import handlers
+from modelhost.api.rpc.infer import InferCalls
+from modelhost.api.rpc.messages import SERVICE
+from modelhost.api.rpc.receiving import Receiving
+from modelhost.api.rpc.running import Running
+from modelhost.errors import ConfigError
+from modelhost.host import Host
+
+#: A connection without a call leaves after this time; clients open another by themselves.
+_IDLE_MS: Final = 300_000
+#: A client that vanished without a word is noticed after these two: its calls end, and what they hold.
+_PING_AFTER_MS: Final = 60_000
+_PING_TIMEOUT_MS: Final = 20_000
+
+
+class RpcServer:
+    """Serves a host from `start` to `stop`. Its port is taken before, so that one in use is said at once."""
+
+    def __init__(self, host: Host) -> None:
+        """Takes the port of `server.grpc_port`. Raises ConfigError."""
+        server = host.settings.server
+        assert server.grpc_port is not None
+        self._host = host
+        self._reserved = _reserve(server.host, server.grpc_port)
+        self.port: int = self._reserved.getsockname()[1]
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, routes: InferRoutes, metrics: Metrics) -> None:
+        """Listens. The host is open. Raises ConfigError."""
+        host, settings = self._host, self._host.settings.server
+        memory = host.memory.memory_info()
+        receiving = Receiving(
+            room_bytes=memory.limit_bytes - memory.critical_bytes, max_bytes=host.budgets.request_bytes
+        )
+        calls = InferCalls(host, Running(host, routes), metrics, receiving)
+        server = grpc.aio.server(
+            handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving)),),
+            options=(
+                ("grpc.so_reuseport", 0),  # else a second host on this port would get half of the calls
+                # Windows stay at 64 KB until a message is asked for; the library would widen them to megabytes.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.max_receive_message_length", host.budgets.request_bytes),  # decompressed, too
+                ("grpc.max_send_message_length", -1),  # answers are bounded by what may be held
+                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.keepalive_time_ms", _PING_AFTER_MS),
+                ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+            ),
+            maximum_concurrent_rpcs=settings.max_connections,
+        )
+        address = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.release_port()
+        try:
+            server.add_insecure_port(f"{address}:{self.port}")
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address}:{self.port} for gRPC: {error}") from None
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """Takes no more calls, and waits up to `server.shutdown_timeout_s` for those under way."""
+        if self._server is not None:
+            await self._server.stop(self._host.settings.server.shutdown_timeout_s)
+            self._server = None
+
+    def release_port(self) -> None:
+        """Gives the port back where it never came to `start`; harmless otherwise."""
+        self._reserved.close()
+
+
+def _reserve(address: str, port: int) -> socket.socket:
+    """Binds the port without listening on it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        reserved.bind((address, port))
+    except OSError as error:
+        reserved.close()
+        text = f"cannot listen on {address}:{port} for gRPC: {error.strerror}; choose another with --grpc-port"
+        raise ConfigError(text) from None
+    return reserved

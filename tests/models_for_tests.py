@@ -26,6 +26,23 @@ def add_constant(constant: float) -> onnx.ModelProto:
     return _model([helper.make_node("Add", ["x", "c"], ["y"])], [("x", TensorProto.FLOAT, ["n"])], weights=[weight])
 
 
+def every_type() -> onnx.ModelProto:
+    """`same_T = T` for an input of each datatype that is served, named after it; all have one dimension `n`."""
+    named = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
+    integers = [f"{kind}{bits}" for kind in ("UINT", "INT") for bits in (8, 16, 32, 64)]
+    types = {
+        datatype.lower(): TensorProto.DataType.Value(named.get(datatype, datatype))
+        for datatype in ("BOOL", *integers, *named)
+    }
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"same_{name}"]) for name in types],
+        "graph",
+        [helper.make_tensor_value_info(name, element_type, ["n"]) for name, element_type in types.items()],
+        [helper.make_tensor_value_info(f"same_{name}", element_type, ["n"]) for name, element_type in types.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def heavy(megabytes: int, *, layers: int = 8) -> onnx.ModelProto:
     """`y = W·…·W·x` with so many megabytes of weights; takes tens of milliseconds to load."""
     side = int((megabytes * _MB / 4 / layers) ** 0.5)

@@ -12,8 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import host_process
 import pytest
-from host_process import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -49,12 +49,12 @@ def checks(script: str) -> list[str]:
     return [name.removeprefix("check_") for name in functions if name.startswith("check_")]
 
 
-def run(script: str, *arguments: str) -> Report:
-    """Runs a script with the clients' Python; raises nothing but the skip of `program`."""
-    command = [str(program("clients")), str(SCRIPTS / script), *arguments]
+def run(script: str, *arguments: str, environment: str = "clients") -> Report:
+    """Runs a script with the Python of `.venv-ENVIRONMENT`; raises nothing but the skip of `program`."""
+    command = [str(program(environment)), str(SCRIPTS / script), *arguments]
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment(), check=False
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=host_process.environment(), check=False
         )
         output, ending = ended.stdout, f"status {ended.returncode}, {ended.stderr[-4000:]}"
     except subprocess.TimeoutExpired as late:

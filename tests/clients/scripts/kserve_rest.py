@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ from kserve import InferenceRESTClient, InferInput, InferRequest, InferResponse
 from kserve.inference_client import RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
 from reporting import equal, refused, report_coroutines
-from values import EDGES, assert_same, stripes, texts
+from values import EDGES, ODD_NAME, assert_same, stripes, texts
 
 
 def given(name: str, values: np.ndarray, datatype: str, *, binary: bool = True) -> InferInput:
@@ -40,6 +41,13 @@ async def check_server_is_live_and_ready(client: InferenceRESTClient, url: str) 
 async def check_model_readiness(client: InferenceRESTClient, url: str) -> None:
     found = [await client.is_model_ready(url, name) for name in ("digits", "wine", "nothing")]
     equal(found, [True, True, False])
+
+
+async def check_names_that_need_percent_encoding(client: InferenceRESTClient, url: str) -> None:
+    name = quote(ODD_NAME)  # the SDK leaves that to its user
+    equal(await client.is_model_ready(url, name), True)
+    request = asking(ODD_NAME, [given("x", np.ones(1, np.float32), "FP32")])
+    equal((await client.infer(url, request, model_name=name)).model_name, ODD_NAME)
 
 
 async def check_infer_in_json_and_in_binary(client: InferenceRESTClient, url: str) -> None:

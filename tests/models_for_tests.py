@@ -26,13 +26,14 @@ def add_constant(constant: float) -> onnx.ModelProto:
     return _model([helper.make_node("Add", ["x", "c"], ["y"])], [("x", TensorProto.FLOAT, ["n"])], weights=[weight])
 
 
-def every_type() -> onnx.ModelProto:
-    """`same_T = T` for an input of each datatype that is served, named after it; all have one dimension `n`."""
+def every_type(*, half: bool = True) -> onnx.ModelProto:
+    """`same_T = T` for an input of each datatype, named after it; FP16, which JSON has not, only with `half`."""
     named = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
     integers = [f"{kind}{bits}" for kind in ("UINT", "INT") for bits in (8, 16, 32, 64)]
     types = {
         datatype.lower(): TensorProto.DataType.Value(named.get(datatype, datatype))
         for datatype in ("BOOL", *integers, *named)
+        if half or datatype != "FP16"
     }
     graph = helper.make_graph(
         [helper.make_node("Identity", [name], [f"same_{name}"]) for name in types],

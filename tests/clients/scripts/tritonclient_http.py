@@ -151,6 +151,12 @@ async def check_empty_tensors(client: Any) -> None:
             equal(result.get_output(f"same_{name}")["shape"], [0])
 
 
+async def check_tensors_of_some_megabytes(client: Any) -> None:
+    values = np.arange(1_500_000, dtype=np.float32)
+    result = await client.infer("versions", [given("x", values, "FP32")])
+    assert_same(result.as_numpy("y"), values + 2)
+
+
 async def check_versions(client: Any) -> None:
     found = {}
     for version in ("", "1", "2"):

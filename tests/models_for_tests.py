@@ -44,6 +44,12 @@ def every_type(*, half: bool = True) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def scalar() -> onnx.ModelProto:
+    """`y = x` for one FP32 number without dimensions."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    return _model(nodes, [("x", TensorProto.FLOAT, [])], output=("y", TensorProto.FLOAT, []))
+
+
 def heavy(megabytes: int, *, layers: int = 8) -> onnx.ModelProto:
     """`y = W·…·W·x` with so many megabytes of weights; takes tens of milliseconds to load."""
     side = int((megabytes * _MB / 4 / layers) ** 0.5)

@@ -17,7 +17,7 @@ ODD_NAME = "grün & rot 50%25"
 @pytest.fixture(scope="session")
 def client_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped models, `versions` 1 and 2, `passing` for loads and unloads, `every_type`,
-    `every_typed` (without FP16) and an odd name."""
+    `every_typed` (without FP16), `scalar`, and an odd name."""
     directory = tmp_path_factory.mktemp("clients") / "models"
     for name in ("digits", "wine", "iris_petals"):
         shutil.copytree(MODELS / name, directory / name)
@@ -27,6 +27,7 @@ def client_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build.save(build.add_constant(4.0), directory, ODD_NAME)
     build.save(build.every_type(), directory, "every_type")
     build.save(build.every_type(half=False), directory, "every_typed")
+    build.save(build.scalar(), directory, "scalar")
     return directory
 
 

@@ -116,6 +116,11 @@ async def check_empty_tensors(client: Any) -> None:
     equal({result.as_numpy(f"same_{name}").size for name in EDGES}, {0})
 
 
+async def check_scalars(client: Any) -> None:
+    found = (await client.infer("scalar", [given("x", np.array(2.5, np.float32), "FP32")])).as_numpy("y")
+    assert_same(found, np.array(2.5, np.float32))
+
+
 async def check_tensors_of_some_megabytes(client: Any) -> None:
     values = np.arange(1_500_000, dtype=np.float32)  # more than the 4 MB that gRPC takes when nobody says more
     result = await client.infer("versions", [given("x", values, "FP32")])

@@ -151,6 +151,14 @@ async def check_empty_tensors(client: Any) -> None:
             equal(result.get_output(f"same_{name}")["shape"], [0])
 
 
+async def check_scalars(client: Any) -> None:
+    for binary_in, binary_out in MIXES:
+        outputs = None if binary_out is None else [InferRequestedOutput("y", binary_data=binary_out)]
+        values = [given("x", np.array(2.5, np.float32), "FP32", binary=binary_in)]
+        found = (await client.infer("scalar", values, outputs=outputs)).as_numpy("y")
+        assert_same(found, np.array(2.5, np.float32))
+
+
 async def check_tensors_of_some_megabytes(client: Any) -> None:
     values = np.arange(1_500_000, dtype=np.float32)
     result = await client.infer("versions", [given("x", values, "FP32")])

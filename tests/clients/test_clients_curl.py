@@ -80,6 +80,30 @@ def test_compressed_bodies(url: str, tmp_path: Path, coding: str, compress) -> N
     assert (status, output(body)) == (200, (VALUES + 2).tolist())
 
 
+@pytest.mark.parametrize(("coding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
+def test_compressed_answers_where_they_are_asked_for(url: str, tmp_path: Path, coding: str, decompress) -> None:
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [5000], "data": [1] * 5000}]}
+    body = json.dumps(request).encode()
+    asked = ("-H", f"Accept-Encoding: {coding}", "--data-binary", "@body")
+    status, headers, answer = curl(tmp_path, url, *asked, body=body)
+    assert (status, headers["content-encoding"]) == (200, coding)
+    assert len(answer) == int(headers["content-length"]) < 5000
+    assert output(decompress(answer)) == [3.0] * 5000
+    refused = ("-H", f"Accept-Encoding: {coding};q=0", "--data-binary", "@body")
+    status, headers, answer = curl(tmp_path, url, *refused, body=body)
+    assert (status, headers.get("content-encoding"), output(answer)) == (200, None, [3.0] * 5000)
+
+
+def test_a_compressed_answer_with_tensors_beside_its_json(url: str, tmp_path: Path) -> None:
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [5000], "data": [1] * 5000}]}
+    body = json.dumps(request | {"parameters": {"binary_data_output": True}}).encode()
+    asked = ("-H", "Accept-Encoding: gzip", "--data-binary", "@body")
+    status, headers, answer = curl(tmp_path, url, *asked, body=body)
+    assert (status, headers["content-encoding"]) == (200, "gzip")
+    plain = gzip.decompress(answer)  # of which the JSON's length is told, not of what was sent
+    assert plain[int(headers["inference-header-content-length"]) :] == np.full(5000, 3, "<f4").tobytes()
+
+
 def test_errors_are_json_with_our_text(url: str, tmp_path: Path) -> None:
     status, headers, body = curl(tmp_path, url, "--data-binary", "@body", body=b"{")
     assert (status, headers["content-type"]) == (400, "application/json")

@@ -9,6 +9,7 @@ from pathlib import Path
 import models_for_tests as build
 import pytest
 from host_process import MODELS, HostProcess, running_host
+from onnx import TensorProto
 
 #: Needs percent-encoding; decoded twice it would be another name.
 ODD_NAME = "grün & rot 50%25"
@@ -17,7 +18,7 @@ ODD_NAME = "grün & rot 50%25"
 @pytest.fixture(scope="session")
 def client_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped models, `versions` 1 and 2, `passing` for loads and unloads, `every_type`,
-    `every_typed` (without FP16), `scalar`, and an odd name."""
+    `every_typed` (without FP16), `bf16`, `scalar`, and an odd name."""
     directory = tmp_path_factory.mktemp("clients") / "models"
     for name in ("digits", "wine", "iris_petals"):
         shutil.copytree(MODELS / name, directory / name)
@@ -27,6 +28,7 @@ def client_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build.save(build.add_constant(4.0), directory, ODD_NAME)
     build.save(build.every_type(), directory, "every_type")
     build.save(build.every_type(half=False), directory, "every_typed")
+    build.save(build.identity(TensorProto.BFLOAT16), directory, "bf16")
     build.save(build.scalar(), directory, "scalar")
     return directory
 

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import tritonclient.http
 import tritonclient.http.aio
@@ -139,6 +140,12 @@ async def check_each_datatype_in_json(client: Any) -> None:
     result = await client.infer("every_type", edges(binary=False), outputs=outputs)
     for name, values in EDGES.items():
         assert_same(result.as_numpy(f"same_{name}"), values)
+
+
+async def check_bf16(client: Any) -> None:
+    values = np.array([1, -3.5, 1e38], ml_dtypes.bfloat16)
+    assert_same((await client.infer("bf16", [given("x", values, "BF16")])).as_numpy("y"), values)
+    equal((await client.get_model_metadata("bf16"))["inputs"][0]["datatype"], "BF16")
 
 
 async def check_empty_tensors(client: Any) -> None:

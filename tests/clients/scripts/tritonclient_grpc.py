@@ -73,6 +73,25 @@ async def check_model_config(client: Any) -> None:
     equal({entry["name"]: entry["data_type"] for entry in shown["output"]}["label"], "TYPE_STRING")
 
 
+async def check_statistics(client: Any) -> None:
+    async def successes() -> dict[str, int]:
+        answer = await client.get_inference_statistics("versions")
+        return {entry.version: entry.inference_stats.success.count for entry in answer.model_stats}
+
+    before = await successes()
+    equal(sorted(before), ["1", "2"])
+    for value in range(3):
+        await client.infer("versions", numbers(value), model_version="1")
+    equal(await successes(), {"1": before["1"] + 3, "2": before["2"]})
+    (entry,) = (await client.get_inference_statistics("versions", "1")).model_stats
+    equal((entry.name, entry.version, entry.inference_stats.compute_infer.ns > 0), ("versions", "1", True))
+    assert entry.inference_count >= 3 <= entry.inference_stats.success.count, entry
+    everything = await client.get_inference_statistics(as_json=True)
+    assert "versions" in {model["name"] for model in everything["model_stats"]}, everything
+    with refused(InferenceServerException, coded("NOT_FOUND", "no model 'nothing'")):
+        await client.get_inference_statistics("nothing")
+
+
 # --- inference ---------------------------------------------------------------------------------------------
 
 

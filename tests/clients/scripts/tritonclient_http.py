@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import ml_dtypes
@@ -70,6 +71,41 @@ async def check_model_config(client: Any) -> None:
     equal((config["name"], config["platform"], config["max_batch_size"]), ("digits", "onnxruntime_onnx", 0))
     equal([(entry["name"], entry["data_type"]) for entry in config["input"]], [("image", "TYPE_FP32")])
     equal((await client.get_model_config("versions", "1"))["output"][0]["dims"], [-1])
+
+
+async def check_statistics(client: Any) -> None:
+    async def successes() -> dict[str, int]:
+        entries = (await client.get_inference_statistics("versions"))["model_stats"]
+        return {entry["version"]: entry["inference_stats"]["success"]["count"] for entry in entries}
+
+    assert "statistics" in (await client.get_server_metadata())["extensions"]
+    before = await successes()
+    equal(sorted(before), ["1", "2"])
+    for value in range(3):
+        await client.infer("versions", numbers(value), model_version="1")
+    equal(await successes(), {"1": before["1"] + 3, "2": before["2"]})
+    (entry,) = (await client.get_inference_statistics("versions", "1"))["model_stats"]
+    assert entry["inference_count"] >= 3, entry
+    assert entry["execution_count"] >= 1, entry
+    assert abs(entry["last_inference"] - time.time() * 1000) < 60_000, entry
+    sections = {
+        "success",
+        "fail",
+        "queue",
+        "compute_input",
+        "compute_infer",
+        "compute_output",
+        "cache_hit",
+        "cache_miss",
+    }
+    equal(entry["inference_stats"].keys(), sections)
+    assert all(took.keys() == {"count", "ns"} for took in entry["inference_stats"].values()), entry
+    assert entry["inference_stats"]["compute_infer"]["ns"] > 0, entry
+    assert entry["memory_usage"][0]["byte_size"] > 0, entry
+    everything = (await client.get_inference_statistics())["model_stats"]
+    assert ("versions", "1") in {(model["name"], model["version"]) for model in everything}, everything
+    with refused(InferenceServerException, "no model 'nothing'"):
+        await client.get_inference_statistics("nothing")
 
 
 # --- inference ---------------------------------------------------------------------------------------------

@@ -26,6 +26,30 @@ def add_constant(constant: float) -> onnx.ModelProto:
     return _model([helper.make_node("Add", ["x", "c"], ["y"])], [("x", TensorProto.FLOAT, ["n"])], weights=[weight])
 
 
+def every_type(*, half: bool = True) -> onnx.ModelProto:
+    """`same_T = T` for an input of each datatype, named after it; FP16, which JSON has not, only with `half`."""
+    named = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
+    integers = [f"{kind}{bits}" for kind in ("UINT", "INT") for bits in (8, 16, 32, 64)]
+    types = {
+        datatype.lower(): TensorProto.DataType.Value(named.get(datatype, datatype))
+        for datatype in ("BOOL", *integers, *named)
+        if half or datatype != "FP16"
+    }
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"same_{name}"]) for name in types],
+        "graph",
+        [helper.make_tensor_value_info(name, element_type, ["n"]) for name, element_type in types.items()],
+        [helper.make_tensor_value_info(f"same_{name}", element_type, ["n"]) for name, element_type in types.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def scalar() -> onnx.ModelProto:
+    """`y = x` for one FP32 number without dimensions."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    return _model(nodes, [("x", TensorProto.FLOAT, [])], output=("y", TensorProto.FLOAT, []))
+
+
 def heavy(megabytes: int, *, layers: int = 8) -> onnx.ModelProto:
     """`y = W·…·W·x` with so many megabytes of weights; takes tens of milliseconds to load."""
     side = int((megabytes * _MB / 4 / layers) ** 0.5)

@@ -72,6 +72,9 @@ class ServerSettings(_Section):
     """Requests that may wait for an inference thread; one more is answered 503 `overloaded`."""
     request_timeout_s: Seconds = 120.0
     """Longest time from a request's arrival to its answer; a request may ask for less (`timeout`)."""
+    compress_answers: bool = True
+    """Answers are compressed where the client asks for gzip or deflate by itself, JSON of 1 KB or more also where
+    it lists them among others."""
     receive_timeout_s: Seconds = 10.0
     """Longest pause of a client that is sending a body."""
     shutdown_timeout_s: Seconds = 10.0
@@ -125,6 +128,17 @@ class RuntimeSettings(_Section):
     """Threads inside one run, shared by all models; on small machines more than 1 costs throughput."""
 
 
+class BatchingSettings(_Section):
+    """Requests for one model that wait at the same time share a run, where its rows are independent."""
+
+    enabled: bool = True
+    """Off: every request runs by itself."""
+    max_rows: PositiveInt = 64
+    """Most rows of a shared run."""
+    max_delay: Duration = 0.0
+    """How long a request may wait for others to share its run with, at most; 0: only while all threads are busy."""
+
+
 class ModelOptions(_Section):
     """Settings of one model: `model.toml` beside it, or `[models.options.NAME]`, which wins key by key."""
 
@@ -137,6 +151,8 @@ class ModelOptions(_Section):
     read_ahead: bool = False
     """Asks the kernel to read the weights of a prepared model at its load, not page by page at its first run;
     pays on disks that are slow to seek."""
+    batching: bool | None = None
+    """Whether requests may share a run; unset: where preparing the model has proved that its rows are independent."""
     dimensions: dict[str, PositiveInt] = Field(default_factory=dict)
     """Sizes to prepare and measure with, for dimensions of any size: by their name in the model, or as
     `INPUT:AXIS` where they have none."""
@@ -208,6 +224,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    batching: BatchingSettings = BatchingSettings()
     models: ModelsSettings = ModelsSettings()
     prepare: PrepareSettings = PrepareSettings()
 

@@ -128,6 +128,7 @@ class Host:
             activation_ceiling_bytes=self.budgets.activation_ceiling_bytes,
             settings=settings.pool,
             models=settings.models,
+            batching=settings.batching,
         )
         try:
             await self.pool.catalog.scan()

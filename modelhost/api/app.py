@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from modelhost import __version__
 from modelhost.api import errors, memory, models, repository, server, v1
 from modelhost.api.infer import InferRoutes, infer_target
+from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
 from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, ModelNotFound
@@ -50,18 +51,17 @@ class ModelHostApp(FastAPI):
             error = ModelNotFound(f"{scope['path']}: an encoded slash is part of a name, and no name has one")
             await errors.respond(error)(scope, receive, send)
             return
-        answer, target = self.infer.infer, infer_target(scope)
-        if target is None:
-            answer, target = self.predictions.respond, predict_target(scope)
-        if target is None:
-            await super().__call__(_as_get(scope), receive, send)
+        target = infer_target(scope)
+        if target is not None:
+            answer = await self.infer.respond(Request(scope, receive), *target)
+            await answer(scope, receive, send)
             return
-        request = Request(scope, receive)
-        try:
-            response = await answer(request, *target)
-        except Exception as error:
-            response = errors.respond_unexpected(request, error)
-        await response(scope, receive, send)
+        target = predict_target(scope)
+        if target is not None:
+            response = await self.predictions.respond(Request(scope, receive), *target)
+            await response(scope, receive, send)
+            return
+        await super().__call__(_as_get(scope), receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Returns the document of `/openapi.json`, which is made for each who asks."""
@@ -96,7 +96,8 @@ def create_app(
     with what stopped the start, which ends quietly then, where a server would print a traceback.
     """
     metrics = Metrics(host)
-    infer = InferRoutes(host, metrics)
+    inference = Inference(host, metrics)
+    infer = InferRoutes(inference)
     predictions = Predictions(infer)
 
     async def open_all(stack: AsyncExitStack) -> None:
@@ -104,9 +105,9 @@ def create_app(
         if rpc is not None:
             stack.callback(rpc.release_port)
         await stack.enter_async_context(host)
-        infer.open()
+        inference.open()
         if rpc is not None:
-            await rpc.start(infer, metrics)
+            await rpc.start(inference)
             stack.push_async_callback(rpc.stop)
             app.grpc_port = rpc.port
 
@@ -139,7 +140,7 @@ def create_app(
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_api_route(f"{path}/infer", infer.infer_documented, methods=["POST"], tags=["models"])
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
-        app.add_api_route(f"{path}:predict", predictions.predict, methods=["POST"], tags=["v1"])
+        app.add_api_route(f"{path}:predict", predictions.predict_documented, methods=["POST"], tags=["v1"])
     for router in (
         server.routes(host),
         models.routes(host),

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
 from modelhost.config import ServerSettings
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 from modelhost.units import format_bytes
 
+#: A body as it came, or as a view on the buffer that it was received into.
+Body: TypeAlias = bytes | memoryview
+
 #: A body that comes in pieces claims memory in steps of this size, not all that its length states:
 #: a client that announces much and sends nothing holds nothing.
-_CLAIM_STEP_BYTES = 256 << 10
-
-#: A large answer is handed to the server in pieces of this size; it waits for the client between them.
-_PIECE_BYTES = 256 << 10
+CLAIM_STEP_BYTES = 256 << 10
 
 #: One part in so many of the budget is for answers alone.
 _ANSWER_PART = 4
@@ -193,27 +192,6 @@ class ByteHold:
         self.size_bytes = 0
 
 
-class HeldResponse(Response):
-    """A large answer: sent in pieces as the client takes them, its memory claimed until it is sent."""
-
-    def __init__(
-        self, body: bytes, hold: ByteHold, media_type: str, headers: dict[str, str], *, timeout_s: float
-    ) -> None:
-        super().__init__(body, media_type=media_type, headers=headers)
-        self._hold, self._timeout_s = hold, timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the answer. A client that takes longer than the time-out for it is left."""
-        body = memoryview(self.body)
-        with self._hold:
-            async with asyncio.timeout(self._timeout_s):
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                for begin in range(0, len(body), _PIECE_BYTES):
-                    piece = bytes(body[begin : begin + _PIECE_BYTES])
-                    more = begin + _PIECE_BYTES < len(body)
-                    await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-
 async def read_body(
     request: Request,
     hold: ByteHold,
@@ -244,7 +222,7 @@ async def read_body(
         is_last = not message.get("more_body")
         if received > claimed:
             # By steps: a large body comes in hundreds of pieces.
-            step = received - claimed if is_last else max(received - claimed, _CLAIM_STEP_BYTES)
+            step = received - claimed if is_last else max(received - claimed, CLAIM_STEP_BYTES)
             await hold.grow(step)
             claimed += step
         if is_last:

@@ -82,13 +82,13 @@ def respond(error: errors.ModelHostError) -> Response:
     return JsonResponse(body, status_of(error), headers)
 
 
-def respond_unexpected(request: Request, error: Exception) -> Response:
+def respond_unexpected(method: str, path: str, error: Exception) -> Response:
     """Returns the answer for an error that is not one of ours, and logs what is a bug."""
     if isinstance(error, MemoryError):
         # The C library refused an allocation: an address-space limit, most likely.
-        text = f"{request.method} {request.url.path}: memory could not be allocated: {error}"
+        text = f"{method} {path}: memory could not be allocated: {error}"
         return respond(errors.InsufficientMemory(text, needed_bytes=0, available_bytes=0))
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", method, path, exc_info=error)
     return JsonResponse({"error": f"internal error: {type(error).__name__}: {error}", "code": "internal"}, 500)
 
 
@@ -113,7 +113,7 @@ def install(app: FastAPI) -> None:
         return JsonResponse({"error": text, "code": "invalid_request"}, 400)
 
     async def on_unexpected(request: Request, error: Exception) -> Response:
-        return respond_unexpected(request, error)
+        return respond_unexpected(request.method, request.url.path, error)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return CLIENT_GONE

@@ -1,22 +1,23 @@
-"""The request story: decode, lease, run, encode, end the lease."""
+"""Inference over HTTP: the body is read and decoded, the answer gets its headers."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from modelhost.api.body import ByteBudget, ByteHold, HeldResponse, read_body
+from modelhost.api.answers import Answer, AsgiAnswer
+from modelhost.api.body import Body, ByteHold, read_body
 from modelhost.api.codec import (
     EncodedResponse,
     InferRequest,
-    OutputRequest,
+    choose_coding,
+    compress,
     decode_cost_bytes,
     decode_request,
     decompress,
@@ -26,224 +27,226 @@ from modelhost.api.codec import (
     parse_header_length,
 )
 from modelhost.api.disconnect import DisconnectWatch
-from modelhost.api.errors import CLIENT_GONE, respond
-from modelhost.api.metrics import Metrics
-from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, Overloaded, RequestTooLarge
-from modelhost.host import Host
-from modelhost.pool import Kept, Lease, ModelKey
-from modelhost.repository import ModelFile
-from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
-from modelhost.tensors import Array, TensorSpec
-from modelhost.units import format_bytes
+from modelhost.api.errors import CLIENT_GONE, respond_unexpected
+from modelhost.api.inference import (
+    DECODE_INLINE_BYTES,
+    ENCODE_AT_ONCE_BYTES,
+    Encoding,
+    Face,
+    Inference,
+    Outputs,
+    kept_bytes,
+)
+from modelhost.errors import ModelHostError
+from modelhost.pool import ModelKey, Timing
 
-T = TypeVar("T")
+#: Nobody is there to read it.
+_GONE: Final = Answer.of_response(CLIENT_GONE)
 
-#: JSON above this is decoded on an inference thread, so that the event loop is not held up: this
-#: much takes about 2 ms. Binary tensors are views on the body and cost nothing.
-_DECODE_INLINE_BYTES: Final = 64 << 10
-
-#: What decoded tensors hold for each byte of small JSON, at most.
-_KEPT_FACTOR: Final = 16
-
-#: Answers up to this are encoded and sent without a claim of their own.
-ENCODE_AT_ONCE_BYTES: Final = 256 << 10
-
-ANSWER_TAKES: Final = "the answer takes"
-FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
-
-Outputs = list[tuple[OutputRequest, TensorSpec, Array]]
+_IDENTITY: Final = ("", "identity")
 
 
-class Encoding(Protocol):
-    """How the outputs of one request become its answer. Pure; any thread."""
+class Head:
+    """What of a request's headers says how its body is to be read, and its answer to be written."""
 
-    def cost_bytes(self, outputs: Outputs) -> int:
-        """Returns an upper bound for the bytes that `encode` makes."""
+    __slots__ = ("accept_encoding", "content_encoding", "header_length")
 
-    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
-        """Returns the answer of the model `key`. Raises UnrepresentableOutput."""
+    def __init__(self, header_length: str | None, content_encoding: str | None, accept_encoding: str | None) -> None:
+        self.header_length, self.accept_encoding = header_length, accept_encoding
+        self.content_encoding = "" if content_encoding is None else content_encoding.strip().lower()
 
+    @classmethod
+    def of(cls, request: Request) -> Head:
+        """Takes them from the framework's request."""
+        get = request.headers.get
+        return cls(get("inference-header-content-length"), get("content-encoding"), get("accept-encoding"))
 
-Face: TypeAlias = LoadedModel | Inspection
 
 #: Turns a body into tensors, its memory claimed from the hold, and says how the answer is written.
-Decode: TypeAlias = Callable[[Request, bytes, ByteHold, Face], Awaitable[tuple[InferRequest, Encoding]]]
+Decode: TypeAlias = Callable[[Head, Body, ByteHold, Face], Awaitable[tuple[InferRequest, Encoding[EncodedResponse]]]]
+
+#: Returns the whole body, its memory claimed from the hold.
+Read: TypeAlias = Callable[[ByteHold], Awaitable[Body]]
 
 
-class _TensorEncoding:
+class TensorEncoding:
     """V2's answers."""
+
+    __slots__ = ("_request_id",)
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
 
     def cost_bytes(self, outputs: Outputs) -> int:
+        """See Encoding."""
         return encode_cost_bytes(outputs)
 
     def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        """See Encoding."""
         return encode_response(
             model_name=key.name, model_version=key.version, request_id=self._request_id, outputs=outputs
         )
+
+    def size_bytes(self, answer: EncodedResponse) -> int:
+        """See Encoding."""
+        return len(answer.body)
+
+
+class Compressed:
+    """Another encoding's answers, compressed where the client asks for that."""
+
+    __slots__ = ("_accept_encoding", "_inner")
+
+    def __init__(self, inner: Encoding[EncodedResponse], accept_encoding: str) -> None:
+        self._inner, self._accept_encoding = inner, accept_encoding
+
+    def cost_bytes(self, outputs: Outputs) -> int:
+        """See Encoding; noise grows by some bytes for each block, text shrinks."""
+        cost_bytes = self._inner.cost_bytes(outputs)
+        return 2 * cost_bytes + (cost_bytes >> 8)
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        """See Encoding."""
+        plain = self._inner.encode(key, outputs)
+        coding = choose_coding(self._accept_encoding, body_bytes=len(plain.body), is_json=plain.header_length is None)
+        if coding is None:
+            return plain
+        return EncodedResponse(compress(plain.body, coding), plain.header_length, coding)
+
+    def size_bytes(self, answer: EncodedResponse) -> int:
+        """See Encoding."""
+        return len(answer.body)
 
 
 class InferRoutes:
     """Answers `POST /v2/models/{name}[/versions/{version}]/infer`, and other forms of it by `answer`."""
 
-    def __init__(self, host: Host, metrics: Metrics) -> None:
-        self._host, self._metrics = host, metrics
-
-    def open(self) -> None:
-        """Takes the budgets of the host, which has opened."""
-        self.budget = ByteBudget(self._host.budgets.decoding_bytes, max_waiting=self._host.settings.server.max_queue)
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+        self._host = inference.host
 
     async def infer_documented(self, request: Request, name: str, version: str | None = None) -> Response:
         """Runs a model on the tensors in the body; JSON, or JSON followed by binary tensors."""
-        return await self.infer(request, name, version)
+        raise AssertionError("requests to this route are answered before they are routed")
 
-    async def infer(self, request: Request, name: str, version: str | None) -> Response:
-        """One V2 inference request, from its arrival to its answer."""
-        return await self.answer(request, name, version, self._decode)
+    async def respond(
+        self, request: Request, name: str, version: str | None, decode: Decode | None = None
+    ) -> AsgiAnswer:
+        """One inference request over ASGI, from its arrival to its answer; V2's where no `decode` is given."""
+        timing = Timing(time.perf_counter_ns())
+        started = asyncio.get_running_loop().time()
+        server = self._host.settings.server
 
-    async def answer(self, request: Request, name: str, version: str | None, decode: Decode) -> Response:
-        """One inference request, whose form is `decode`'s, from its arrival to its answer."""
-        started, began = asyncio.get_running_loop().time(), time.perf_counter()
-        outcome = "ok"
+        async def read(hold: ByteHold) -> Body:
+            return await read_body(
+                request,
+                hold,
+                max_bytes=self._host.budgets.request_bytes,
+                deadline=started + server.request_timeout_s,
+                pause_s=server.receive_timeout_s,
+            )
+
+        def watch() -> DisconnectWatch:
+            return DisconnectWatch(request.receive)
+
         try:
-            self.refuse_exhausted()
+            answer = await self.answer(Head.of(request), read, name, version, timing, decode=decode, watch=watch)
+        except Exception as error:
+            answer = Answer.of_response(respond_unexpected(request.method, request.url.path, error))
+        return AsgiAnswer(answer, timeout_s=server.request_timeout_s)
+
+    async def answer(
+        self,
+        head: Head,
+        read: Read,
+        name: str,
+        version: str | None,
+        timing: Timing,
+        *,
+        decode: Decode | None = None,
+        watch: Callable[[], DisconnectWatch],
+    ) -> Answer:
+        """One inference request whose body `read` gives, however the server came by it; counts it.
+
+        Raises only what is a bug.
+        """
+        inference = self.inference
+        elapsed_s = (time.perf_counter_ns() - timing.arrived_ns) * 1e-9
+        started = asyncio.get_running_loop().time() - elapsed_s
+        outcome, file = "ok", None
+        try:
+            inference.refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
-            with self.budget.hold() as hold:
-                decoded, encoding = await self._receive(request, hold, face, started, decode)
-                with DisconnectWatch(request.receive) as watch:
-                    encoded = await self._answer(decoded, encoding, hold, file, started)
-                response = CLIENT_GONE if watch.is_gone else self._response(encoded, hold)
-            if watch.is_gone:
-                outcome = "client_gone"
+            with inference.budget.hold() as hold:
+                decoded, encoding = await self._receive(head, read, hold, face, timing, decode or self.decode)
+                with watch() as gone:
+                    encoded = await inference.run(
+                        file, decoded, hold, encoding, deadline=self._deadline(started, decoded), timing=timing
+                    )
+                if gone.is_gone:
+                    answer, outcome = _GONE, "client_gone"
+                else:
+                    size_bytes = len(encoded.body)
+                    is_large = size_bytes > ENCODE_AT_ONCE_BYTES
+                    answer = Answer.of(encoded, hold.hand_over(size_bytes) if is_large else None)
         except ClientDisconnect:
-            response, outcome = CLIENT_GONE, "client_gone"
+            answer, outcome = _GONE, "client_gone"
         except ModelHostError as error:
-            response, outcome = respond(error), error.code
+            answer, outcome = Answer.of_error(error), error.code
         except asyncio.CancelledError:
             # Nobody but the server at its shutdown cancels a request whose client is still there.
-            closed = HostClosed("the host is shutting down")
-            response, outcome = respond(closed), closed.code
-        self._metrics.observe(outcome, time.perf_counter() - began)
-        return response
+            closed = inference.closed()
+            answer, outcome = Answer.of_error(closed), closed.code
+        inference.note(outcome, timing, file)
+        return answer
 
-    async def _answer(
-        self, decoded: InferRequest, encoding: Encoding, hold: ByteHold, file: ModelFile, started: float
-    ) -> EncodedResponse:
+    def _deadline(self, started: float, decoded: InferRequest) -> float:
         timeout_s = self._host.settings.server.request_timeout_s
-        if decoded.timeout_s is not None:
-            timeout_s = min(timeout_s, decoded.timeout_s)
-        deadline = started + timeout_s
-        lease = await self._host.pool.acquire_file(file, deadline=deadline)
-        try:
-            return await self._run(lease, decoded, encoding, hold, deadline)
-        finally:
-            lease.end()
-
-    async def _run(
-        self, lease: Lease, decoded: InferRequest, encoding: Encoding, hold: ByteHold, deadline: float
-    ) -> EncodedResponse:
-        """Runs and encodes on an inference thread.
-
-        Small answers are encoded there and then, their outputs never leave the thread. The memory
-        for a large one is claimed first, while its outputs wait where the run has left them.
-        """
-        key, specs, asked = lease.key, lease.outputs, decoded.outputs
-
-        def encode(results: Outputs) -> EncodedResponse:
-            return encoding.encode(key, results)
-
-        def finish(arrays: list[Array]) -> EncodedResponse | Kept[tuple[Outputs, int]]:
-            results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
-            cost_bytes = encoding.cost_bytes(results)
-            if cost_bytes <= ENCODE_AT_ONCE_BYTES:
-                return encode(results)
-            if not any(array.dtype.kind == "O" for array in arrays):
-                return Kept((results, cost_bytes), sum(array.nbytes for array in arrays))
-            # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
-            if cost_bytes > self.budget.limit_bytes:
-                raise RequestTooLarge(
-                    ANSWER_TAKES, size_bytes=cost_bytes, limit_bytes=self.budget.limit_bytes, advice=FEWER_ROWS
-                )
-            if cost_bytes > self.budget.free_bytes:
-                raise no_room(cost_bytes, self.budget.free_bytes)
-            return encode(results)
-
-        done = await lease.run_checked(decoded.feeds, [out.name for out in asked], finish, deadline=deadline)
-        if isinstance(done, EncodedResponse):
-            size_bytes = len(done.body)
-            if size_bytes > ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
-                raise no_room(size_bytes, self.budget.free_bytes)
-            return done
-        with done as (results, cost_bytes):
-            # The line for the answer's memory may wait for requests that wait for this one's model and
-            # for its body's memory: both are given up first.
-            lease.end()
-            decoded.feeds.clear()
-            hold.shrink(0)
-            await hold.grow(
-                cost_bytes,
-                is_last_step=True,
-                what=ANSWER_TAKES,
-                advice=FEWER_ROWS,
-            )
-            encoded = await self.on_thread(lambda: encode(results), kept=done)
-            results.clear()
-        return encoded
-
-    def _response(self, encoded: EncodedResponse, hold: ByteHold) -> Response:
-        headers = {}
-        if encoded.header_length is not None:
-            headers["Inference-Header-Content-Length"] = str(encoded.header_length)
-        kind = "application/json" if encoded.header_length is None else "application/octet-stream"
-        if len(encoded.body) <= ENCODE_AT_ONCE_BYTES:
-            return Response(encoded.body, media_type=kind, headers=headers)
-        timeout_s = self._host.settings.server.request_timeout_s
-        return HeldResponse(encoded.body, hold.hand_over(len(encoded.body)), kind, headers, timeout_s=timeout_s)
-
-    # --- the body ------------------------------------------------------------------------------------
+        return started + (timeout_s if decoded.timeout_s is None else min(timeout_s, decoded.timeout_s))
 
     async def _receive(
-        self, request: Request, hold: ByteHold, face: Face, started: float, decode: Decode
-    ) -> tuple[InferRequest, Encoding]:
+        self, head: Head, read: Read, hold: ByteHold, face: Face, timing: Timing, decode: Decode
+    ) -> tuple[InferRequest, Encoding[EncodedResponse]]:
         """Reads and decodes the body; what is held afterwards is the tensors."""
-        body = await self._read(request, hold, started)
-        decoded, encoding = await decode(request, body, hold, face)
+        body = await self._decompressed(head, await read(hold), hold)
+        began_ns = time.perf_counter_ns()
+        decoded, encoding = await decode(head, body, hold, face)
+        timing.input_ns = time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(body)))
+        if head.accept_encoding and self._host.settings.server.compress_answers:
+            encoding = Compressed(encoding, head.accept_encoding)
         return decoded, encoding
 
-    async def _read(self, request: Request, hold: ByteHold, started: float) -> bytes:
-        max_bytes = self._host.budgets.request_bytes
-        server = self._host.settings.server
-        body = await read_body(
-            request,
-            hold,
-            max_bytes=max_bytes,
-            deadline=started + server.request_timeout_s,
-            pause_s=server.receive_timeout_s,
-        )
-        coding = request.headers.get("content-encoding", "identity")
-        if coding.strip().lower() == "identity":
+    async def _decompressed(self, head: Head, body: Body, hold: ByteHold) -> Body:
+        coding, max_bytes = head.content_encoding, self._host.budgets.request_bytes
+        if coding in _IDENTITY:
             return body
         # Decoded twice, once only to count: claiming the most it could be would let one request at
         # a time through.
-        size_bytes = await self.on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
+        on_thread = self.inference.on_thread
+        size_bytes = await on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
         await hold.grow(size_bytes)
-        return await self.on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
+        return await on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
 
-    async def _decode(self, request: Request, body: bytes, hold: ByteHold, face: Face) -> tuple[InferRequest, Encoding]:
-        length = parse_header_length(request.headers.get("inference-header-content-length"), len(body))
+    async def decode(
+        self, head: Head, body: Body, hold: ByteHold, face: Face
+    ) -> tuple[InferRequest, Encoding[EncodedResponse]]:
+        """V2's: JSON, or JSON followed by raw tensors, or one raw tensor."""
+        length = parse_header_length(head.header_length, len(body))
         text_bytes = len(body) if length is None else length
         inputs, outputs = face.inputs, face.outputs
-        has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
+        has_text = len(body) > DECODE_INLINE_BYTES and any(spec.datatype == "BYTES" for spec in inputs.values())
 
         def decode() -> InferRequest:
             return decode_request(
-                body, header_length=length, inputs=inputs, outputs=outputs, max_decoded_bytes=self.budget.limit_bytes
+                body,
+                header_length=length,
+                inputs=inputs,
+                outputs=outputs,
+                max_decoded_bytes=self.inference.max_decoded_bytes,
             )
 
-        decoded = await self.decode(
+        decoded = await self.inference.decode(
             decode,
             hold,
             cost_bytes=lambda: decode_cost_bytes(body, header_length=length, inputs=inputs),
@@ -251,89 +254,21 @@ class InferRoutes:
             text_bytes=text_bytes,
             slow_bytes=len(body) if has_text else text_bytes,
         )
-        return decoded, _TensorEncoding(decoded.id)
-
-    @property
-    def max_decoded_bytes(self) -> int:
-        """What decoding one request may take at the most."""
-        return self.budget.limit_bytes
-
-    async def decode(
-        self,
-        work: Callable[[], T],
-        hold: ByteHold,
-        *,
-        cost_bytes: Callable[[], int],
-        body_bytes: int,
-        text_bytes: int,
-        slow_bytes: int,
-    ) -> T:
-        """Returns what `work` decodes, its memory claimed first: on a thread where `slow_bytes` are many.
-
-        `text_bytes` of the body are JSON, `slow_bytes` take time to decode. Small bodies claim a multiple
-        of their JSON, others `cost_bytes()`, which looks at all of it.
-        """
-        if body_bytes <= _DECODE_INLINE_BYTES:
-            # One is decoded at a time, and what stays of it is at most this: a text of two characters
-            # is some 70 bytes as an element of an array.
-            await hold.grow(_KEPT_FACTOR * text_bytes)
-            return work()
-        await hold.grow(cost_bytes())
-        return work() if slow_bytes <= _DECODE_INLINE_BYTES else await self.on_thread(work)
-
-    async def on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
-        """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""
-        cancel = CancelToken()
-        return await self._host.pool.runner.result(self._submit(work, cancel, kept), cancel=cancel)
-
-    def _submit(self, work: Callable[[], T], cancel: CancelToken, kept: Kept[Any] | None) -> asyncio.Future[T]:
-        runner = self._host.pool.runner
-        if kept is None:
-            return runner.submit(work, cancel=cancel)
-        job = runner.submit(work, cancel=cancel, on_end=kept.end_use)
-        kept.begin_use()
-        return job
-
-    def refuse_exhausted(self) -> None:
-        """Refuses work while usage is within `memory.min_free` of the limit: it might be what is killed."""
-        memory = self._host.memory
-        if not memory.is_exhausted:
-            return
-        info = memory.memory_info()
-        free_bytes = info.limit_bytes - info.usage_bytes
-        if free_bytes < info.min_free_bytes:
-            raise InsufficientMemory(
-                f"{format_bytes(free_bytes)} are left of {format_bytes(info.limit_bytes)}, less than "
-                f"memory.min_free ({format_bytes(info.min_free_bytes)})",
-                needed_bytes=info.min_free_bytes,
-                available_bytes=max(0, free_bytes),
-            )
-
-
-def no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
-    """Returns the refusal of an answer for which nothing is free now."""
-    text = f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
-    return Overloaded("answers", waiting=0, limit=0, text=text)
+        return decoded, TensorEncoding(decoded.id)
 
 
 def infer_target(scope: Scope) -> tuple[str, str | None] | None:
     """Returns name and version where the path is that of an inference request, else None."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    match scope["path"].split("/"):
+    return infer_path(scope["path"])
+
+
+def infer_path(path: str) -> tuple[str, str | None] | None:
+    """Returns name and version of an inference request's path, else None."""
+    match path.split("/"):
         case ["", "v2", "models", name, "infer"] if name:
             return name, None
         case ["", "v2", "models", name, "versions", version, "infer"] if name and version:
             return name, version
     return None
-
-
-def kept_bytes(decoded: InferRequest, body_bytes: int) -> int:
-    """Returns what decoded tensors hold: numbers their arrays, or the body that those are views on."""
-    kept = 0
-    for array in decoded.feeds.values():
-        if array.dtype.kind == "O":
-            kept += array.nbytes + sum(sys.getsizeof(text) for text in array.ravel().tolist())
-        else:
-            kept += array.nbytes if array.flags.owndata else body_bytes
-    return kept

@@ -6,15 +6,16 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from modelhost.api import views
-from modelhost.api.body import ByteHold
+from modelhost.api.body import Body, ByteHold
 from modelhost.api.codec import EncodedResponse, InferRequest
 from modelhost.api.codec.v1 import PredictRequest, decode_predict, predict_cost_bytes
 from modelhost.api.codec.v1_answers import encode_predictions, predictions_cost_bytes
 from modelhost.api.errors import JsonResponse
-from modelhost.api.infer import Face, InferRoutes, Outputs
+from modelhost.api.infer import Head, InferRoutes
+from modelhost.api.inference import Encoding, Face, Outputs
 from modelhost.host import Host
 from modelhost.pool import ModelKey
 from modelhost.tensors import TensorSpec
@@ -84,35 +85,34 @@ class Predictions:
     def __init__(self, infer: InferRoutes) -> None:
         self._infer = infer
 
-    async def respond(self, request: Request, name: str, version: str | None) -> Response:
+    async def respond(self, request: Request, name: str, version: str | None) -> ASGIApp:
         """One request, from its arrival to its answer."""
         if request.method != "POST":
             text = f"{request.method} {request.url.path}: Method Not Allowed"
             return JsonResponse({"error": text, "code": "http"}, 405, {"Allow": "POST"})
-        return await self._infer.answer(request, name, version, self._decode)
+        return await self._infer.respond(request, name, version, self._decode)
 
-    async def predict(self, request: Request, name: str, version: str | None = None) -> Response:
+    async def predict_documented(self, request: Request, name: str, version: str | None = None) -> Response:
         """Runs a model on rows (`instances`), or on whole inputs (`inputs`)."""
-        return await self.respond(request, name, version)
+        raise AssertionError("requests to this route are answered before they are routed")
 
     async def _decode(
-        self, request: Request, body: bytes, hold: ByteHold, face: Face
-    ) -> tuple[InferRequest, _RowEncoding]:
+        self, head: Head, body: Body, hold: ByteHold, face: Face
+    ) -> tuple[InferRequest, Encoding[EncodedResponse]]:
+        inference, text = self._infer.inference, bytes(body)
+
         def decode() -> PredictRequest:
             return decode_predict(
-                body,
-                inputs=face.inputs,
-                outputs=face.outputs,
-                max_decoded_bytes=self._infer.max_decoded_bytes,
+                text, inputs=face.inputs, outputs=face.outputs, max_decoded_bytes=inference.max_decoded_bytes
             )
 
-        decoded = await self._infer.decode(
+        decoded = await inference.decode(
             decode,
             hold,
-            cost_bytes=lambda: predict_cost_bytes(body),
-            body_bytes=len(body),
-            text_bytes=len(body),
-            slow_bytes=len(body),
+            cost_bytes=lambda: predict_cost_bytes(text),
+            body_bytes=len(text),
+            text_bytes=len(text),
+            slow_bytes=len(text),
         )
         return decoded.infer, _RowEncoding(decoded.rows)
 
@@ -128,6 +128,9 @@ class _RowEncoding:
 
     def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
         return encode_predictions(outputs, self._rows)
+
+    def size_bytes(self, answer: EncodedResponse) -> int:
+        return len(answer.body)
 
 
 def _status(host: Host, name: str, version: str) -> dict[str, Any]:

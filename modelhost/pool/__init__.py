@@ -6,5 +6,6 @@ from modelhost.pool.lease import Lease
 from modelhost.pool.pool import Pool
 from modelhost.pool.runner import Runner
 from modelhost.pool.snapshot import ModelInfo, PoolSnapshot
+from modelhost.pool.statistics import Timing
 
-__all__ = ["Kept", "Lease", "ModelInfo", "ModelKey", "Pool", "PoolSnapshot", "Runner"]
+__all__ = ["Kept", "Lease", "ModelInfo", "ModelKey", "Pool", "PoolSnapshot", "Runner", "Timing"]

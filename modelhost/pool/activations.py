@@ -219,10 +219,11 @@ class ActivationGate:
         size_bytes = self._size_of(predicted_bytes)
         return None if size_bytes is None else self._claim_now(size_bytes, predicted_bytes)
 
-    def has_room(self, predicted_bytes: int) -> bool:
-        """Whether a run that small may go now, and need not claim: nothing else happens until it has returned."""
+    def has_room(self, predicted_bytes: int | None) -> bool:
+        """Whether a run may go now that is small, and need not claim: nothing else happens until it has returned."""
         return (
-            predicted_bytes < _LOOK_FROM_BYTES
+            predicted_bytes is not None
+            and predicted_bytes < _LOOK_FROM_BYTES
             and self.claimed_bytes + predicted_bytes <= self.ceiling_bytes
             and not (self._line or self._first)
         )

@@ -66,6 +66,10 @@ class Catalog:
             self._found[name, version] = file
         return file
 
+    def known(self, name: str, version: str | None) -> ModelFile | None:
+        """Looks a model up that was found before; None for another one, which need not mean that there is none."""
+        return self._found.get((name, version))
+
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
         return self._settings.options_for(file.name, file.options)

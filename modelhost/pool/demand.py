@@ -47,7 +47,7 @@ class Figures:
 
 
 class Demand:
-    """What runs of one model take; remembers the shapes seen last. Event-loop thread."""
+    """What runs of one model take; remembers the shapes seen last. Notes are the event loop's; any thread may look."""
 
     __slots__ = ("_footprint", "_inputs", "_known")
 
@@ -62,7 +62,7 @@ class Demand:
         return self.at(tuple([feeds[name].shape for name in self._inputs]))
 
     def at(self, shapes: Shapes) -> Figures:
-        """Returns the figures for `shapes`, those of `sized_inputs` in order."""
+        """Returns the figures for `shapes`: of the inputs with a size that a request may choose, in order."""
         known = self._known.get(shapes)
         if known is None:
             if len(self._known) >= _SHAPES_KEPT:
@@ -73,10 +73,9 @@ class Demand:
             known = self._known[shapes] = Figures(predicted)
         return known
 
-    @property
-    def sized_inputs(self) -> tuple[str, ...]:
-        """The inputs with a size that a request may choose."""
-        return self._inputs
+    def rows_like(self, feeds: Feeds, rows: int) -> Figures:
+        """Returns the figures of a run on so many rows, each like those of `feeds`."""
+        return self.at(tuple([(rows, *feeds[name].shape[1:]) for name in self._inputs]))
 
     def predict(self, feeds: Feeds) -> int | None:
         """Returns the bytes of a run on `feeds`; None where nobody can tell."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from modelhost.errors import ActivationsFull, HostClosed, RunTooLarge
-from modelhost.pool.activations import ActivationGate, Claim, Kept
-from modelhost.pool.key import ModelKey
-from modelhost.pool.runner import Runner
-from modelhost.runtime.base import CancelToken, LoadedModel
+from modelhost.pool.activations import Claim
+from modelhost.pool.batch import Run
+from modelhost.pool.runs import ModelRuns
+from modelhost.pool.statistics import Timing
+from modelhost.runtime.base import CancelToken
 from modelhost.tensors import Array, TensorSpec, check_feeds, check_outputs
 
 T = TypeVar("T")
@@ -24,33 +26,29 @@ class Lease:
     Event-loop thread only; the pool makes them. `release` is called once, when both are over.
     """
 
-    __slots__ = ("_activations", "_holds", "_model", "_release", "_runner", "key")
+    __slots__ = ("_holds", "_is_open", "_release", "_runs", "key")
 
     def __init__(
         self,
-        key: ModelKey,
-        model: LoadedModel,
-        runner: Runner,
-        activations: ActivationGate,
+        runs: ModelRuns,
         *,
         release: Callable[[], None],
     ) -> None:
-        self.key = key
-        self._model: LoadedModel | None = model
-        self._runner = runner
-        self._activations = activations
+        self.key = runs.key
+        self._runs = runs
+        self._is_open = True
         self._release = release
         self._holds = 1  # the lease itself, and each of its runs
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """The model's inputs by name. Raises HostClosed after `end`."""
-        return self._open_model().inputs
+        return self._open().model.inputs
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
         """The model's outputs by name. Raises HostClosed after `end`."""
-        return self._open_model().outputs
+        return self._open().model.outputs
 
     async def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] = (), *, deadline: float | None = None
@@ -77,26 +75,30 @@ class Lease:
         finish: Callable[[list[Array]], T],
         *,
         deadline: float | None = None,
+        timing: Timing | None = None,
     ) -> T:
         """Runs with feeds that were checked already; returns what `finish` makes of the outputs.
 
         `finish` runs on the inference thread, so that outputs never leave it and encoding them does
-        not hold up the event loop. Where it returns a Kept, that has the claim on their memory.
+        not hold up the event loop. Where it returns a Kept, that has the claim on their memory. `timing`
+        is filled in with what waiting, the run and `finish` take.
 
         Waits for memory of other runs. Raises RunTooLarge where there would not be enough without
         them, ActivationsFull where the arena refused what the prediction let through, twice;
         Overloaded where a queue is full, DeadlineExceeded, and what LoadedModel.run raises.
         """
-        gate, model = self._activations, self._open_model()
+        runs = self._open()
+        gate, model = runs.gate, runs.model
+        timing = timing or Timing(time.perf_counter_ns())
         claim = await gate.claim(self.key, model, feeds, deadline=deadline)
         try:
-            return await self._run_once(feeds, outputs, finish, claim, deadline)
+            return await self._run_once(feeds, outputs, finish, claim, deadline, timing)
         except (ActivationsFull, RunTooLarge) as error:
             gate.missed(self.key, model, feeds, error, claim)
         # Others held the arena: once more with all of it, after them and before who comes next.
         claim = await gate.claim_alone(model, feeds, deadline=deadline)
         try:
-            return await self._run_once(feeds, outputs, finish, claim, deadline)
+            return await self._run_once(feeds, outputs, finish, claim, deadline, timing)
         except (ActivationsFull, RunTooLarge) as error:
             gate.missed(self.key, model, feeds, error, claim)
             raise
@@ -108,13 +110,14 @@ class Lease:
         finish: Callable[[list[Array]], T],
         claim: Claim,
         deadline: float | None,
+        timing: Timing,
     ) -> T:
         """Runs under `claim`, which ends with the run, or with the outputs where they are kept."""
         cancel = CancelToken()
         try:
-            # No name for the job: it has the error, whose traceback will have this frame.
-            return await self._runner.result(
-                self._submit(feeds, outputs, finish, claim, cancel), cancel=cancel, deadline=deadline
+            # No name for the future: it has the error, whose traceback will have this frame.
+            return await self._runs.runner.result(
+                self._submit(feeds, outputs, finish, claim, cancel, timing), cancel=cancel, deadline=deadline
             )
         except BaseException:
             claim.abandon()
@@ -127,34 +130,35 @@ class Lease:
         finish: Callable[[list[Array]], T],
         claim: Claim,
         cancel: CancelToken,
+        timing: Timing,
     ) -> asyncio.Future[T]:
-        try:
-            model = self._open_model()
-        except HostClosed:  # the lease has ended while the run waited
-            claim.run_ended()
-            raise
+        """Starts a run, which holds the lease until it has returned. Ends its claim where it does not begin."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        def work() -> T:
-            result = finish(model.run(feeds, outputs, cancel))
-            if isinstance(result, Kept):
-                claim.keep(result)
-            return result
-
-        def ended() -> None:
-            claim.run_ended()
+        def ended(run: Run) -> None:
+            result, error = run.result, run.error
+            run.result = run.error = None  # the error's traceback may have the run: no circle
+            if not future.done():
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
             self._let_go()
 
-        self._holds += 1
         try:
-            return self._runner.submit(work, cancel=cancel, on_end=ended)
+            self._open().start(
+                Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=ended),
+            )
         except BaseException:
-            ended()
+            claim.run_ended()
             raise
+        self._holds += 1
+        return future
 
     def end(self) -> None:
         """Ends the lease; harmless when it has ended. Runs in progress keep the model until they return."""
-        if self._model is not None:
-            self._model = None
+        if self._is_open:
+            self._is_open = False
             self._let_go()
 
     def _let_go(self) -> None:
@@ -162,7 +166,7 @@ class Lease:
         if self._holds == 0:
             self._release()
 
-    def _open_model(self) -> LoadedModel:
-        if self._model is None:
+    def _open(self) -> ModelRuns:
+        if not self._is_open:
             raise HostClosed(f"the lease on {self.key} has ended")
-        return self._model
+        return self._runs

@@ -16,10 +16,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from modelhost.config import ModelsSettings, PoolSettings
+from modelhost.config import BatchingSettings, ModelsSettings, PoolSettings
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHostError, ModelNotFound, Overloaded
 from modelhost.memory import MemoryManager, Recovery
 from modelhost.pool.activations import ActivationGate
+from modelhost.pool.batch import BatchRule
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
@@ -51,9 +52,11 @@ class Pool:
         activation_ceiling_bytes: int,
         settings: PoolSettings,
         models: ModelsSettings,
+        batching: BatchingSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        batching = batching or BatchingSettings()
         self.runner = runner
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="modelhost-disk")
         self.catalog = Catalog(repository, models, self._disk, clock=clock)
@@ -65,7 +68,15 @@ class Pool:
             threads=runner.threads,
             preparing_bytes=runtime.preparing_bytes,
         )
-        self._table = SlotTable(runner, self.activations, clock=clock, wall_clock=wall_clock)
+        self.statistics = Statistics()
+        self._table = SlotTable(
+            runner,
+            self.activations,
+            statistics=self.statistics,
+            batching=BatchRule(batching.max_rows, batching.max_delay) if batching.enabled else None,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
         self._scheduler = Scheduler(
             table=self._table,
             catalog=self.catalog,
@@ -75,7 +86,6 @@ class Pool:
             settings=settings,
             clock=clock,
         )
-        self.statistics = Statistics()
         self._is_closed = False
 
     # --- leases ------------------------------------------------------------------------------------
@@ -109,6 +119,20 @@ class Pool:
             return self._table.grant(slot)
         return await self._wait_for_grant(file, deadline)
 
+    def resident(self, name: str, version: str | None) -> Slot | None:
+        """Returns the slot of a model that is ready, to be used before anybody else has a turn; else None."""
+        file = None if self._is_closed else self.catalog.known(name, version)
+        slot = None if file is None else self._table.get(ModelKey.of(file))
+        return slot if slot is not None and slot.state is SlotState.READY else None
+
+    def grant(self, slot: Slot) -> Lease:
+        """Returns a lease on what `resident` gave; the caller has to end it."""
+        return self._table.grant(slot)
+
+    def touch(self, slot: Slot) -> None:
+        """Notes that what `resident` gave was used in place."""
+        self._table.touch(slot)
+
     async def _wait_for_grant(self, file: ModelFile, deadline: float | None) -> Lease:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -140,7 +164,8 @@ class Pool:
             failure = self._scheduler.failures.recent(key, self._clock())
             if failure is not None:
                 raise failure.twin()
-            slot = Slot(key, file, pinned=self.catalog.options(file).pinned)
+            options = self.catalog.options(file)
+            slot = Slot(key, file, pinned=options.pinned, batching=options.batching)
             self._table.add(slot)
             self._scheduler.enqueue(slot)
         waiter: Waiter[Lease] = Waiter()
@@ -286,6 +311,7 @@ class Pool:
         self._is_closed = True
         await self.activations.close()
         await self._scheduler.close()
+        self._table.flush()
         await asyncio.get_running_loop().run_in_executor(self._disk, self.runner.close)
         await asyncio.sleep(0)  # the runs that have just returned end their leases on the loop
         await self._scheduler.departures.unload_all()

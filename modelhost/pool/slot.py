@@ -9,6 +9,7 @@ from typing import Final
 from modelhost.memory import Recovery, Reservation
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
+from modelhost.pool.runs import ModelRuns
 from modelhost.pool.waiter import Waiter
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import Inspection, LoadedModel
@@ -54,6 +55,8 @@ class Slot:
     state: SlotState = SlotState.QUEUED
     leases: int = 0
     model: LoadedModel | None = None
+    runs: ModelRuns | None = None
+    """Where its runs are started, while it is ready."""
     inspection: Inspection | None = None
     reservation: Reservation | None = None
     child_bytes: int | None = None
@@ -61,6 +64,8 @@ class Slot:
     looks: int = 0
     """Children and loads since it was queued that ended in another look at the files."""
     pinned: bool = False
+    batching: bool | None = None
+    """What its options say of sharing runs."""
     last_used: float = 0.0
     """Unix time of the last lease's grant or end."""
     idle_since: float = 0.0

@@ -14,12 +14,15 @@ from cachetools import LRUCache
 
 from modelhost.errors import ModelHostError
 from modelhost.pool.activations import ActivationGate
+from modelhost.pool.batch import BatchRule
 from modelhost.pool.eviction import Candidate
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
 from modelhost.pool.runner import Runner
+from modelhost.pool.runs import ModelRuns, rows_are_independent
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import ModelInfo
+from modelhost.pool.statistics import Statistics
 
 
 class SlotTable:
@@ -33,6 +36,8 @@ class SlotTable:
         runner: Runner,
         activations: ActivationGate,
         *,
+        statistics: Statistics,
+        batching: BatchRule | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -46,6 +51,7 @@ class SlotTable:
         # in the order of last use.
         self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf)
         self._runner, self._activations = runner, activations
+        self._statistics, self._batching = statistics, batching
         self._clock, self._wall_clock = clock, wall_clock
 
     def __iter__(self) -> Iterator[Slot]:
@@ -74,6 +80,12 @@ class SlotTable:
         """The slots with leases."""
         return [slot for slot in self._slots.values() if slot.leases]
 
+    def flush(self) -> None:
+        """Starts the runs that wait only for others to share them."""
+        for slot in self:
+            if slot.runs is not None:
+                slot.runs.flush()
+
     # --- coming and going --------------------------------------------------------------------------
 
     def add(self, slot: Slot) -> None:
@@ -84,6 +96,7 @@ class SlotTable:
     def ready(self, slot: Slot) -> None:
         """Makes a loaded slot ready and grants its waiters, those that are still there."""
         slot.move(SlotState.READY)
+        slot.runs = self._runs(slot)
         if not slot.departures:
             self.unloaded.discard(slot.key.name)
         waiters, slot.waiters = slot.waiters, []
@@ -96,6 +109,7 @@ class SlotTable:
     def withdraw(self, slot: Slot) -> None:
         """Takes an idle or drained slot out of reach: it grants nothing from here on."""
         slot.move(SlotState.UNLOADING)
+        slot.runs = None
         self._idle.pop(slot.key, None)
 
     def requeue(self, slot: Slot, *, is_first: bool = False) -> None:
@@ -121,15 +135,24 @@ class SlotTable:
 
     def grant(self, slot: Slot) -> Lease:
         """Counts a lease and makes it; the slot cannot be a victim from here on."""
-        assert slot.model is not None
+        assert slot.runs is not None
         self._hold(slot)
-        return Lease(
-            slot.key,
-            slot.model,
-            self._runner,
-            self._activations,
-            release=lambda: self._release(slot),
-        )
+        return Lease(slot.runs, release=lambda: self._release(slot))
+
+    def touch(self, slot: Slot) -> None:
+        """Notes a use that is over already, and for which nothing was counted."""
+        slot.last_used = self._wall_clock()
+        if slot.leases == 0:
+            slot.idle_since = self._clock()
+            self._idle[slot.key]  # a look-up makes it the last one used
+
+    def _runs(self, slot: Slot) -> ModelRuns:
+        model = slot.model
+        assert model is not None
+        rule = self._batching
+        if not rows_are_independent(model.inputs, model.outputs, model.run_footprint, slot.batching):
+            rule = None
+        return ModelRuns(slot.key, model, self._runner, self._activations, self._statistics.of(slot.key), rule)
 
     def _hold(self, slot: Slot) -> None:
         if slot.leases == 0:

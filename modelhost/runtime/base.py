@@ -110,8 +110,8 @@ class LoadedModel(Protocol):
     def run_footprint(self) -> RunFootprint | None:
         """What its runs take, by the shapes of their inputs; None where nobody has measured that."""
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
-        """Returns the named outputs, in that order; blocks.
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
+        """Returns the named outputs, in that order; blocks. None for `cancel`: nothing will stop it.
 
         The arrays may lie in memory of the runtime: encode or copy them before the lease ends.
         Raises InvalidRequest where the runtime finds the input wrong, ActivationsFull where activations

@@ -266,12 +266,12 @@ class FakeModel:
         self.inputs: Mapping[str, TensorSpec] = {"x": _SPEC}
         self.outputs: Mapping[str, TensorSpec] = {"y": TensorSpec("y", "FP32", (-1,))}
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
         """Takes `run_bytes`, waits for `run_may_end`, then fails or answers."""
         run_bytes = self._script.run_bytes
         self._memory.begin_run(run_bytes)
         try:
-            return self._run(feeds, outputs, cancel)
+            return self._run(feeds, outputs, cancel or CancelToken())
         finally:
             self._memory.end_run(run_bytes)
 

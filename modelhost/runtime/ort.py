@@ -182,10 +182,12 @@ class OrtModel:
         if structured := [spec.name for spec in self.outputs.values() if spec.is_structured]:
             self._session = StructuredSession(self._session, structured)
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken) -> list[Array]:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
         """Returns the named outputs, in that order. See LoadedModel for what it raises."""
-        options = ort.RunOptions()
-        cancel.bind(lambda: setattr(options, "terminate", True))
+        options = None
+        if cancel is not None:
+            options = ort.RunOptions()
+            cancel.bind(_Terminate(options))
         try:
             return self._run(feeds, outputs, options)
         except Exception as error:
@@ -280,8 +282,20 @@ def _arena_full(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> 
     )
 
 
-def _run_error(error: Exception, cancel: CancelToken, ceiling_bytes: int) -> Exception:
-    if cancel.is_cancelled:
+class _Terminate:
+    """Stops the run that has these options, at its next node."""
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: Any) -> None:
+        self._options = options
+
+    def __call__(self) -> None:
+        self._options.terminate = True
+
+
+def _run_error(error: Exception, cancel: CancelToken | None, ceiling_bytes: int) -> Exception:
+    if cancel is not None and cancel.is_cancelled:
         return DeadlineExceeded("the run", waited_s=0.0)
     text = _reason(error)
     if full := _ARENA_FULL.search(text):

@@ -26,8 +26,9 @@ def test_health(rpc: RpcClient) -> None:
 def test_server_metadata_announces_what_works(rpc: RpcClient) -> None:
     answer = rpc.call("ServerMetadata")
     assert (answer.name, bool(answer.version)) == ("modelhost", True)
-    assert "model_repository" in answer.extensions
-    assert "shared_memory" not in " ".join(answer.extensions)
+    announced = set(rpc.served.get("/v2").json()["extensions"])
+    assert set(answer.extensions) == announced - {"binary_tensor_data", "logging"}
+    assert {"model_repository", "model_configuration", "statistics"} <= set(answer.extensions)
 
 
 def test_model_metadata_is_what_http_says(rpc: RpcClient) -> None:
@@ -82,6 +83,13 @@ def test_statistics_are_the_pools_totals(rpc_fake) -> None:
     assert [(entry.type, entry.byte_size) for entry in stats.memory_usage] == [("CPU", 20 * MB)]
     (unused,) = client.call("ModelStatistics", name="b").model_stats
     assert (unused.name, unused.inference_count) == ("b", 0)
+    every = client.call("ModelStatistics").model_stats
+    said = client.served.get("/v2/models/stats").json()["model_stats"]
+    assert [(entry.name, entry.version) for entry in every] == [(entry["name"], entry["version"]) for entry in said]
+    assert [entry.inference_count for entry in every] == [entry["inference_count"] for entry in said]
+    assert [[(rows.batch_size, rows.compute_infer.ns) for rows in entry.batch_stats] for entry in every] == [
+        [(rows["batch_size"], rows["compute_infer"]["ns"]) for rows in entry["batch_stats"]] for entry in said
+    ]
     assert refused(lambda: client.call("ModelStatistics", name="c"))[0] is grpc.StatusCode.NOT_FOUND
 
 
@@ -114,6 +122,13 @@ def test_a_load_of_what_is_not_in_the_repository_is_refused(rpc: RpcClient, para
     code, text, _ = refused(lambda: rpc.call("RepositoryModelLoad", model_name="add", parameters=parameters))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert f"'{next(iter(parameters))}' is not supported" in text
+
+
+def test_an_unload_of_dependents_is_asked_for_by_a_flag(rpc: RpcClient) -> None:
+    parameters = {"unload_dependents": {"string_param": "yes"}}
+    code, text, _ = refused(lambda: rpc.call("RepositoryModelUnload", model_name="add", parameters=parameters))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text == "unload parameter 'unload_dependents': expected true or false, got \"yes\""
 
 
 def test_a_small_call_takes_no_large_message(rpc: RpcClient) -> None:

@@ -25,7 +25,7 @@ def nothing_held(snapshot: PoolSnapshot) -> bool:
 
 
 def held_bytes(client: RpcClient) -> int:
-    return client.served.on_loop(lambda: client.served.app.infer.budget.used_bytes)
+    return client.served.on_loop(lambda: client.served.app.infer.inference.budget.used_bytes)
 
 
 # --- tensors -----------------------------------------------------------------------------------------------

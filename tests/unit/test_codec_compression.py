@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import random
 import tracemalloc
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhost.api.codec import decompress
+from modelhost.api.codec import choose_coding, compress, compress_cost_bytes, decompress
 from modelhost.errors import InvalidRequest, RequestTooLarge
 
 TEXT = b'{"inputs": []}' * 50_000
@@ -91,3 +92,115 @@ def test_a_bomb_is_refused_within_the_bound(coding: str) -> None:
 def test_random_bytes_never_raise_anything_else(body: bytes, coding: str) -> None:
     with contextlib.suppress(InvalidRequest, RequestTooLarge):
         decompress(body, coding, max_bytes=1000)
+
+
+# --- answers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accepted", "tensors", "text"),
+    [
+        # Nobody asks for anything.
+        (None, None, None),
+        ("", None, None),
+        (" , ,", None, None),
+        ("identity", None, None),
+        ("br", None, None),
+        ("br, zstd", None, None),
+        # One coding, which somebody has asked for.
+        ("gzip", "gzip", "gzip"),
+        ("deflate", "deflate", "deflate"),
+        (" GZip ", "gzip", "gzip"),
+        ("x-gzip", "gzip", "gzip"),
+        ("gzip, X-Gzip", "gzip", "gzip"),
+        ("gzip;q=0.001", "gzip", "gzip"),
+        ("gzip ; Q=1.000", "gzip", "gzip"),
+        (",gzip,,", "gzip", "gzip"),
+        ("gzip, identity", "gzip", "gzip"),
+        ("gzip, deflate;q=0", "gzip", "gzip"),
+        ("gzip;q=0, deflate", "deflate", "deflate"),
+        ("gzip;q=0, br;q=0.0, deflate;q=0.5", "deflate", "deflate"),
+        # Several, as HTTP libraries send by themselves.
+        ("gzip, deflate", None, "gzip"),
+        ("gzip, deflate, br", None, "gzip"),
+        ("deflate, gzip;q=1.0", None, "gzip"),
+        ("deflate, gzip;q=0.9", None, "deflate"),
+        ("br, deflate;q=0.2", None, "deflate"),
+        ("gzip;q=1.0,deflate;q=0.6,identity;q=0.3", None, "gzip"),
+        # Refused, or liked less than nothing.
+        ("gzip;q=0", None, None),
+        ("gzip;q=0.000, deflate;q=0", None, None),
+        ("gzip;q=0, gzip", None, None),
+        ("x-gzip;q=0, gzip", None, None),
+        ("gzip;q=0.5, identity", None, None),
+        ("gzip;q=0.5, deflate;q=0.5, identity;q=0.6", None, None),
+        # All the others.
+        ("*", None, "gzip"),
+        ("*;q=0", None, None),
+        ("gzip;q=0, *", None, "deflate"),
+        ("gzip;q=0.5, *", None, "deflate"),
+        ("gzip, *;q=0.5", None, "gzip"),
+        ("identity, *;q=0.5", None, None),
+        ("identity, *;q=0", None, None),
+        # Without a coding it would not be accepted.
+        ("identity;q=0", None, None),
+        ("identity;q=0, *", "gzip", "gzip"),
+        ("gzip, *;q=0", "gzip", "gzip"),
+        ("gzip, deflate, *;q=0", "gzip", "gzip"),
+        ("br, deflate;q=0.1, identity;q=0", "deflate", "deflate"),
+        # Malformed.
+        ("gzip deflate", None, None),
+        ("gzip;q=2", None, None),
+        ("gzip;q=-1", None, None),
+        ("gzip;q=0.1234", None, None),
+        ("gzip;q=1.1", None, None),
+        ("gzip;q=", None, None),
+        ("gzip;q=nan", None, None),
+        ("gzip;q=\u0661", None, None),
+        ("gzip;level=1", None, None),
+        ("gzip, deflate;", None, None),
+        ("gzip\n", None, None),
+        ("\u017fgzip", None, None),
+    ],
+)
+def test_the_coding_of_an_answer_is_one_that_was_asked_for(
+    accepted: str | None, tensors: str | None, text: str | None
+) -> None:
+    assert choose_coding(accepted, body_bytes=1 << 20, is_json=False) == tensors
+    assert choose_coding(accepted, body_bytes=1024, is_json=True) == text
+    # What is small is compressed only for those who insist, and these get raw tensors so, too.
+    assert choose_coding(accepted, body_bytes=1023, is_json=True) == tensors
+
+
+@given(st.text(alphabet="gziptxdeflat*,;=q01. -", max_size=60))
+def test_no_header_gives_anything_but_a_coding(accepted: str) -> None:
+    for is_json in (True, False):
+        assert choose_coding(accepted, body_bytes=2000, is_json=is_json) in (None, "gzip", "deflate")
+
+
+@pytest.mark.parametrize("data", [b"", b"a", TEXT, random.Random(1).randbytes(1 << 20)])
+def test_a_compressed_answer_is_read_as_clients_read_it(data: bytes) -> None:
+    assert gzip.decompress(compress(data, "gzip")) == data
+    assert zlib.decompress(compress(memoryview(data), "deflate")) == data
+    for coding in ("gzip", "deflate"):
+        assert decompress(compress(data, coding), coding, max_bytes=len(data)) == data
+
+
+def test_the_same_answer_is_compressed_to_the_same_bytes() -> None:
+    once = compress(TEXT, "gzip")
+    assert once[4:8] == bytes(4)  # no time
+    assert compress(TEXT, "gzip") == once
+    assert len(once) < len(TEXT) / 50
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 1000, 70_000, 1 << 20, (5 << 20) + 3])
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_compressing_holds_no_more_than_its_bound(coding: str, size_bytes: int) -> None:
+    for body in (bytes(size_bytes), random.Random(1).randbytes(size_bytes)):
+        tracemalloc.start()
+        try:
+            compressed = compress(body, coding)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(compressed) < peak <= compress_cost_bytes(size_bytes)

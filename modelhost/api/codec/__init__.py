@@ -6,7 +6,13 @@ No HTTP framework, no model runtime and no memory manager in here: the caller re
 
 from __future__ import annotations
 
-from modelhost.api.codec.compression import decompress, decompressed_size_bytes
+from modelhost.api.codec.compression import (
+    choose_coding,
+    compress,
+    compress_cost_bytes,
+    decompress,
+    decompressed_size_bytes,
+)
 from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
 from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
 from modelhost.api.codec.request import decode_request, parse_header_length
@@ -17,6 +23,9 @@ __all__ = [
     "EncodedResponse",
     "InferRequest",
     "OutputRequest",
+    "choose_coding",
+    "compress",
+    "compress_cost_bytes",
     "decode_cost_bytes",
     "decode_request",
     "decompress",

@@ -1,8 +1,9 @@
-"""Content codings of request bodies, decoded within a bound."""
+"""Content codings: of request bodies, decoded within a bound; of answers, where they are asked for."""
 
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -18,6 +19,20 @@ _STEP_BYTES: Final = 1 << 18
 # A body of empty members costs time without giving output; block-wise writers (bgzip) make one
 # member per 64 KB.
 _MAX_MEMBERS: Final = 10_000
+
+#: How answers are coded, the better liked first, and the format of each; deflate in the form RFC 9110 means.
+_CODINGS: Final = {"gzip": _GZIP, "deflate": _ZLIB}
+#: One coding of Accept-Encoding, with its weight.
+_ACCEPTED: Final = re.compile(
+    r"(?P<coding>[!#$%&'*+.^_`|~0-9a-z-]+)(?:[ \t]*;[ \t]*q=(?P<weight>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?",
+    re.IGNORECASE | re.ASCII,
+)
+#: JSON below this fits the segment that its head is sent in, compressed or not.
+_WORTH_BYTES: Final = 1 << 10
+#: The fastest: others take several times as long for a tenth less.
+_LEVEL: Final = 1
+#: What the encoder holds while it works.
+_ENCODER_BYTES: Final = 400 << 10
 
 
 def decompress(body: bytes | memoryview, encoding: str, *, max_bytes: int) -> bytes:
@@ -118,3 +133,61 @@ def _drain(decoder: zlib._Decompress, piece: bytes | memoryview, out: _Sink, max
         if out.tell() > max_bytes:
             raise RequestTooLarge("the body decompresses to at least", size_bytes=out.tell(), limit_bytes=max_bytes)
         piece = decoder.unconsumed_tail
+
+
+# --- answers -----------------------------------------------------------------------------------------
+
+
+def choose_coding(accept_encoding: str | None, *, body_bytes: int, is_json: bool) -> str | None:
+    """Returns the coding, gzip or deflate, that an answer of `body_bytes` is sent in; None for none.
+
+    `accept_encoding` is the header's value (all of its lines, joined by commas); what is malformed asks
+    for nothing. A client that accepts one coding has asked for it. HTTP libraries accept several by
+    themselves: then JSON is compressed where it is worth it, and raw tensors are not, which hardly shrink
+    and would take longer than most runs. `identity` that is refused leaves no choice but to compress.
+    """
+    weights = _weights(accept_encoding or "")
+    others = weights.pop("*", None)
+    plain = weights.pop("identity", None)
+    offered = {coding: weights.get(coding, others or 0.0) for coding in _CODINGS}
+    best = max(offered, key=offered.__getitem__)
+    if not offered[best]:
+        return None
+    if plain == 0 or (plain is None and others == 0):
+        return best
+    if plain is not None and plain > offered[best]:
+        return None
+    is_asked = not others and [coding for coding, weight in weights.items() if weight] == [best]
+    return best if is_asked or (is_json and body_bytes >= _WORTH_BYTES) else None
+
+
+def compress(body: bytes | memoryview, coding: str) -> bytes:
+    """Returns `body` in `coding`, which is one that `choose_coding` gives. The same bytes give the same."""
+    encoder = zlib.compressobj(_LEVEL, zlib.DEFLATED, _CODINGS[coding])  # zlib's gzip header states no time
+    view, out = memoryview(body), io.BytesIO()
+    for start in range(0, len(view), _FEED_BYTES):
+        out.write(encoder.compress(view[start : start + _FEED_BYTES]))
+    out.write(encoder.flush())
+    return out.getvalue()
+
+
+def compress_cost_bytes(body_bytes: int) -> int:
+    """Returns an upper bound for the bytes that `compress` holds at its peak, the body not included."""
+    # What does not shrink grows by a few bytes for each block of it, and the buffer by an eighth in advance.
+    return _ENCODER_BYTES + body_bytes + body_bytes // 7
+
+
+def _weights(accepted: str) -> dict[str, float]:
+    """Returns the weight of each coding in the header's value; nothing where a part of it is malformed."""
+    weights: dict[str, float] = {}
+    for part in accepted.split(","):
+        if not (words := part.strip(" \t")):
+            continue  # a list may have empty entries
+        match = _ACCEPTED.fullmatch(words)
+        if match is None:
+            return {}
+        coding = match["coding"].lower()
+        coding = "gzip" if coding == "x-gzip" else coding
+        weight = float(match["weight"] or 1)
+        weights[coding] = min(weight, weights.get(coding, weight))
+    return weights

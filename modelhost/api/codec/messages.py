@@ -35,8 +35,10 @@ class EncodedResponse:
     """A response body; `header_length` is the length in bytes of its JSON part.
 
     `header_length` None means that all of it is JSON: send it as `application/json`. Otherwise send
-    it as `application/octet-stream` with `Inference-Header-Content-Length: header_length`.
+    it as `application/octet-stream` with `Inference-Header-Content-Length: header_length`. `coding` is
+    the content coding that the body is in, "" for none; `header_length` counts what it was before.
     """
 
     body: bytes
     header_length: int | None
+    coding: str = ""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 
+from modelhost.api import views
 from modelhost.api.body import ByteBudget
-from modelhost.api.rpc import views
+from modelhost.api.repository import check_load_parameters, check_unload_parameters
 from modelhost.api.rpc.errors import abort, known
 from modelhost.api.rpc.infer import InferCalls
-from modelhost.api.rpc.messages import METHODS, parse
+from modelhost.api.rpc.messages import METHODS, parse, plain_values
 from modelhost.api.rpc.receiving import Call, Receiving
-from modelhost.errors import InvalidRequest
 from modelhost.host import Host
 
 Answer = Callable[[Any], Awaitable[Any]]
@@ -22,6 +22,9 @@ Handler = Callable[[object, Call], Awaitable[None]]
 
 #: All requests but those for inference are a few words.
 _MAX_MESSAGE_BYTES: Final = 1 << 20
+
+#: Announced over HTTP only: raw contents are part of every message here, and the log's levels are not served.
+_HTTP_EXTENSIONS: Final = frozenset({"binary_tensor_data", "logging"})
 
 #: Methods of Triton's that are not served, and why.
 UNSERVED: Final[Mapping[str, str]] = {
@@ -57,37 +60,43 @@ def _answers(host: Host) -> dict[str, Answer]:
     """Returns what answers each method that is one small request and one answer."""
 
     async def server_live(request: Any) -> Any:
-        return METHODS["ServerLive"][1](live=True)
+        return _message("ServerLive", live=True)
 
     async def server_ready(request: Any) -> Any:
-        return METHODS["ServerReady"][1](ready=host.is_ready)
+        return _message("ServerReady", ready=host.is_ready)
 
     async def server_metadata(request: Any) -> Any:
-        return views.server_metadata()
+        values = views.server_metadata()
+        extensions = [name for name in values["extensions"] if name not in _HTTP_EXTENSIONS]
+        return _message("ServerMetadata", **values | {"extensions": extensions})
 
     async def model_ready(request: Any) -> Any:
-        return await views.model_ready(host, request.name, request.version or None)
+        return _message("ModelReady", ready=await views.model_is_ready(host, request.name, request.version or None))
 
     async def model_metadata(request: Any) -> Any:
-        return await views.model_metadata(host, request.name, request.version or None)
+        return _message("ModelMetadata", **await views.model_metadata(host, request.name, request.version or None))
 
     async def model_config(request: Any) -> Any:
-        return await views.model_config(host, request.name, request.version or None)
+        return _message("ModelConfig", config=await views.model_config(host, request.name, request.version or None))
 
     async def model_statistics(request: Any) -> Any:
-        return await views.model_statistics(host, request.name, request.version or None)
+        values = await views.model_statistics(host, request.name or None, request.version or None)
+        for model in values["model_stats"]:
+            del model["response_stats"]  # of streams with several answers to a request; the message is without
+        return _message("ModelStatistics", **values)
 
     async def repository_index(request: Any) -> Any:
-        return await views.repository_index(host, only_ready=request.ready)
+        return _message("RepositoryIndex", models=await views.repository_index(host, only_ready=request.ready))
 
     async def load(request: Any) -> Any:
-        _refuse_parameters(request.parameters)
+        check_load_parameters(plain_values(request.parameters))
         await host.pool.load(request.model_name)
-        return METHODS["RepositoryModelLoad"][1]()
+        return _message("RepositoryModelLoad")
 
     async def unload(request: Any) -> Any:
+        check_unload_parameters(plain_values(request.parameters))
         await host.pool.unload(request.model_name)
-        return METHODS["RepositoryModelUnload"][1]()
+        return _message("RepositoryModelUnload")
 
     return {
         "ServerLive": server_live,
@@ -103,14 +112,9 @@ def _answers(host: Host) -> dict[str, Answer]:
     }
 
 
-def _refuse_parameters(parameters: Iterable[str]) -> None:
-    """Refuses a load of what is not in the repository; other parameters mean nothing here."""
-    for key in parameters:
-        if key == "config" or key.startswith("file:"):
-            raise InvalidRequest(
-                f"load parameter '{key}' is not supported: models come from the repository's directory, options "
-                f"from model.toml or the settings"
-            )
+def _message(method: str, **values: Any) -> Any:
+    """Returns the answer of `method` made from plain values, messages within it from dicts of them."""
+    return METHODS[method][1](**values)
 
 
 def _answering(name: str, answer: Answer, host: Host, receiving: Receiving) -> Handler:

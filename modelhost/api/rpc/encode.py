@@ -8,6 +8,7 @@ from typing import Any, Final
 from modelhost.api.codec import OutputRequest
 from modelhost.api.codec.binary_tensors import encode_texts
 from modelhost.api.codec.response import little_endian, texts_of
+from modelhost.api.codec.structured import json_texts, structured_cost_bytes
 from modelhost.api.rpc.decode import CONTENTS, SAME_BYTES
 from modelhost.api.rpc.messages import InferTensorContents, ModelInferResponse
 from modelhost.api.rpc.wire import length_prefix
@@ -45,9 +46,11 @@ class MessageEncoding:
         """Returns an upper bound for the bytes that `encode` takes, the arrays not included."""
         is_raw = _is_raw(outputs)
         cost = 4096
-        for _, _, array in outputs:
+        for _, spec, array in outputs:
             datatype = datatype_of(array.dtype)
-            if datatype == "BYTES":
+            if spec.is_structured:
+                cost += 2 * structured_cost_bytes(array)
+            elif datatype == "BYTES":
                 characters = sum(len(text) for text in array.ravel().tolist() if isinstance(text, str))
                 cost += 3 * (4 * characters + 48 * array.size)
             elif is_raw:
@@ -77,10 +80,10 @@ class MessageEncoding:
                 )
             tensor = answer.outputs.add(name=asked.name, datatype=datatype, shape=array.shape)
             if is_raw:
-                raw = _raw(asked.name, datatype, array)
+                raw = _raw(asked.name, datatype, spec, array)
                 chunks += (length_prefix(_RAW, len(raw)), raw)
             else:
-                _fill(tensor.contents, asked.name, datatype, array.ravel())
+                _fill(tensor.contents, asked.name, datatype, spec, array.ravel())
         chunks.insert(0, answer.SerializeToString())
         if self._is_stream:
             chunks.insert(0, length_prefix(_INFER_RESPONSE, sum(map(len, chunks))))
@@ -88,19 +91,23 @@ class MessageEncoding:
 
 
 def _is_raw(outputs: Outputs) -> bool:
-    return any(asked.binary or datatype_of(array.dtype) == "FP16" for asked, _, array in outputs)
+    return any(asked.binary or datatype_of(array.dtype) in ("FP16", "BF16") for asked, _, array in outputs)
 
 
-def _raw(name: str, datatype: str, array: Array) -> bytes | memoryview:
+def _texts(name: str, spec: TensorSpec, flat: Array) -> list[str]:
+    return json_texts(name, flat) if spec.is_structured else texts_of(name, flat)
+
+
+def _raw(name: str, datatype: str, spec: TensorSpec, array: Array) -> bytes | memoryview:
     flat = array.ravel()  # a view where the array is contiguous already
-    return encode_texts(name, texts_of(name, flat)) if datatype == "BYTES" else little_endian(flat, datatype)
+    return encode_texts(name, _texts(name, spec, flat)) if datatype == "BYTES" else little_endian(flat, datatype)
 
 
-def _fill(contents: Any, name: str, datatype: str, flat: Array) -> None:
+def _fill(contents: Any, name: str, datatype: str, spec: TensorSpec, flat: Array) -> None:
     """Adds the elements to their field."""
     field = CONTENTS[datatype]
     if datatype == "BYTES":
-        texts = texts_of(name, flat)
+        texts = _texts(name, spec, flat)
         encode_texts(name, texts)  # says which element has no UTF-8 form
         contents.bytes_contents.extend([text.encode() for text in texts])
     elif datatype in SAME_BYTES:

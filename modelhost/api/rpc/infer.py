@@ -10,31 +10,36 @@ import grpc
 
 from modelhost.api.body import ByteHold
 from modelhost.api.codec import InferRequest
-from modelhost.api.metrics import Metrics
+from modelhost.api.inference import DECODE_INLINE_BYTES, Inference, kept_bytes
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.encode import MessageEncoding
 from modelhost.api.rpc.errors import abort, known, shortened
 from modelhost.api.rpc.messages import ModelStreamInferResponse
 from modelhost.api.rpc.receiving import Call, Receiving
-from modelhost.api.rpc.running import Running
 from modelhost.api.rpc.wire import Parts, take_apart
 from modelhost.errors import ModelHostError, Overloaded
-from modelhost.host import Host
+from modelhost.pool import Timing
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import Inspection, LoadedModel
 
-#: What the parser has to read above this is decoded on an inference thread, so that the event loop is not
-#: held up. Raw tensors are views on the message and cost nothing.
-_DECODE_INLINE_BYTES: Final = 64 << 10
-
 _CLIENT_GONE: Final = "client_gone"
+
+
+class _Asked:
+    """A request on its way: when it came and what it took, and for which model, once that is known."""
+
+    __slots__ = ("file", "timing")
+
+    def __init__(self) -> None:
+        self.timing = Timing(time.perf_counter_ns())
+        self.file: ModelFile | None = None
 
 
 class InferCalls:
     """Answers inference requests, one by one or in a stream. Event-loop thread."""
 
-    def __init__(self, host: Host, running: Running, metrics: Metrics, receiving: Receiving) -> None:
-        self._host, self._running, self._metrics = host, running, metrics
+    def __init__(self, inference: Inference, receiving: Receiving) -> None:
+        self._inference, self._host = inference, inference.host
         self._receiving = receiving
 
     async def model_infer(self, _: object, call: Call) -> None:
@@ -43,32 +48,31 @@ class InferCalls:
         The handler reads and writes by itself, though the call is no stream: so it decides when the message
         may come, and the claim for the answer lasts until it is sent.
         """
-        began = time.perf_counter()
+        asked = _Asked()
         failed: ModelHostError | None = None
         outcome = _CLIENT_GONE
         try:
-            await self._receive_and_answer(call)
+            await self._receive_and_answer(call, asked)
             outcome = "ok"
         except Exception as caught:
             failed = known(caught, "ModelInfer")
             outcome = failed.code
         finally:
-            self._metrics.observe(outcome, time.perf_counter() - began)
+            self._inference.note(outcome, asked.timing, asked.file)
         if failed is not None:
             await abort(call, failed)
 
-    async def _receive_and_answer(self, call: Call) -> None:
-        self._running.refuse_exhausted()
+    async def _receive_and_answer(self, call: Call, asked: _Asked) -> None:
+        self._inference.refuse_exhausted()
         started = asyncio.get_running_loop().time()
         deadline = self._deadline(started, call)
-        with self._running.budget.hold() as hold:
+        with self._inference.budget.hold() as hold:
             message = await self._receiving.receive(call, hold, deadline=deadline)
-            file, decoded = await self._decoded(message, take_apart(message), hold)
+            file, decoded = await self._decoded(message, take_apart(message), hold, asked)
             del message  # of which the tensors keep what they need
             deadline = _sooner(deadline, started, decoded)
-            answer = await self._running.run(
-                file, decoded, hold, MessageEncoding(decoded.id, is_stream=False), deadline=deadline
-            )
+            encoding = MessageEncoding(decoded.id, is_stream=False)
+            answer = await self._inference.run(file, decoded, hold, encoding, deadline=deadline, timing=asked.timing)
             await call.write(answer)
 
     async def model_stream_infer(self, _: object, call: Call) -> None:
@@ -88,21 +92,22 @@ class InferCalls:
         message = await call.read()
         if message is grpc.aio.EOF:
             return False
-        started, began = asyncio.get_running_loop().time(), time.perf_counter()
+        started, asked = asyncio.get_running_loop().time(), _Asked()
         outcome, request_id = "ok", ""
         try:
             deadline = self._deadline(started, call)
-            with self._running.budget.hold() as hold:
+            with self._inference.budget.hold() as hold:
                 try:
-                    self._running.refuse_exhausted()
+                    self._inference.refuse_exhausted()
                     await hold.grow(len(message))
                     parts = take_apart(message)
                     request_id = parts.request_id
-                    file, decoded = await self._decoded(message, parts, hold)
+                    file, decoded = await self._decoded(message, parts, hold, asked)
                     del message
                     deadline = _sooner(deadline, started, decoded)
-                    answer = await self._running.run(
-                        file, decoded, hold, MessageEncoding(request_id, is_stream=True), deadline=deadline
+                    encoding = MessageEncoding(request_id, is_stream=True)
+                    answer = await self._inference.run(
+                        file, decoded, hold, encoding, deadline=deadline, timing=asked.timing
                     )
                 except Exception as caught:
                     failed = known(caught, "ModelStreamInfer")
@@ -113,7 +118,7 @@ class InferCalls:
             outcome = _CLIENT_GONE
             raise
         finally:
-            self._metrics.observe(outcome, time.perf_counter() - began)
+            self._inference.note(outcome, asked.timing, asked.file)
         return True
 
     def _deadline(self, started: float, call: Call) -> float:
@@ -122,11 +127,16 @@ class InferCalls:
         remaining_s = call.time_remaining()
         return started + (timeout_s if remaining_s is None else min(timeout_s, remaining_s))
 
-    async def _decoded(self, message: bytes, parts: Parts, hold: ByteHold) -> tuple[ModelFile, InferRequest]:
+    async def _decoded(
+        self, message: bytes, parts: Parts, hold: ByteHold, asked: _Asked
+    ) -> tuple[ModelFile, InferRequest]:
         """Returns the model and its tensors; what is held afterwards is the tensors."""
         file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
+        asked.file = file
+        began_ns = time.perf_counter_ns()
         decoded = await self._decode(message, parts, hold, face)
-        self._running.keep(decoded, message, hold)
+        asked.timing.input_ns = time.perf_counter_ns() - began_ns
+        hold.shrink(kept_bytes(decoded, len(message)))
         return file, decoded
 
     async def _decode(
@@ -136,9 +146,9 @@ class InferCalls:
         await hold.grow(infer_cost_bytes(message, parts, inputs))
         has_text = any(spec.datatype == "BYTES" for spec in inputs.values())
         looked_at_bytes = len(message) if has_text else parts.head_bytes
-        if looked_at_bytes <= _DECODE_INLINE_BYTES:
+        if looked_at_bytes <= DECODE_INLINE_BYTES:
             return decode_infer(message, parts, inputs=inputs, outputs=outputs)
-        return await self._running.on_thread(lambda: decode_infer(message, parts, inputs=inputs, outputs=outputs))
+        return await self._inference.on_thread(lambda: decode_infer(message, parts, inputs=inputs, outputs=outputs))
 
 
 def _sooner(deadline: float, started: float, decoded: InferRequest) -> float:

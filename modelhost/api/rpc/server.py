@@ -7,13 +7,11 @@ from typing import Final
 
 import grpc
 
-from modelhost.api.infer import InferRoutes
-from modelhost.api.metrics import Metrics
+from modelhost.api.inference import Inference
 from modelhost.api.rpc.calls import handlers
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import SERVICE
 from modelhost.api.rpc.receiving import Receiving
-from modelhost.api.rpc.running import Running
 from modelhost.errors import ConfigError
 from modelhost.host import Host
 
@@ -36,14 +34,14 @@ class RpcServer:
         self.port: int = self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, routes: InferRoutes, metrics: Metrics) -> None:
+    async def start(self, inference: Inference) -> None:
         """Listens. The host is open. Raises ConfigError."""
         host, settings = self._host, self._host.settings.server
         memory = host.memory.memory_info()
         receiving = Receiving(
             room_bytes=memory.limit_bytes - memory.critical_bytes, max_bytes=host.budgets.request_bytes
         )
-        calls = InferCalls(host, Running(host, routes), metrics, receiving)
+        calls = InferCalls(inference, receiving)
         server = grpc.aio.server(
             handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving)),),
             options=(

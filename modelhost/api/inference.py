@@ -1,0 +1,240 @@
+"""One inference, whatever the protocol: from decoded tensors to an encoded answer, its memory claimed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+from modelhost.api.body import ByteBudget, ByteHold
+from modelhost.api.codec import InferRequest, OutputRequest
+from modelhost.api.metrics import Metrics
+from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
+from modelhost.host import Host
+from modelhost.pool import Kept, Lease, ModelKey, Timing
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
+from modelhost.tensors import Array, TensorSpec
+from modelhost.units import format_bytes
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+#: Bodies up to this, and JSON up to this, are decoded where they arrive: this much JSON takes about 2 ms.
+#: Binary tensors are views on the body and cost nothing.
+DECODE_INLINE_BYTES: Final = 64 << 10
+
+#: Answers up to this are encoded and sent without a claim of their own.
+ENCODE_AT_ONCE_BYTES: Final = 256 << 10
+
+#: What decoded tensors hold for each byte of small JSON, at most: a text of two characters is some 70 bytes
+#: as an element of an array.
+KEPT_FACTOR: Final = 16
+
+_ANSWER_TAKES: Final = "the answer takes"
+_FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
+
+Outputs: TypeAlias = list[tuple[OutputRequest, TensorSpec, Array]]
+Face: TypeAlias = LoadedModel | Inspection
+
+
+class Encoding(Protocol[A]):
+    """How the outputs of one request become its answer. Pure; any thread."""
+
+    def cost_bytes(self, outputs: Outputs) -> int:
+        """Returns an upper bound for the bytes that `encode` makes."""
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> A:
+        """Returns the answer of the model `key`. Raises UnrepresentableOutput."""
+
+    def size_bytes(self, answer: A) -> int:
+        """Returns what the answer holds."""
+
+
+class Inference:
+    """Leases, runs and encodes within the budget of all requests' bytes. Event-loop thread."""
+
+    def __init__(self, host: Host, metrics: Metrics) -> None:
+        self.host, self.metrics = host, metrics
+
+    def open(self) -> None:
+        """Takes the budgets of the host, which has opened."""
+        self.budget = ByteBudget(self.host.budgets.decoding_bytes, max_waiting=self.host.settings.server.max_queue)
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """What decoding one request may take at the most."""
+        return self.budget.limit_bytes
+
+    def refuse_exhausted(self) -> None:
+        """Refuses work while usage is within `memory.min_free` of the limit: it might be what is killed."""
+        memory = self.host.memory
+        if not memory.is_exhausted:
+            return
+        info = memory.memory_info()
+        free_bytes = info.limit_bytes - info.usage_bytes
+        if free_bytes < info.min_free_bytes:
+            raise InsufficientMemory(
+                f"{format_bytes(free_bytes)} are left of {format_bytes(info.limit_bytes)}, less than "
+                f"memory.min_free ({format_bytes(info.min_free_bytes)})",
+                needed_bytes=info.min_free_bytes,
+                available_bytes=max(0, free_bytes),
+            )
+
+    async def decode(
+        self,
+        work: Callable[[], T],
+        hold: ByteHold,
+        *,
+        cost_bytes: Callable[[], int],
+        body_bytes: int,
+        text_bytes: int,
+        slow_bytes: int,
+    ) -> T:
+        """Returns what `work` decodes, its memory claimed first: on a thread where `slow_bytes` are many.
+
+        `text_bytes` of the body are JSON, `slow_bytes` take time to decode. Small bodies claim a multiple
+        of their JSON, others `cost_bytes()`, which looks at all of it.
+        """
+        if body_bytes <= DECODE_INLINE_BYTES:
+            await hold.grow(KEPT_FACTOR * text_bytes)  # one is decoded at a time: this much stays of it, at most
+            return work()
+        await hold.grow(cost_bytes())
+        return work() if slow_bytes <= DECODE_INLINE_BYTES else await self.on_thread(work)
+
+    async def run(
+        self,
+        file: ModelFile,
+        decoded: InferRequest,
+        hold: ByteHold,
+        encoding: Encoding[A],
+        *,
+        deadline: float,
+        timing: Timing,
+    ) -> A:
+        """Returns the answer, loading the model where it is not loaded; a large one is claimed in `hold`.
+
+        `deadline` is on the event loop's clock. Raises what Pool.acquire and Lease.run_checked raise, and
+        UnrepresentableOutput, RequestTooLarge and Overloaded for the answer.
+        """
+        lease = await self.host.pool.acquire_file(file, deadline=deadline)
+        try:
+            # Loading and waiting until here is the queue's, too.
+            timing.queue_ns = time.perf_counter_ns() - timing.arrived_ns - timing.input_ns
+            return await self._run(lease, decoded, hold, encoding, deadline, timing)
+        finally:
+            lease.end()
+
+    async def _run(
+        self,
+        lease: Lease,
+        decoded: InferRequest,
+        hold: ByteHold,
+        encoding: Encoding[A],
+        deadline: float,
+        timing: Timing,
+    ) -> A:
+        """Runs and encodes on an inference thread.
+
+        Small answers are encoded there and then, their outputs never leave the thread. The memory
+        for a large one is claimed first, while its outputs wait where the run has left them.
+        """
+        key, specs = lease.key, lease.outputs
+        finish = self.finisher(key, specs, decoded, encoding)
+        done = await lease.run_checked(
+            decoded.feeds, [out.name for out in decoded.outputs], finish, deadline=deadline, timing=timing
+        )
+        if not isinstance(done, Kept):
+            return self.admit(done, hold, encoding)
+        with done as (results, cost_bytes):
+            # The line for the answer's memory may wait for requests that wait for this one's model and
+            # for its body's memory: both are given up first.
+            lease.end()
+            decoded.feeds.clear()
+            hold.shrink(0)
+            await hold.grow(cost_bytes, is_last_step=True, what=_ANSWER_TAKES, advice=_FEWER_ROWS)
+            began_ns = time.perf_counter_ns()
+            answer = await self.on_thread(lambda: encoding.encode(key, results), kept=done)
+            timing.output_ns += time.perf_counter_ns() - began_ns
+            results.clear()
+        hold.shrink(encoding.size_bytes(answer))
+        return answer
+
+    def finisher(
+        self, key: ModelKey, specs: Any, decoded: InferRequest, encoding: Encoding[A]
+    ) -> Callable[[list[Array]], A | Kept[tuple[Outputs, int]]]:
+        """Returns what makes the answer of a run's outputs, on its thread; of large ones something to wait with."""
+        budget, asked = self.budget, decoded.outputs
+
+        def finish(arrays: list[Array]) -> A | Kept[tuple[Outputs, int]]:
+            results = [(out, specs[out.name], value) for out, value in zip(asked, arrays, strict=True)]
+            cost_bytes = encoding.cost_bytes(results)
+            if cost_bytes <= ENCODE_AT_ONCE_BYTES:
+                return encoding.encode(key, results)
+            if not any(array.dtype.kind == "O" for array in arrays):
+                return Kept((results, cost_bytes), sum(array.nbytes for array in arrays))
+            # Text lies on the heap, outside the arena's ceiling: it must not wait in line.
+            if cost_bytes > budget.limit_bytes:
+                raise RequestTooLarge(
+                    _ANSWER_TAKES, size_bytes=cost_bytes, limit_bytes=budget.limit_bytes, advice=_FEWER_ROWS
+                )
+            if cost_bytes > budget.free_bytes:
+                raise _no_room(cost_bytes, budget.free_bytes)
+            return encoding.encode(key, results)
+
+        return finish
+
+    def admit(self, answer: A, hold: ByteHold, encoding: Encoding[A]) -> A:
+        """Claims an answer that is there already, where it is large. Raises Overloaded."""
+        size_bytes = encoding.size_bytes(answer)
+        if size_bytes > ENCODE_AT_ONCE_BYTES and not hold.try_grow(size_bytes):
+            raise _no_room(size_bytes, self.budget.free_bytes)
+        return answer
+
+    async def on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
+        """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""
+        cancel = CancelToken()
+        return await self.host.pool.runner.result(self._submit(work, cancel, kept), cancel=cancel)
+
+    def _submit(self, work: Callable[[], T], cancel: CancelToken, kept: Kept[Any] | None) -> asyncio.Future[T]:
+        runner = self.host.pool.runner
+        if kept is None:
+            return runner.submit(work, cancel=cancel)
+        job = runner.submit(work, cancel=cancel, on_end=kept.end_use)
+        kept.begin_use()
+        return job
+
+    def note(self, outcome: str, timing: Timing, file: ModelFile | None) -> None:
+        """Counts a request that is over; `outcome` is `ok` or the error's code, `file` the model it was for."""
+        now_ns = time.perf_counter_ns()
+        took_ns = now_ns - timing.arrived_ns
+        self.metrics.observe(outcome, took_ns * 1e-9)
+        if file is None:
+            return
+        statistics = self.host.pool.statistics.of(ModelKey.of(file))
+        if outcome == "ok":
+            statistics.note_success(timing, now_ns)
+        else:
+            statistics.note_failure(took_ns)
+
+    def closed(self) -> HostClosed:
+        """Returns the refusal of a host that shuts down."""
+        return HostClosed("the host is shutting down")
+
+
+def _no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
+    text = f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
+    return Overloaded("answers", waiting=0, limit=0, text=text)
+
+
+def kept_bytes(decoded: InferRequest, body_bytes: int) -> int:
+    """Returns what decoded tensors hold: numbers their arrays, or the body that those are views on."""
+    kept = 0
+    for array in decoded.feeds.values():
+        if array.dtype.kind == "O":
+            kept += array.nbytes + sum(sys.getsizeof(text) for text in array.ravel().tolist())
+        else:
+            kept += array.nbytes if array.flags.owndata else body_bytes
+    return kept

@@ -1,0 +1,191 @@
+"""Runs of one loaded model: on an inference thread, shared with others, or in place on the event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from modelhost.pool.activations import ActivationGate
+from modelhost.pool.batch import Batch, BatchRule, Run
+from modelhost.pool.demand import Feeds
+from modelhost.pool.key import ModelKey
+from modelhost.pool.runner import Runner
+from modelhost.pool.statistics import ModelStatistics, Timing
+from modelhost.prepare.footprint import RunFootprint
+from modelhost.runtime.base import CancelToken, LoadedModel
+from modelhost.tensors import Array, TensorSpec
+
+#: Runs that have shown to take less happen on the event loop itself, where there is more than one core:
+#: handing one over to a thread and back takes some 50 us of both, and both hold the interpreter's lock.
+_IN_PLACE_NS: Final = 120_000
+
+#: With one core a thread gives nothing but a turn for others: a run may take as long as a turn may be.
+_IN_PLACE_ALONE_NS: Final = 1_500_000
+
+#: Outputs of more are encoded on a thread.
+_IN_PLACE_OUTPUT_BYTES: Final = 16 << 10
+
+#: Runs before what they take is believed.
+_RUNS_TO_KNOW: Final = 2
+
+#: Shapes of a row whose last batch is remembered.
+_SHAPES_KEPT: Final = 64
+
+RowShape = tuple[tuple[int, ...], ...]
+
+
+class ModelRuns:
+    """A loaded model to those who run it. Event-loop thread; the pool makes one at each load."""
+
+    def __init__(
+        self,
+        key: ModelKey,
+        model: LoadedModel,
+        runner: Runner,
+        gate: ActivationGate,
+        statistics: ModelStatistics,
+        rule: BatchRule | None,
+    ) -> None:
+        self.key, self.model, self.gate, self.statistics = key, model, gate, statistics
+        self.demand = gate.demand(model)
+        self.runner = runner
+        self._rule = rule
+        self._inputs = tuple(model.inputs)
+        self._has_rows = bool(model.inputs) and all(spec.shape and spec.shape[0] < 0 for spec in model.inputs.values())
+        self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 else _IN_PLACE_ALONE_NS
+        # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
+        self._waiting: dict[RowShape, Batch] = {}
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether requests may share runs."""
+        return self._rule is not None
+
+    def rows(self, feeds: Feeds) -> int:
+        """Returns how many rows `feeds` have; 1 for a model without rows."""
+        if not self._has_rows:
+            return 1
+        return int(feeds[self._inputs[0]].shape[0])
+
+    # --- on the event loop -----------------------------------------------------------------------------
+
+    def try_in_place(self, feeds: Feeds, outputs: Sequence[str], timing: Timing) -> list[Array] | None:
+        """Runs here and now where that is known to be short, and free; None where it is not.
+
+        Nothing else happens until it has returned, so that it needs neither a lease nor a claim: nobody
+        can decide meanwhile that the model leaves. Raises what LoadedModel.run raises; ActivationsFull
+        and RunTooLarge mean that it has to be asked for with a claim.
+        """
+        figures = self.demand.look(feeds)
+        if (
+            figures.run_ns > self._in_place_ns
+            or figures.runs < _RUNS_TO_KNOW
+            or figures.output_bytes > _IN_PLACE_OUTPUT_BYTES
+            or not self.gate.has_room(figures.bytes)
+        ):
+            return None
+        self.runner.check_open()
+        began_ns = time.perf_counter_ns()
+        arrays = self.model.run(feeds, outputs, None)
+        took_ns = time.perf_counter_ns() - began_ns
+        self.runner.note_run_in_place()
+        timing.rows = rows = self.rows(feeds)
+        timing.queue_ns, timing.infer_ns = 0, took_ns
+        self.statistics.note_execution(rows, took_ns, 0)
+        figures.note(took_ns, 0)
+        return arrays
+
+    # --- on inference threads ----------------------------------------------------------------------------
+
+    def try_start(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str],
+        finish: Callable[[list[Array]], Any],
+        *,
+        cancel: CancelToken,
+        timing: Timing,
+        on_end: Callable[[Run], None],
+    ) -> bool:
+        """Starts a run whose memory is free now; returns False where it has to wait for that.
+
+        Raises Overloaded or HostClosed. The caller holds a lease, and ends it in `on_end`.
+        """
+        claim = self.gate.try_claim(self.demand.predict(feeds))
+        if claim is None:
+            return False
+        run = Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=on_end)
+        try:
+            self.start(run)
+        except BaseException:
+            claim.run_ended()
+            raise
+        return True
+
+    def start(self, run: Run) -> None:
+        """Starts a run, or has it join one that waits. Raises Overloaded or HostClosed; it never ends then."""
+        run.timing.rows = self.rows(run.feeds)
+        rule = self._rule
+        shape = None if rule is None else self._row_shape(run)
+        if rule is None or shape is None:
+            self.runner.start(self._batch(run))
+            return
+        last = self._waiting.get(shape)
+        if last is not None and not last.is_taken:
+            self.runner.check_room()
+            if last.join(run, rule):
+                return
+        batch = self._batch(run)
+        if rule.max_delay_s:
+            self.runner.check_room()
+            if last is not None:
+                last.start_now(self.runner)
+            batch.start_later(self.runner, rule.max_delay_s)
+        else:
+            self.runner.start(batch)
+        self._remember(shape, batch)
+
+    def flush(self) -> None:
+        """Starts what waits only for others to come."""
+        for batch in self._waiting.values():
+            batch.start_now(self.runner)
+        self._waiting.clear()
+
+    def _batch(self, run: Run) -> Batch:
+        return Batch(self.model, self.demand, self.statistics, run)
+
+    def _remember(self, shape: RowShape, batch: Batch) -> None:
+        if len(self._waiting) >= _SHAPES_KEPT:
+            self._waiting = {known: last for known, last in self._waiting.items() if not last.is_taken}
+        self._waiting[shape] = batch
+
+    def _row_shape(self, run: Run) -> RowShape | None:
+        """Returns the shape of one row; None where the inputs do not agree on how many there are."""
+        rows = run.timing.rows
+        shapes = [run.feeds[name].shape for name in self._inputs]
+        return tuple([shape[1:] for shape in shapes]) if rows and all(shape[0] == rows for shape in shapes) else None
+
+
+def rows_are_independent(
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+    footprint: RunFootprint | None,
+    said: bool | None,
+) -> bool:
+    """Whether requests for a model may share a run.
+
+    `said` is what its options say; where they say nothing, what preparing it has proved: that its answers
+    are the same whatever rows are beside them. Either way the first dimension of all its tensors has to
+    be free, and to be that of the rows.
+    """
+    tensors = (*inputs.values(), *outputs.values())
+    if said is False or not inputs or any(not spec.shape or spec.shape[0] >= 0 for spec in tensors):
+        return False
+    if any(spec.is_structured for spec in tensors):  # outputs that are no tensors have no rows to be cut by
+        return False
+    if said:
+        return True
+    if footprint is None or footprint.rows_independent is not True:
+        return False
+    return set(footprint.dims.get(footprint.rows, ())) == {(name, 0) for name in inputs}

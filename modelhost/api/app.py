@@ -17,6 +17,7 @@ from modelhost.api import errors, memory, models, repository, server, v1
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
+from modelhost.api.shortcut import ShortCut
 from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, ModelNotFound
 from modelhost.host import Host
@@ -41,6 +42,8 @@ class ModelHostApp(FastAPI):
     """
 
     infer: InferRoutes
+    short_cut: ShortCut
+    """For a server that answers inference requests by itself; see protocol.py."""
     predictions: Predictions
     grpc_port: int | None = None
     """Where gRPC is answered, once the host is open."""
@@ -98,6 +101,7 @@ def create_app(
     metrics = Metrics(host)
     inference = Inference(host, metrics)
     infer = InferRoutes(inference)
+    short_cut = ShortCut(infer)
     predictions = Predictions(infer)
 
     async def open_all(stack: AsyncExitStack) -> None:
@@ -123,6 +127,7 @@ def create_app(
                 raise RuntimeError("the host could not be opened") from error
             announcing = None if on_ready is None else asyncio.get_running_loop().create_task(on_ready())
             yield
+            short_cut.close()
             if announcing is not None:
                 announcing.cancel()
 
@@ -149,7 +154,7 @@ def create_app(
         memory.routes(host, metrics),
     ):
         app.routes.extend(router.routes)
-    app.infer, app.predictions = infer, predictions
+    app.infer, app.predictions, app.short_cut = infer, predictions, short_cut
     return app
 
 

@@ -184,12 +184,22 @@ class ByteHold:
             self._budget.give_back(self.size_bytes - size_bytes)
             self.size_bytes = size_bytes
 
+    def take_over(self, other: ByteHold) -> None:
+        """Adds another claim on the same budget to this one, and leaves nothing of it."""
+        self.size_bytes += other.size_bytes
+        other.size_bytes = 0
+
+    def end(self) -> None:
+        """Gives all of it back; harmless when there is nothing."""
+        if self.size_bytes:
+            self._budget.give_back(self.size_bytes)
+            self.size_bytes = 0
+
     def __enter__(self) -> ByteHold:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._budget.give_back(self.size_bytes)
-        self.size_bytes = 0
+        self.end()
 
 
 async def read_body(

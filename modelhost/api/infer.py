@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from types import TracebackType
+from typing import Final, Protocol, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -67,6 +68,18 @@ Decode: TypeAlias = Callable[[Head, Body, ByteHold, Face], Awaitable[tuple[Infer
 
 #: Returns the whole body, its memory claimed from the hold.
 Read: TypeAlias = Callable[[ByteHold], Awaitable[Body]]
+
+
+class Watch(Protocol):
+    """A scope that ends where the client leaves; `is_gone` says so."""
+
+    is_gone: bool
+
+    def __enter__(self) -> Watch: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool: ...
 
 
 class TensorEncoding:
@@ -146,7 +159,7 @@ class InferRoutes:
                 pause_s=server.receive_timeout_s,
             )
 
-        def watch() -> DisconnectWatch:
+        def watch() -> Watch:
             return DisconnectWatch(request.receive)
 
         try:
@@ -164,7 +177,7 @@ class InferRoutes:
         timing: Timing,
         *,
         decode: Decode | None = None,
-        watch: Callable[[], DisconnectWatch],
+        watch: Callable[[], Watch],
     ) -> Answer:
         """One inference request whose body `read` gives, however the server came by it; counts it.
 

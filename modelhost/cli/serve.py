@@ -97,7 +97,7 @@ def _serve(settings: Settings) -> None:
         uvicorn.Config(
             app,
             loop=_loop(),
-            http=protocol_class(settings.server.max_connections),
+            http=protocol_class(settings.server.max_connections, app.short_cut),
             ws="none",
             lifespan="on",
             access_log=False,

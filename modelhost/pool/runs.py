@@ -52,6 +52,8 @@ class ModelRuns:
         self.runner = runner
         self._rule = rule
         self._inputs = tuple(model.inputs)
+        self.has_text_inputs = any(spec.datatype == "BYTES" for spec in model.inputs.values())
+        """Whether decoding takes time for each element, raw tensors too."""
         self._has_rows = bool(model.inputs) and all(spec.shape and spec.shape[0] < 0 for spec in model.inputs.values())
         self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 else _IN_PLACE_ALONE_NS
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.

@@ -127,7 +127,7 @@ def serve(host: Host) -> Iterator[Served]:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=protocol_class(400),
+            http=protocol_class(400, app.short_cut),
             ws="none",
             lifespan="on",
             access_log=False,

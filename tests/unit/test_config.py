@@ -69,7 +69,14 @@ def test_one_underscore_or_two_name_the_same_key(variable: str) -> None:
 
 def test_every_key_can_be_set_from_the_environment() -> None:
     texts = {"port": "1", "limit": "1GB", "min_free": "1MB", "sample_interval_s": "0.1", "pinned": "a", "preload": "a"}
-    texts |= {"on_load": "no", "enabled": "no", "compress_answers": "no", "warning": "1MB", "critical": "2MB", "options": "{a = {}}"}
+    texts |= {
+        "on_load": "no",
+        "enabled": "no",
+        "compress_answers": "no",
+        "warning": "1MB",
+        "critical": "2MB",
+        "options": "{a = {}}",
+    }
     for key in valid_keys():
         section, name = key.split(".")
         variable = f"MODELHOST_{section}_{name}".upper()

@@ -1,0 +1,144 @@
+"""One inference request on a connection, and its answer: what the server's protocol and the short cut share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from modelhost.api.answers import Answer
+from modelhost.api.body import CLAIM_STEP_BYTES, Body, ByteBudget, ByteHold
+from modelhost.api.infer import Head
+from modelhost.pool import Timing
+
+#: Where raw tensors begin, so that they need no copy: what any instruction wants.
+_ALIGNMENT: Final = 64
+
+
+class Sender(Protocol):
+    """What takes an answer: the connection."""
+
+    tasks: set[asyncio.Task[Any]]
+    """What the server waits for at its shutdown."""
+
+    def send(self, exchange: Exchange, answer: Answer) -> None:
+        """Sends the answer, and ends the claim for its body when it has gone."""
+
+
+class Exchange:
+    """One request from its head to its answer. Event-loop thread.
+
+    `on_gone` is called once where the client leaves before its answer.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_chunks",
+        "_sender",
+        "claimed_bytes",
+        "head",
+        "hold",
+        "is_gone",
+        "keep_alive",
+        "length",
+        "name",
+        "on_gone",
+        "received_bytes",
+        "response_complete",
+        "timing",
+        "version",
+    )
+
+    def __init__(
+        self,
+        sender: Sender,
+        name: str,
+        version: str | None,
+        head: Head,
+        length: int,
+        timing: Timing,
+        budget: ByteBudget,
+    ) -> None:
+        self.name, self.version, self.head, self.length, self.timing = name, version, head, length, timing
+        self.keep_alive = True
+        self.response_complete = False
+        """Whether it was answered. The server asks for this name, and for `keep_alive`."""
+        self.is_gone = False
+        self.on_gone: Callable[[], None] | None = None
+        self.hold: ByteHold = budget.hold()
+        self.received_bytes = self.claimed_bytes = 0
+        self._sender = sender
+        self._chunks: list[bytes] = []
+        self._buffer: memoryview | None = None
+
+    @property
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """Where a task is put that works on it: the server waits for those at its shutdown."""
+        return self._sender.tasks
+
+    # --- the body ------------------------------------------------------------------------------------
+
+    @property
+    def is_received(self) -> bool:
+        """Whether all of the body is there."""
+        return self.received_bytes == self.length
+
+    def receive_small(self, piece: bytes) -> None:
+        """Takes a piece of a body that is small enough to be held unclaimed until it is whole."""
+        self._chunks.append(piece)
+        self.received_bytes += len(piece)
+
+    def try_receive(self, piece: bytes) -> bool:
+        """Takes a piece of a large body, claimed by steps; returns False where the claim would have to wait."""
+        end = self.received_bytes + len(piece)
+        if end > self.claimed_bytes:
+            step = min(self.length, max(end, self.claimed_bytes + CLAIM_STEP_BYTES)) - self.claimed_bytes
+            if not self.hold.try_grow(step):
+                return False
+            self.claimed_bytes += step
+        if self._buffer is None:
+            self._buffer = _aligned(self.length, self.head.header_length)
+        self._buffer[self.received_bytes : end] = piece
+        self.received_bytes = end
+        return True
+
+    def body(self) -> Body:
+        """Returns what was received: bytes, or a view on a buffer in which raw tensors are aligned."""
+        if self._buffer is not None:
+            return self._buffer if self.is_received else self._buffer[: self.received_bytes]
+        chunks = self._chunks
+        if len(chunks) != 1:
+            self._chunks = chunks = [b"".join(chunks)]
+        return chunks[0]
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def send(self, answer: Answer) -> None:
+        """Sends the answer; harmless where it was answered already, or nobody is there any more."""
+        if self.response_complete:
+            if answer.hold is not None:
+                answer.hold.end()
+            return
+        self.response_complete = True
+        self.on_gone = None
+        self._chunks, self._buffer = [], None
+        self._sender.send(self, answer)
+
+    def leave(self) -> None:
+        """Notes that the client has gone."""
+        self.is_gone = True
+        if not self.is_received:
+            self.hold.end()
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+
+def _aligned(length: int, header_length: str | None) -> memoryview:
+    """Returns room for a body, untouched, whose raw part lies as tensors have to."""
+    raw = np.empty(length + _ALIGNMENT, np.uint8)
+    header = int(header_length) if header_length is not None and header_length.isdecimal() else 0
+    start = -(raw.__array_interface__["data"][0] + min(header, length)) % _ALIGNMENT
+    return memoryview(raw)[start : start + length]

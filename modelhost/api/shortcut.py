@@ -1,0 +1,332 @@
+"""The short cut: requests for a loaded model, where nothing has to be waited for, without a coroutine.
+
+What has to wait (for a load, for memory, for a slow decoding) takes the way that requests over ASGI take.
+Both are the same steps in the same order, with the same errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+
+from modelhost.api.answers import Answer
+from modelhost.api.body import Body, ByteHold
+from modelhost.api.codec import EncodedResponse, InferRequest, decode_cost_bytes, decode_request, parse_header_length
+from modelhost.api.errors import respond_unexpected
+from modelhost.api.exchange import Exchange
+from modelhost.api.infer import Compressed, InferRoutes, TensorEncoding
+from modelhost.api.inference import (
+    DECODE_INLINE_BYTES,
+    ENCODE_AT_ONCE_BYTES,
+    KEPT_FACTOR,
+    Encoding,
+    kept_bytes,
+)
+from modelhost.errors import ActivationsFull, DeadlineExceeded, ModelHostError, RunTooLarge
+from modelhost.pool import Kept, Lease
+from modelhost.pool.batch import Run
+from modelhost.pool.runs import ModelRuns
+from modelhost.pool.slot import Slot
+from modelhost.repository import ModelFile
+from modelhost.runtime.base import CancelToken
+
+#: JSON of FP32 is bounded by so many times its bytes: outputs of more wait for their claim, as others do.
+_JSON_FACTOR: Final = 8
+
+
+class ShortCut:
+    """Answers exchanges. Event-loop thread."""
+
+    def __init__(self, routes: InferRoutes) -> None:
+        self._routes = routes
+        self.inference = routes.inference
+        self._host = self.inference.host
+        self._on_threads: set[_OnThread] = set()
+
+    def begin(self, exchange: Exchange) -> None:
+        """Answers a request whose body is there, now or later. Raises nothing."""
+        try:
+            if not self._quickly(exchange):
+                self._thoroughly(exchange)
+        except ModelHostError as error:
+            self._fail(exchange, error, self._host.pool.catalog.known(exchange.name, exchange.version))
+        except Exception as error:
+            self._fail_unexpected(exchange, error)
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Largest body that is accepted; longer ones are for the application to refuse."""
+        return self._host.budgets.request_bytes
+
+    def refuse(self, exchange: Exchange, error: ModelHostError) -> None:
+        """Answers a request, whose body never came, with an error."""
+        self._fail(exchange, error, None)
+
+    def close(self) -> None:
+        """Answers everybody whose run is still in progress, and stops it: the host shuts down."""
+        for running in tuple(self._on_threads):
+            running.give_up(self.inference.closed())
+
+    # --- quickly -------------------------------------------------------------------------------------
+
+    def _quickly(self, exchange: Exchange) -> bool:
+        """Answers, or starts the run; returns False where something has to be waited for first."""
+        inference, pool = self.inference, self._host.pool
+        slot = None if self._host.memory.is_exhausted else pool.resident(exchange.name, exchange.version)
+        if slot is None or slot.runs is None:
+            return False
+        began_ns = time.perf_counter_ns()
+        decoded = self._decode(exchange, slot.runs)
+        if decoded is None:
+            return False
+        timing = exchange.timing
+        timing.input_ns = time.perf_counter_ns() - began_ns
+        encoding: Encoding[EncodedResponse] = TensorEncoding(decoded.id)
+        accept_encoding = exchange.head.accept_encoding
+        if accept_encoding and self._host.settings.server.compress_answers:
+            encoding = Compressed(encoding, accept_encoding)
+        runs, names = slot.runs, [out.name for out in decoded.outputs]
+        if decoded.timeout_s is not None:
+            _check_time(exchange, decoded.timeout_s)
+        try:
+            arrays = runs.try_in_place(decoded.feeds, names, timing)
+        except (ActivationsFull, RunTooLarge):
+            return False  # which waits for the whole arena, and knows what to say
+        if arrays is None:
+            return self._on_thread(exchange, slot, runs, decoded, names, encoding)
+        began_ns = time.perf_counter_ns()
+        encoded = inference.finisher(slot.key, runs.model.outputs, decoded, encoding)(arrays)
+        if isinstance(encoded, Kept):  # larger than ever before, as only the values can make it
+            encoded = encoding.encode(slot.key, encoded.value[0])
+        inference.admit(encoded, exchange.hold, encoding)
+        timing.output_ns = time.perf_counter_ns() - began_ns
+        pool.touch(slot)
+        inference.note("ok", timing, slot.file)
+        self._send(exchange, encoded)
+        return True
+
+    def _decode(self, exchange: Exchange, runs: ModelRuns) -> InferRequest | None:
+        """Decodes where that is quick and its memory is free, which is claimed only beyond small ones."""
+        body, head, budget = exchange.body(), exchange.head, self.inference.budget
+        size_bytes = len(body)
+        length = None if head.header_length is None else parse_header_length(head.header_length, size_bytes)
+        text_bytes = size_bytes if length is None else length
+        inputs = runs.model.inputs
+        if budget.waiting:
+            return None
+        if size_bytes <= DECODE_INLINE_BYTES:
+            if KEPT_FACTOR * text_bytes + size_bytes > budget.free_bytes:
+                return None
+        elif (
+            text_bytes > DECODE_INLINE_BYTES
+            or runs.has_text_inputs
+            or not exchange.hold.try_grow(decode_cost_bytes(body, header_length=length, inputs=inputs))
+        ):
+            return None
+        return decode_request(
+            body,
+            header_length=length,
+            inputs=inputs,
+            outputs=runs.model.outputs,
+            max_decoded_bytes=budget.limit_bytes,
+        )
+
+    def _on_thread(
+        self,
+        exchange: Exchange,
+        slot: Slot,
+        runs: ModelRuns,
+        decoded: InferRequest,
+        names: list[str],
+        encoding: Encoding[EncodedResponse],
+    ) -> bool:
+        """Starts the run on an inference thread, where its memory is free and its outputs are known to be small."""
+        figures = runs.demand.look(decoded.feeds)
+        if not figures.runs or figures.output_bytes * _JSON_FACTOR > ENCODE_AT_ONCE_BYTES:
+            return False
+        hold, kept = exchange.hold, kept_bytes(decoded, len(exchange.body()))
+        if kept > hold.size_bytes:
+            if not hold.try_grow(kept - hold.size_bytes):
+                return False
+        else:
+            hold.shrink(kept)
+        timeout_s = self._host.settings.server.request_timeout_s
+        if decoded.timeout_s is not None:
+            timeout_s = min(timeout_s, decoded.timeout_s)
+        lease = self._host.pool.grant(slot)
+        running = _OnThread(self, exchange, slot.file, lease, encoding)
+        finish = self.inference.finisher(slot.key, runs.model.outputs, decoded, encoding)
+        try:
+            if not runs.try_start(
+                decoded.feeds, names, finish, cancel=running.cancel, timing=exchange.timing, on_end=running.ended
+            ):
+                lease.end()
+                return False
+        except BaseException:
+            lease.end()
+            raise
+        self._on_threads.add(running)
+        running.begin(timeout_s)
+        return True
+
+    # --- thoroughly ----------------------------------------------------------------------------------
+
+    def _thoroughly(self, exchange: Exchange) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(exchange))
+        exchange.tasks.add(task)
+        task.add_done_callback(exchange.tasks.discard)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        async def read(hold: ByteHold) -> Body:
+            body = exchange.body()
+            hold.take_over(exchange.hold)
+            hold.shrink(len(body))
+            await hold.grow(len(body) - hold.size_bytes)
+            return body
+
+        exchange.timing.input_ns = exchange.timing.queue_ns = 0
+        try:
+            answer = await self._routes.answer(
+                exchange.head,
+                read,
+                exchange.name,
+                exchange.version,
+                exchange.timing,
+                watch=lambda: _GoneWatch(exchange),
+            )
+        except Exception as error:
+            self._fail_unexpected(exchange, error)
+        else:
+            exchange.hold.end()
+            exchange.send(answer)
+
+    # --- answers -------------------------------------------------------------------------------------
+
+    def _send(self, exchange: Exchange, encoded: EncodedResponse) -> None:
+        size_bytes = len(encoded.body)
+        if size_bytes > ENCODE_AT_ONCE_BYTES:
+            answer = Answer.of(encoded, exchange.hold.hand_over(size_bytes))
+        else:
+            answer = Answer.of(encoded)
+        exchange.hold.end()
+        exchange.send(answer)
+
+    def _fail(self, exchange: Exchange, error: ModelHostError, file: ModelFile | None) -> None:
+        self.inference.note(error.code, exchange.timing, file)
+        exchange.hold.end()
+        exchange.send(Answer.of_error(error))
+
+    def _fail_unexpected(self, exchange: Exchange, error: Exception) -> None:
+        path = f"/v2/models/{exchange.name}/infer"
+        exchange.hold.end()
+        exchange.send(Answer.of_response(respond_unexpected("POST", path, error)))
+
+
+class _OnThread:
+    """A run in progress: its exchange is answered when it ends, when its time is over, or when the host closes."""
+
+    __slots__ = ("_encoding", "_exchange", "_file", "_lease", "_of", "_timer", "cancel")
+
+    def __init__(
+        self, of: ShortCut, exchange: Exchange, file: ModelFile, lease: Lease, encoding: Encoding[EncodedResponse]
+    ) -> None:
+        self._of, self._exchange, self._file, self._lease, self._encoding = of, exchange, file, lease, encoding
+        self._timer: asyncio.TimerHandle | None = None
+        self.cancel = CancelToken()
+
+    def begin(self, timeout_s: float) -> None:
+        """Bounds it in time, and by the client's patience."""
+        remaining_s = timeout_s - _elapsed_s(self._exchange)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, remaining_s), self._expire)
+        self._exchange.on_gone = self._gone
+
+    def ended(self, run: Run) -> None:
+        """Answers, where nobody has yet; called when the thread has returned."""
+        result, error = run.result, run.error
+        run.result = run.error = None  # the error's traceback may have the run: no circle
+        self._lease.end()
+        of, exchange = self._of, self._exchange
+        of._on_threads.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if exchange.response_complete or exchange.is_gone:
+            if isinstance(result, Kept):
+                result.__exit__(None, None, None)
+            exchange.hold.end()
+            return
+        try:
+            if isinstance(result, Kept):  # larger than before: once more, with a claim for the answer
+                result.__exit__(None, None, None)
+                error = ActivationsFull("the answer is larger than the last one", needed_bytes=0, available_bytes=0)
+            if error is not None:
+                raise error
+            encoded = of.inference.admit(result, exchange.hold, self._encoding)
+        except (ActivationsFull, RunTooLarge):
+            of._thoroughly(exchange)
+        except ModelHostError as failed:
+            of._fail(exchange, failed, self._file)
+        except Exception as failed:
+            of._fail_unexpected(exchange, failed)
+        else:
+            of.inference.note("ok", exchange.timing, self._file)
+            of._send(exchange, encoded)
+
+    def give_up(self, error: ModelHostError) -> None:
+        """Answers with an error, and stops the run; its claims last until it has really returned."""
+        self.cancel.cancel()
+        self._of.inference.note(error.code, self._exchange.timing, self._file)
+        self._exchange.send(Answer.of_error(error))
+
+    def _expire(self) -> None:
+        self.give_up(DeadlineExceeded("the run", waited_s=_elapsed_s(self._exchange)))
+
+    def _gone(self) -> None:
+        self.cancel.cancel()
+        self._of.inference.note("client_gone", self._exchange.timing, self._file)
+
+
+class _GoneWatch:
+    """Cancels the task that enters it when the exchange's client leaves; see DisconnectWatch."""
+
+    __slots__ = ("_exchange", "_task", "is_gone")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.is_gone = False
+
+    def __enter__(self) -> _GoneWatch:
+        if self._exchange.is_gone:
+            raise ClientDisconnect
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._exchange.on_gone = self._gone
+        return self
+
+    def _gone(self) -> None:
+        self.is_gone = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._exchange.on_gone = None
+        if self.is_gone and self._task.cancelling():
+            self._task.uncancel()
+            return kind is not None and issubclass(kind, asyncio.CancelledError)
+        return False
+
+
+def _elapsed_s(exchange: Exchange) -> float:
+    return (time.perf_counter_ns() - exchange.timing.arrived_ns) * 1e-9
+
+
+def _check_time(exchange: Exchange, timeout_s: float) -> None:
+    """Raises DeadlineExceeded where the time that the request gave is over already."""
+    elapsed_s = _elapsed_s(exchange)
+    if elapsed_s >= timeout_s:
+        raise DeadlineExceeded("the request", waited_s=elapsed_s)

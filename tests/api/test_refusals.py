@@ -250,6 +250,19 @@ def test_values_that_take_too_much_memory_to_decode_are_413(serve_fake) -> None:
     assert "send fewer rows at once, or binary tensors" in body["error"]
 
 
+def test_raw_numbers_that_need_no_copy_may_take_most_of_the_memory_for_decoding(serve_fake) -> None:
+    server = {"max_decoding_bytes": "1MB", "max_request_bytes": "1MB", "compress_answers": False}
+    served = serve_fake({"a": FakeScript()}, server=server)
+    size = 700 << 10
+    described = {"name": "x", "datatype": "FP32", "shape": [size // 4], "parameters": {"binary_data_size": size}}
+    asked = {"inputs": [described], "parameters": {"binary_data_output": True}}
+    text = json.dumps(asked).encode()
+    text += b" " * (-len(text) % 8)
+    response = served.infer("a", text + bytes(size), headers={"Inference-Header-Content-Length": str(len(text))})
+    assert response.status_code == 200, response.text
+    assert len(response.content) > size
+
+
 # --- memory: 503 now, 507 never ------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from modelhost.units import format_bytes
+from modelhost.units import format_bytes, format_duration
 
 
 class ModelHostError(Exception):
@@ -185,12 +185,13 @@ class Overloaded(ModelHostError):
 
 
 class DeadlineExceeded(ModelHostError):
-    """The caller's deadline passed before the work was done."""
+    """The caller's deadline passed before the work was done, or (`waited_s` 0) before it could begin."""
 
     code = "timeout"
 
     def __init__(self, what: str, *, waited_s: float) -> None:
-        super().__init__(f"{what} did not finish within {waited_s:.3g} s")
+        time = format_duration(waited_s) if waited_s > 0 else "its time, of which nothing was left"
+        super().__init__(f"{what} did not finish within {time}")
         self.waited_s = waited_s
 
     def details(self) -> dict[str, Any]:

@@ -24,6 +24,15 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes / (1 << 20):.1f} MB"
 
 
+def format_duration(seconds: float) -> str:
+    """Returns `seconds` as messages print them, to three digits: `0.001 ms` (the least), `52.4 ms`, `1.5 s`."""
+    if seconds <= 0:
+        return "0 s"
+    if seconds < 0.9995:  # what would be rounded to 1000 ms is a second
+        return f"{max(seconds * 1000, 0.001):.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"
+
+
 def parse_size(text: str | int) -> int:
     """Returns the bytes that `text` means: `268435456`, `"256MB"`, `"256m"`, `"1.5GiB"`.
 

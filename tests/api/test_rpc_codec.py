@@ -20,7 +20,7 @@ from modelhost.api.codec import OutputRequest
 from modelhost.api.rpc.decode import CONTENTS, decode_infer, infer_cost_bytes
 from modelhost.api.rpc.encode import MessageEncoding
 from modelhost.api.rpc.messages import METHODS, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from modelhost.api.rpc.wire import take_apart
+from modelhost.api.rpc.wire import parse_cost_bytes, take_apart
 from modelhost.errors import InvalidRequest, InvalidTensor, UnrepresentableOutput
 from modelhost.pool import ModelKey
 from modelhost.tensors import DTYPES, TensorSpec
@@ -45,6 +45,8 @@ def sample(datatype: str) -> np.ndarray:
         return np.array(["", "größe", "a" * 200], np.object_)
     if dtype.kind == "b":
         return np.array([True, False, True])
+    if datatype == "BF16":
+        return np.array([0x0000, 0x3F80, 0xFF7F, 0x7F80], np.uint16).view(dtype)
     if dtype.kind in "iu":
         info = np.iinfo(dtype.name)
         return np.array([info.min, 0, 1, info.max], dtype)
@@ -380,6 +382,28 @@ def test_decoding_stays_within_its_bound(tmp_path: Path, name: str) -> None:
     assert int(grown) <= int(bound) + (1 << 20)
     is_refused = outcome != "InferRequest"
     assert is_refused == (name.startswith(("numbers behind", "inputs", "parameters", "too many")))
+
+
+@pytest.mark.parametrize("padding", range(8))
+@pytest.mark.parametrize("widths", [("FP32",), ("INT64", "INT64"), ("FP32", "INT64")])
+def test_raw_tensors_cost_their_copies_where_they_lie_unaligned_and_else_nothing(
+    widths: tuple[str, ...], padding: int
+) -> None:
+    request = ModelInferRequest(model_name="m" * (padding + 1))
+    for index, datatype in enumerate(widths):
+        request.inputs.add(name=f"x{index}", datatype=datatype, shape=[1000])
+        request.raw_input_contents.append(bytes(1000 * DTYPES[datatype].itemsize))
+    message = request.SerializeToString()
+    parts = take_apart(message)
+    inputs = {f"x{index}": TensorSpec(f"x{index}", datatype, (-1,)) for index, datatype in enumerate(widths)}
+    feeds = decode_infer(message, parts, inputs=inputs, outputs=OUTPUTS).feeds
+    copied = sum(array.nbytes for array in feeds.values() if not np.shares_memory(array, np.frombuffer(message, "u1")))
+    bound = infer_cost_bytes(message, parts, inputs) - parse_cost_bytes(message, parts)
+    address = np.frombuffer(message, np.uint8).ctypes.data
+    loose = [size for start, size in parts.raw if (address + start) % max(DTYPES[name].itemsize for name in widths)]
+    assert copied <= bound == sum(loose)
+    if len(set(widths)) == 1:
+        assert copied == bound
 
 
 def test_a_small_request_claims_little() -> None:

@@ -7,12 +7,19 @@ import gzip
 import random
 import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhost.api.codec import choose_coding, compress, compress_cost_bytes, decompress
+from modelhost.api.codec import (
+    choose_coding,
+    compress,
+    compress_cost_bytes,
+    decompress,
+    decompressed_size_bytes,
+)
 from modelhost.errors import InvalidRequest, RequestTooLarge
 
 TEXT = b'{"inputs": []}' * 50_000
@@ -46,7 +53,7 @@ def test_members_of_gzip_are_joined() -> None:
 def test_any_cut_is_refused(data: bytes, cut: int, coding: str) -> None:
     body = gzip.compress(data) if coding == "gzip" else zlib.compress(data)
     with pytest.raises(InvalidRequest):
-        decompress(body[: min(cut, len(body) - 1)], coding, max_bytes=1000)
+        decompress(body[: min(cut, len(body) - 1)], coding, max_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +78,17 @@ def test_damage_is_refused(body: bytes, coding: str, words: str) -> None:
         decompress(body, coding, max_bytes=1 << 30)
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate"])
-def test_a_bomb_is_refused_within_the_bound(coding: str) -> None:
-    zeros = bytes(64 << 20)
-    body = gzip.compress(zeros) if coding == "gzip" else zlib.compress(zeros)
-    del zeros
+BOMBS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "gzip that states nothing": lambda zeros: gzip.compress(zeros)[:-4] + bytes(4),
+    "gzip whose last member is small": lambda zeros: gzip.compress(zeros) + gzip.compress(b""),
+    "deflate": zlib.compress,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_is_refused_within_the_bound(bomb: str) -> None:
+    coding, body = bomb.split()[0], BOMBS[bomb](bytes(64 << 20))
     limit = 4 << 20
     tracemalloc.start()
     try:
@@ -86,6 +99,36 @@ def test_a_bomb_is_refused_within_the_bound(coding: str) -> None:
         tracemalloc.stop()
     assert caught.value.limit_bytes == limit
     assert peak < 1.5 * limit
+
+
+def test_gzip_that_states_too_much_is_refused_unread() -> None:
+    body = bytearray(gzip.compress(bytes(64 << 20)))
+    body[100:200] = b"\xff" * 100
+    for read in (decompress, decompressed_size_bytes):
+        with pytest.raises(RequestTooLarge) as caught:
+            read(bytes(body), "gzip", max_bytes=(64 << 20) - 1)
+        assert caught.value.size_bytes == 64 << 20
+        with pytest.raises(InvalidRequest, match="not valid x-gzip"):  # as is found once it may be read
+            read(memoryview(body), "X-Gzip", max_bytes=64 << 20)
+
+
+def test_a_size_that_is_stated_lets_nothing_in_and_keeps_nothing_valid_out() -> None:
+    members = gzip.compress(TEXT) + gzip.compress(bytes(5000))
+    size_bytes = len(TEXT) + 5000
+    assert decompressed_size_bytes(members, "gzip", max_bytes=size_bytes) == size_bytes
+    for limit in (4999, 5000, size_bytes - 1):
+        with pytest.raises(RequestTooLarge):
+            decompressed_size_bytes(members, "gzip", max_bytes=limit)
+    body = gzip.compress(b"a" * 1000)
+    for stated in (0, 999, 1001, 2000, 2**32 - 1):  # those above 1000 are possible, or not even that
+        with pytest.raises(InvalidRequest, match="incorrect length"):
+            decompress(body[:-4] + stated.to_bytes(4, "little"), "gzip", max_bytes=2000)
+
+
+def test_a_body_that_is_not_gzip_is_not_said_to_be_large() -> None:
+    text = b'{"inputs": [' + b" " * (8 << 20) + b"]}"  # its end, read as a size, would be possible
+    with pytest.raises(InvalidRequest, match="not valid gzip"):
+        decompress(text, "gzip", max_bytes=1 << 20)
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import orjson
 import pytest
 
 import modelhost
-from modelhost.api.codec import decode_cost_bytes, json_cost_bytes
-from modelhost.tensors import TensorSpec
+from modelhost.api.codec import decode_cost_bytes, decode_request, json_cost_bytes
+from modelhost.errors import InvalidTensor
+from modelhost.tensors import DTYPES, TensorSpec
 
 N = 200_000
 #: The kernel counts resident pages in batches per processor (the probe stays on one).
@@ -164,12 +166,85 @@ def test_raw_texts_take_no_more_than_the_bound(text: str, tmp_path: Path) -> Non
     assert used <= bound + COUNTING_ERROR_BYTES
 
 
-def test_raw_numbers_cost_at_most_their_aligned_copy() -> None:
-    raw = np.zeros(N, np.float32).tobytes()
-    spec = {"x": TensorSpec("x", "FP32", (-1,))}
-    alone = decode_cost_bytes(b"{}", header_length=2, inputs=spec)
-    cost = decode_cost_bytes(b"{}" + raw, header_length=2, inputs=spec)
-    assert cost == alone + len(raw) + 2
+def placed(body: bytes, header_length: int, shift: int) -> memoryview:
+    """Returns the body where what follows its JSON begins `shift` bytes behind a multiple of 64."""
+    room = np.empty(len(body) + 128, np.uint8)
+    begin = (shift - header_length - room.ctypes.data) % 64
+    room[begin : begin + len(body)] = np.frombuffer(body, np.uint8)
+    return memoryview(room)[begin : begin + len(body)]
+
+
+def raw_body(*tensors: tuple[str, int]) -> tuple[bytes, int, dict[str, TensorSpec]]:
+    """Returns a body with raw tensors of zeros, its JSON's length, and inputs that it fits."""
+    entries, raw = [], b""
+    for index, (datatype, count) in enumerate(tensors):
+        size = count * DTYPES[datatype].itemsize
+        entry = {"name": f"x{index}", "datatype": datatype, "shape": [count]}
+        entries.append(entry | {"parameters": {"binary_data_size": size}})
+        raw += bytes(size)
+    text = orjson.dumps({"inputs": entries})
+    specs = {f"x{index}": TensorSpec(f"x{index}", datatype, (-1,)) for index, (datatype, _) in enumerate(tensors)}
+    return text + raw, len(text), specs
+
+
+def copies(body: memoryview, header_length: int, specs: dict[str, TensorSpec]) -> tuple[int, int]:
+    """Returns what decoding copies of the raw tensors, and the bound for that; checks the whole bound too."""
+    tracemalloc.start()
+    try:
+        decoded = decode_request(body, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=1 << 40)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    cost = decode_cost_bytes(body, header_length=header_length, inputs=specs)
+    assert peak <= cost
+    where = np.frombuffer(body, np.uint8)
+    copied = sum(array.nbytes for array in decoded.feeds.values() if not np.shares_memory(array, where))
+    text = body[:header_length]
+    return copied, cost - decode_cost_bytes(text, header_length=header_length, inputs=specs) - header_length
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 4, 6, 8])
+@pytest.mark.parametrize("datatype", sorted(DTYPES.keys() - {"BYTES"}))
+def test_raw_numbers_cost_their_copy_where_they_lie_unaligned_and_else_nothing(datatype: str, shift: int) -> None:
+    body, header_length, specs = raw_body((datatype, N))
+    copied, bound = copies(placed(body, header_length, shift), header_length, specs)
+    assert copied == bound == (N * DTYPES[datatype].itemsize if shift % DTYPES[datatype].itemsize else 0)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_the_only_tensor_that_is_all_of_a_body_costs_its_copy_where_it_lies_unaligned(shift: int) -> None:
+    copied, bound = copies(placed(bytes(8 * N), 0, shift), 0, {"x": TensorSpec("x", "INT64", (-1,))})
+    assert copied == bound == (8 * N if shift else 0)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_tensors_of_one_width_are_copied_all_or_none(shift: int) -> None:
+    body, header_length, specs = raw_body(("FP32", 5), ("INT32", N), ("FP32", 0), ("UINT32", 3))
+    copied, bound = copies(placed(body, header_length, shift), header_length, specs)
+    assert copied == bound == (4 * (N + 8) if shift else 0)
+
+
+@pytest.mark.parametrize("tensors", [[("FP32", 3), ("INT64", N)], [("INT64", N), ("FP32", 3)], [("BOOL", 1)] * 3])
+@pytest.mark.parametrize("shift", range(9))
+def test_no_tensors_of_different_widths_are_copied_beyond_the_bound(tensors: list[tuple[str, int]], shift: int) -> None:
+    body, header_length, specs = raw_body(*tensors)
+    copied, bound = copies(placed(body, header_length, shift), header_length, specs)
+    assert copied <= bound <= len(body) - header_length
+
+
+def test_a_wrong_byte_among_many_is_found_within_the_bound() -> None:
+    body, header_length, specs = raw_body(("BOOL", 10 * N))
+    wrong = body[:-2] + b"\x02\x03"
+    cost = decode_cost_bytes(wrong, header_length=header_length, inputs=specs)
+    assert cost < N
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidTensor, match=f"byte 2 as element {10 * N - 2}"):
+            decode_request(wrong, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=cost)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= cost
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, (1 << 14) - 1, 1 << 14, (1 << 16) + 1, 200_000])

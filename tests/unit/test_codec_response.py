@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
-from modelhost.api.codec import EncodedResponse, OutputRequest, decode_request, encode_response
+from modelhost.api.codec import EncodedResponse, OutputRequest, decode_request, encode_cost_bytes, encode_response
 from modelhost.errors import UnrepresentableOutput
 from modelhost.tensors import DTYPES, TensorSpec, datatype_of
 
@@ -127,3 +128,19 @@ def test_nan_is_fine_in_raw_bytes() -> None:
     array = np.array([np.nan], np.float32)
     response = encode((array, True))
     assert response.body.endswith(array.tobytes())
+
+
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_a_raw_output_takes_its_bytes_and_those_of_a_copy_only_where_it_is_not_in_order(is_in_order: bool) -> None:
+    square = np.zeros((500, 500), np.float32)
+    output = square if is_in_order else square.T
+    outputs = [(OutputRequest("y", True), TensorSpec("y", "FP32", None), output)]
+    bound = encode_cost_bytes(outputs)
+    assert 0 <= bound - (1 if is_in_order else 2) * square.nbytes <= 16 << 10
+    tracemalloc.start()
+    try:
+        encode((output, True))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= bound

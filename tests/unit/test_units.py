@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from modelhost.units import ThresholdSpec, format_bytes, parse_size
+from modelhost.errors import DeadlineExceeded
+from modelhost.units import ThresholdSpec, format_bytes, format_duration, parse_size
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
@@ -89,3 +90,31 @@ def test_what_is_not_a_threshold_is_refused_with_the_accepted_forms(text: object
 )
 def test_messages_print_sizes_in_kb_and_mb(size_bytes: float, text: str) -> None:
     assert format_bytes(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (1e-9, "0.001 ms"),
+        (1e-6, "0.001 ms"),
+        (52.4e-6, "0.0524 ms"),
+        (0.03, "30 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (1.5, "1.5 s"),
+        (999.4, "999 s"),
+        (999.6, "1000 s"),
+        (7200, "7200 s"),
+    ],
+)
+def test_messages_print_times_in_ms_and_seconds(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_a_time_that_is_over_is_said_in_a_unit_that_fits_it() -> None:
+    assert str(DeadlineExceeded("loading a:1", waited_s=1e-6)) == "loading a:1 did not finish within 0.001 ms"
+    assert str(DeadlineExceeded("the run", waited_s=30)) == "the run did not finish within 30 s"
+    nothing = DeadlineExceeded("the run", waited_s=0.0)
+    assert str(nothing) == "the run did not finish within its time, of which nothing was left"
+    assert nothing.details() == {"waited_s": 0.0}

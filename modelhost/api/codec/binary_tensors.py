@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modelhost.errors import InvalidTensor, UnrepresentableOutput
 from modelhost.tensors import BF16, DTYPES, Array
 
 _PREFIX_BYTES: Final = 4
+_PIECE_BYTES: Final = 1 << 12
 #: How elements lie in a body. BF16 as numbers of two bytes, so that they are aligned, and in this machine's order.
 _WIRE: Final = {
     name: np.dtype(np.uint16 if dtype == BF16 else dtype).newbyteorder("<")
@@ -64,12 +66,19 @@ def _check_bools(name: str, body: bytes | memoryview, start: int, size: int) -> 
         return
     codes = np.frombuffer(body, dtype=np.uint8, count=size, offset=start)
     if int(codes.max()) > 1:
-        index = int((codes > 1).argmax())
+        index = _first_above_one(codes)
         raise InvalidTensor(
             name,
             expected="bytes 0 or 1 for BOOL",
             got=f"byte {codes[index]} as element {index}",
         )
+
+
+def _first_above_one(codes: NDArray[np.uint8]) -> int:
+    """Returns where the first of them is, in pieces: a mask of all would take as much memory as they do."""
+    pieces = range(0, len(codes), _PIECE_BYTES)
+    begin = next(begin for begin in pieces if int(codes[begin : begin + _PIECE_BYTES].max()) > 1)
+    return begin + int((codes[begin : begin + _PIECE_BYTES] > 1).argmax())
 
 
 def _decode_texts(name: str, count: int, raw: bytes) -> Array:

@@ -19,6 +19,10 @@ _STEP_BYTES: Final = 1 << 18
 # A body of empty members costs time without giving output; block-wise writers (bgzip) make one
 # member per 64 KB.
 _MAX_MEMBERS: Final = 10_000
+# A gzip member begins with the first and ends with its size modulo 2**32; deflate makes no more of a byte.
+_GZIP_MAGIC: Final = b"\x1f\x8b\x08"
+_MIN_GZIP_BYTES: Final = 18
+_MAX_RATIO: Final = 1032
 
 #: How answers are coded, the better liked first, and the format of each; deflate in the form RFC 9110 means.
 _CODINGS: Final = {"gzip": _GZIP, "deflate": _ZLIB}
@@ -104,6 +108,8 @@ def _has_zlib_header(body: bytes | memoryview) -> bool:
 def _inflate(body: bytes | memoryview, coding: str, out: _Sink, max_bytes: int) -> None:
     """Runs the decoder over `body`, member by member where `coding` is gzip."""
     start = _decoder_of(body, coding)
+    if coding != "deflate":
+        _refuse_stated(body, max_bytes)
     view, position, members, decoder = memoryview(body), 0, 1, start()
     try:
         while position < len(view):
@@ -124,6 +130,23 @@ def _inflate(body: bytes | memoryview, coding: str, out: _Sink, max_bytes: int) 
         raise InvalidRequest(f"the {coding} body ends at byte {position}, followed by {what} up to byte {len(view)}")
 
 
+def _refuse_stated(body: bytes | memoryview, max_bytes: int) -> None:
+    """Raises RequestTooLarge, before any work, where the last member states more than `max_bytes`.
+
+    What it states may be too little (other members, 2**32 more, a lie), so that it lets nothing in. A size
+    that nothing this long can have is damage, which the decoder has words for.
+    """
+    if len(body) < _MIN_GZIP_BYTES or body[:3] != _GZIP_MAGIC:
+        return
+    stated = int.from_bytes(body[-4:], "little")
+    if max_bytes < stated <= _MAX_RATIO * len(body):
+        raise _too_large(stated, max_bytes)
+
+
+def _too_large(size_bytes: int, max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge("the body decompresses to at least", size_bytes=size_bytes, limit_bytes=max_bytes)
+
+
 def _drain(decoder: zlib._Decompress, piece: bytes | memoryview, out: _Sink, max_bytes: int) -> None:
     """Writes all that `piece` decodes to; raises RequestTooLarge as soon as it is too much."""
     written = _STEP_BYTES
@@ -131,7 +154,7 @@ def _drain(decoder: zlib._Decompress, piece: bytes | memoryview, out: _Sink, max
     while not decoder.eof and (piece or written == _STEP_BYTES):
         written = out.write(decoder.decompress(piece, _STEP_BYTES))
         if out.tell() > max_bytes:
-            raise RequestTooLarge("the body decompresses to at least", size_bytes=out.tell(), limit_bytes=max_bytes)
+            raise _too_large(out.tell(), max_bytes)
         piece = decoder.unconsumed_tail
 
 

@@ -7,12 +7,12 @@ and a copy of the text; the untouched rest is address space, not memory, and is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from modelhost.tensors import TensorSpec
+from modelhost.tensors import DTYPES, TensorSpec
 
 _FIXED: Final = 1 << 14  # big buffers end within a page; the small objects of any request
 # Per value: parser node 16, list entry 8, float or int 32 (rounded up by the small-object
@@ -45,18 +45,53 @@ _NUMPY_PAYS_BYTES: Final = 1 << 14  # below, five bytes.count are faster
 def decode_cost_bytes(body: bytes | memoryview, *, header_length: int | None, inputs: Mapping[str, TensorSpec]) -> int:
     """Returns an upper bound for the bytes that `decode_request` of `body` holds at its peak.
 
-    The body itself is not included. Covers the JSON part, aligned copies of raw numeric tensors and
-    the strings of raw BYTES tensors. Raises nothing.
+    The body itself is not included. Covers the JSON part, copies of raw numeric tensors that lie unaligned
+    (in this buffer: the bound is not that of another with the same bytes) and the strings of raw BYTES
+    tensors. Raises nothing.
     """
     text_length = len(body) if header_length is None else header_length
-    text, raw = bytes(body[:text_length]), memoryview(body)[text_length:]
+    text, raw_bytes = bytes(body[:text_length]), len(body) - text_length
     cost = json_cost_bytes(text)
-    if not raw:
+    if not raw_bytes:
         return cost
     cost += len(text)  # the JSON part is cut out of the body
-    if any(spec.datatype == "BYTES" for spec in inputs.values()):
-        return cost + _texts_cost_bytes(bytes(raw), framed=header_length != 0)
-    return cost + len(raw)
+    widths = _widths(inputs)
+    if len(widths) > 1 and not _has_texts(inputs):
+        return cost + raw_bytes  # a wide tensor behind a narrow one may lie anywhere
+    # Tensors of one width: where the first is aligned, so are those right behind it.
+    return cost + raw_cost_bytes(body, [(text_length, raw_bytes)], inputs, framed=header_length != 0)
+
+
+def raw_cost_bytes(
+    body: bytes | memoryview,
+    spans: Sequence[tuple[int, int]],
+    inputs: Mapping[str, TensorSpec],
+    *,
+    framed: bool = True,
+) -> int:
+    """Returns an upper bound for the bytes held by decoding the raw tensors in `spans` (start and size) of `body`.
+
+    There is one in each of the ascending spans, of any of the `inputs`. `framed` tells BYTES whose elements
+    have their length before them from one whose only element is all of it. Raises nothing.
+    """
+    spans = [(start, size) for start, size in spans if size]
+    if not spans:
+        return 0
+    if _has_texts(inputs):
+        begin, end = spans[0][0], sum(spans[-1])
+        return _texts_cost_bytes(bytes(body[begin:end]), framed=framed)
+    address: int = np.frombuffer(body, np.uint8).__array_interface__["data"][0]
+    width = max(_widths(inputs), default=1)
+    return sum(size for start, size in spans if (address + start) % width)
+
+
+def _has_texts(inputs: Mapping[str, TensorSpec]) -> bool:
+    return any(spec.datatype == "BYTES" for spec in inputs.values())
+
+
+def _widths(inputs: Mapping[str, TensorSpec]) -> set[int]:
+    """Returns the bytes of one element of each input; what has no datatype of V2 is never decoded."""
+    return {DTYPES[spec.datatype].itemsize for spec in inputs.values() if spec.datatype in DTYPES}
 
 
 def json_cost_bytes(text: bytes) -> int:

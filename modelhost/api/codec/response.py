@@ -17,6 +17,9 @@ from modelhost.errors import UnrepresentableOutput
 from modelhost.tensors import DTYPES, Array, TensorSpec, datatype_of
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
+#: What any answer takes, and what each output does beyond its data: names, shape, the objects that are written.
+_FIXED_COST: Final = 8192
+_OUTPUT_COST: Final = 1024
 
 
 def encode_response(
@@ -54,7 +57,7 @@ def encode_cost_bytes(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]]
     grows by doubling. Text counts with six bytes a character (`\\u001f`) and its list entry. What structured
     outputs hold is included: nobody else has foreseen it.
     """
-    cost = 4096
+    cost = _FIXED_COST + _OUTPUT_COST * len(outputs)
     for asked, spec, array in outputs:
         datatype = datatype_of(array.dtype)
         if spec.is_structured:
@@ -63,7 +66,8 @@ def encode_cost_bytes(outputs: Sequence[tuple[OutputRequest, TensorSpec, Array]]
             characters = sum(len(text) for text in array.ravel().tolist() if isinstance(text, str))
             cost += 2 * (6 * characters + 8 * array.size)
         elif asked.binary or datatype is None:
-            cost += 2 * array.nbytes  # the raw bytes, and a contiguous copy where they are not in order
+            # The raw bytes, and a contiguous copy where they are not in order.
+            cost += array.nbytes if array.flags.c_contiguous else 2 * array.nbytes
         else:
             cost += 2 * longest_text(datatype) * array.size
     return cost

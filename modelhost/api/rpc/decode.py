@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from modelhost.api.codec import InferRequest, OutputRequest, decode_cost_bytes
+from modelhost.api.codec import InferRequest, OutputRequest
 from modelhost.api.codec.binary_tensors import decode_binary
+from modelhost.api.codec.cost import raw_cost_bytes
 from modelhost.api.codec.fields import MAX_NAME_CHARS, refuse_parameters, timeout_s
 from modelhost.api.codec.request import check_declared
 from modelhost.api.rpc.messages import ModelInferRequest, parse, plain_values
@@ -39,12 +40,7 @@ SAME_BYTES: Final = frozenset({"BOOL", "FP32", "FP64"})
 
 def infer_cost_bytes(message: bytes, parts: Parts, inputs: Mapping[str, TensorSpec]) -> int:
     """Returns an upper bound for the bytes that `decode_infer` holds at its peak, the message not included."""
-    cost = parse_cost_bytes(message, parts)
-    if parts.raw:
-        # As HTTP's form of raw tensors behind a text: aligned copies, and strings.
-        begin = max(1, parts.raw[0][0])
-        cost += decode_cost_bytes(memoryview(message)[begin - 1 :], header_length=1, inputs=inputs)
-    return cost
+    return parse_cost_bytes(message, parts) + raw_cost_bytes(message, parts.raw, inputs)
 
 
 def decode_infer(

@@ -141,4 +141,4 @@ def _aligned(length: int, header_length: str | None) -> memoryview:
     raw = np.empty(length + _ALIGNMENT, np.uint8)
     header = int(header_length) if header_length is not None and header_length.isdecimal() else 0
     start = -(raw.__array_interface__["data"][0] + min(header, length)) % _ALIGNMENT
-    return memoryview(raw)[start : start + length]
+    return raw.data[start : start + length]

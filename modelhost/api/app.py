@@ -110,6 +110,7 @@ def create_app(
             stack.callback(rpc.release_port)
         await stack.enter_async_context(host)
         inference.open()
+        short_cut.open()
         if rpc is not None:
             await rpc.start(inference)
             stack.push_async_callback(rpc.stop)

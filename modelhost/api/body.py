@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -14,9 +14,6 @@ from starlette.types import Message
 from modelhost.config import ServerSettings
 from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
 from modelhost.units import format_bytes
-
-#: A body as it came, or as a view on the buffer that it was received into.
-Body: TypeAlias = bytes | memoryview
 
 #: A body that comes in pieces claims memory in steps of this size, not all that its length states:
 #: a client that announces much and sends nothing holds nothing.

@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from modelhost.api.answers import Answer
-from modelhost.api.body import CLAIM_STEP_BYTES, Body, ByteBudget, ByteHold
+from modelhost.api.body import CLAIM_STEP_BYTES, ByteBudget, ByteHold
+from modelhost.api.codec import Body
 from modelhost.api.infer import Head
 from modelhost.pool import Timing
 
@@ -43,25 +44,23 @@ class Exchange:
         "is_gone",
         "keep_alive",
         "length",
-        "name",
         "on_gone",
         "received_bytes",
         "response_complete",
+        "target",
         "timing",
-        "version",
     )
 
     def __init__(
         self,
         sender: Sender,
-        name: str,
-        version: str | None,
+        target: tuple[str, str | None],
         head: Head,
         length: int,
         timing: Timing,
         budget: ByteBudget,
     ) -> None:
-        self.name, self.version, self.head, self.length, self.timing = name, version, head, length, timing
+        self.target, self.head, self.length, self.timing = target, head, length, timing
         self.keep_alive = True
         self.response_complete = False
         """Whether it was answered. The server asks for this name, and for `keep_alive`."""

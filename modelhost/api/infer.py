@@ -13,12 +13,15 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from modelhost.api.answers import Answer, AsgiAnswer
-from modelhost.api.body import Body, ByteHold, read_body
+from modelhost.api.body import ByteHold, read_body
 from modelhost.api.codec import (
+    Body,
     EncodedResponse,
     InferRequest,
+    QuickCodec,
     choose_coding,
     compress,
+    compress_cost_bytes,
     decode_cost_bytes,
     decode_request,
     decompress,
@@ -40,6 +43,7 @@ from modelhost.api.inference import (
 )
 from modelhost.errors import ModelHostError
 from modelhost.pool import ModelKey, Timing
+from modelhost.tensors import Array
 
 #: Nobody is there to read it.
 _GONE: Final = Answer.of_response(CLIENT_GONE)
@@ -60,8 +64,12 @@ class Head:
     def of(cls, request: Request) -> Head:
         """Takes them from the framework's request."""
         get = request.headers.get
-        return cls(get("inference-header-content-length"), get("content-encoding"), get("accept-encoding"))
+        accept_encoding = ", ".join(request.headers.getlist("accept-encoding")) or None
+        return cls(get("inference-header-content-length"), get("content-encoding"), accept_encoding)
 
+
+#: That of a request with no header that matters here.
+PLAIN_HEAD: Final = Head(None, None, None)
 
 #: Turns a body into tensors, its memory claimed from the hold, and says how the answer is written.
 Decode: TypeAlias = Callable[[Head, Body, ByteHold, Face], Awaitable[tuple[InferRequest, Encoding[EncodedResponse]]]]
@@ -105,6 +113,25 @@ class TensorEncoding:
         return len(answer.body)
 
 
+class QuickEncoding(TensorEncoding):
+    """V2's answers of a loaded model, the common ones in fewer steps."""
+
+    __slots__ = ("_codec", "_request")
+
+    def __init__(self, request: InferRequest, codec: QuickCodec) -> None:
+        super().__init__(request.id)
+        self._request, self._codec = request, codec
+
+    def encode_quickly(self, arrays: list[Array]) -> EncodedResponse | None:
+        """Returns the answer of the outputs asked for, in order; None where it is not a common one."""
+        return self._codec.encode(self._request, arrays)
+
+    def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
+        """See Encoding."""
+        quick = self._codec.encode(self._request, [array for _, _, array in outputs])
+        return super().encode(key, outputs) if quick is None else quick
+
+
 class Compressed:
     """Another encoding's answers, compressed where the client asks for that."""
 
@@ -114,9 +141,12 @@ class Compressed:
         self._inner, self._accept_encoding = inner, accept_encoding
 
     def cost_bytes(self, outputs: Outputs) -> int:
-        """See Encoding; noise grows by some bytes for each block, text shrinks."""
+        """See Encoding; what is never compressed costs nothing more."""
         cost_bytes = self._inner.cost_bytes(outputs)
-        return 2 * cost_bytes + (cost_bytes >> 8)
+        is_json = not any(asked.binary for asked, _, _ in outputs)
+        if choose_coding(self._accept_encoding, body_bytes=cost_bytes, is_json=is_json) is None:
+            return cost_bytes
+        return cost_bytes + compress_cost_bytes(cost_bytes)
 
     def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
         """See Encoding."""

@@ -14,6 +14,7 @@ from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
 from modelhost.host import Host
 from modelhost.pool import Kept, Lease, ModelKey, Timing
+from modelhost.pool.statistics import ModelStatistics
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
 from modelhost.tensors import Array, TensorSpec
@@ -208,16 +209,19 @@ class Inference:
 
     def note(self, outcome: str, timing: Timing, file: ModelFile | None) -> None:
         """Counts a request that is over; `outcome` is `ok` or the error's code, `file` the model it was for."""
-        now_ns = time.perf_counter_ns()
-        took_ns = now_ns - timing.arrived_ns
-        self.metrics.observe(outcome, took_ns * 1e-9)
-        if file is None:
+        if outcome == "ok" and file is not None:
+            self.note_success(timing, self.host.pool.statistics.of(ModelKey.of(file)))
             return
-        statistics = self.host.pool.statistics.of(ModelKey.of(file))
-        if outcome == "ok":
-            statistics.note_success(timing, now_ns)
-        else:
-            statistics.note_failure(took_ns)
+        took_ns = time.perf_counter_ns() - timing.arrived_ns
+        self.metrics.observe(outcome, took_ns * 1e-9)
+        if file is not None:
+            self.host.pool.statistics.of(ModelKey.of(file)).note_failure(took_ns)
+
+    def note_success(self, timing: Timing, statistics: ModelStatistics) -> None:
+        """Counts a request that was answered."""
+        now_ns = time.perf_counter_ns()
+        self.metrics.answered.add((now_ns - timing.arrived_ns) * 1e-9)
+        statistics.note_success(timing, now_ns)
 
     def closed(self) -> HostClosed:
         """Returns the refusal of a host that shuts down."""

@@ -23,7 +23,9 @@ class Metrics:
 
     def __init__(self, host: Host) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._times: dict[str, Times] = {}
+        self.answered = Times()
+        """Requests whose outcome is `ok`."""
+        self._times: dict[str, Times] = {"ok": self.answered}
         self._collector = _HostCollector(host, self._times)
         self._registry.register(self._collector)
 
@@ -84,6 +86,8 @@ class _HostCollector:
             "modelhost_request_seconds", "Inference requests from arrival to answer, by outcome.", labels=["outcome"]
         )
         for outcome, times in self._times.items():
+            if not any(times.counts):
+                continue
             requests.add_metric([outcome], times.buckets(), times.sum_s)
         return requests
 

@@ -19,12 +19,13 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelhost.api.answers import Answer
 from modelhost.api.exchange import Exchange
-from modelhost.api.infer import Head, infer_path
+from modelhost.api.infer import PLAIN_HEAD, Head, infer_path
 from modelhost.api.shortcut import ShortCut
 from modelhost.errors import DeadlineExceeded
 from modelhost.pool import Timing
@@ -99,10 +100,17 @@ class HttpProtocol(HttpToolsProtocol):
         """Feeds the parser; a head that grows over the limit ends the connection."""
         if self.transport.is_closing():
             return  # refused: what still comes in is not looked at
+        if self.timeout_keep_alive_task is not None:  # of an answer by the application
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         if self._in_head:
             data = without_upgrade(data)
             self._head_bytes += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
         exchange = self._exchange
@@ -177,35 +185,24 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _exchange_for_head(self) -> Exchange | None:
         """Returns the exchange of an inference request that the short cut is for, else None."""
-        target = self._targets[self.url] if self.url in self._targets else self._target()
-        known = self._known
+        url, known = self.url, self._known
+        target = self._targets[url] if url in self._targets else self._target()
+        if target is None or self.parser.get_method() != b"POST":
+            return None
         length = known.get(_CONTENT_LENGTH, b"")
-        cycle = self.cycle
+        if not length.isdigit() or len(length) > 18 or (len(known) > 1 and not _UNUSUAL.isdisjoint(known)):
+            return None
+        size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
         if (
-            target is None
-            or self.parser.get_method() != b"POST"
-            or not length.isdigit()
-            or not _UNUSUAL.isdisjoint(known)
+            size_bytes > short_cut.max_request_bytes
             or not (cycle is None or cycle.response_complete)
             or self.flow.write_paused
             or self.parser.get_http_version() != "1.1"
-            or len(length) > 18
-            or int(length) > self.short_cut.max_request_bytes
         ):
             return None
-        header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
-        exchange = Exchange(
-            self,
-            *target,
-            Head(
-                None if header_length is None else header_length.decode("latin-1"),
-                None,
-                None if accept_encoding is None else accept_encoding.decode("latin-1"),
-            ),
-            int(length),
-            Timing(time.perf_counter_ns()),
-            self.short_cut.inference.budget,
-        )
+        head = PLAIN_HEAD if len(known) == 1 else _head_of(known)
+        timing = Timing(time.perf_counter_ns())
+        exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference.budget)
         exchange.keep_alive = self.parser.should_keep_alive()
         return exchange
 
@@ -252,7 +249,10 @@ class HttpProtocol(HttpToolsProtocol):
             if answer.hold is not None:
                 answer.hold.end()
             return
-        head = _head(answer, self._default_headers(), keep_alive=exchange.keep_alive)
+        headers = self.server_state.default_headers
+        if headers is not _Defaults.headers:
+            _Defaults.keep(headers)
+        head = _head(answer, _Defaults.text, keep_alive=exchange.keep_alive)
         if len(answer.body) <= _JOINED_BYTES:
             transport.write(head + answer.body)
         else:
@@ -288,14 +288,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._send_check is not None:
             self._send_check.cancel()
             self._send_check = None
-
-    def _default_headers(self) -> bytes:
-        """Returns the server's own headers (the date) as they are sent; it makes new ones each second."""
-        headers = self.server_state.default_headers
-        if headers is not _Defaults.headers:
-            _Defaults.headers = headers
-            _Defaults.text = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return _Defaults.text
 
     # --- time ----------------------------------------------------------------------------------------
 
@@ -350,11 +342,26 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+def _head_of(known: dict[bytes, bytes]) -> Head:
+    header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
+    return Head(
+        None if header_length is None else header_length.decode("latin-1"),
+        None,
+        None if accept_encoding is None else accept_encoding.decode("latin-1"),
+    )
+
+
 class _Defaults:
-    """The server's own headers, as they were last sent."""
+    """The server's own headers (the date), as they are sent; it makes new ones each second."""
 
     headers: ClassVar[list[tuple[bytes, bytes]]] = []
     text: ClassVar[bytes] = b""
+
+    @classmethod
+    def keep(cls, headers: list[tuple[bytes, bytes]]) -> None:
+        """Takes the server's headers."""
+        cls.headers = headers
+        cls.text = b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def _head(answer: Answer, defaults: bytes, *, keep_alive: bool) -> bytes:

@@ -14,11 +14,19 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 
 from modelhost.api.answers import Answer
-from modelhost.api.body import Body, ByteHold
-from modelhost.api.codec import EncodedResponse, InferRequest, decode_cost_bytes, decode_request, parse_header_length
+from modelhost.api.body import ByteHold
+from modelhost.api.codec import (
+    Body,
+    EncodedResponse,
+    InferRequest,
+    QuickCodec,
+    decode_cost_bytes,
+    decode_request,
+    parse_header_length,
+)
 from modelhost.api.errors import respond_unexpected
 from modelhost.api.exchange import Exchange
-from modelhost.api.infer import Compressed, InferRoutes, TensorEncoding
+from modelhost.api.infer import Compressed, InferRoutes, QuickEncoding
 from modelhost.api.inference import (
     DECODE_INLINE_BYTES,
     ENCODE_AT_ONCE_BYTES,
@@ -33,6 +41,13 @@ from modelhost.pool.runs import ModelRuns
 from modelhost.pool.slot import Slot
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken
+from modelhost.tensors import Array
+
+#: No JSON takes more bytes for each of its own while it is decoded (`json_cost_bytes` of brackets).
+_WORST_FACTOR: Final = 256
+
+#: Outputs up to this are encoded without asking what that takes.
+_SMALL_OUTPUT_BYTES: Final = 16 << 10
 
 #: JSON of FP32 is bounded by so many times its bytes: outputs of more wait for their claim, as others do.
 _JSON_FACTOR: Final = 8
@@ -53,14 +68,14 @@ class ShortCut:
             if not self._quickly(exchange):
                 self._thoroughly(exchange)
         except ModelHostError as error:
-            self._fail(exchange, error, self._host.pool.catalog.known(exchange.name, exchange.version))
+            self._fail(exchange, error, self._host.pool.known(exchange.target))
         except Exception as error:
             self._fail_unexpected(exchange, error)
 
-    @property
-    def max_request_bytes(self) -> int:
+    def open(self) -> None:
+        """Takes the budgets of the host, which has opened."""
+        self.max_request_bytes = self._host.budgets.request_bytes
         """Largest body that is accepted; longer ones are for the application to refuse."""
-        return self._host.budgets.request_bytes
 
     def refuse(self, exchange: Exchange, error: ModelHostError) -> None:
         """Answers a request, whose body never came, with an error."""
@@ -75,47 +90,66 @@ class ShortCut:
 
     def _quickly(self, exchange: Exchange) -> bool:
         """Answers, or starts the run; returns False where something has to be waited for first."""
-        inference, pool = self.inference, self._host.pool
-        slot = None if self._host.memory.is_exhausted else pool.resident(exchange.name, exchange.version)
+        pool = self._host.pool
+        slot = None if self._host.memory.is_exhausted else pool.resident(exchange.target)
         if slot is None or slot.runs is None:
             return False
+        runs, timing = slot.runs, exchange.timing
         began_ns = time.perf_counter_ns()
-        decoded = self._decode(exchange, slot.runs)
+        decoded = self._decode(exchange, runs)
         if decoded is None:
             return False
-        timing = exchange.timing
         timing.input_ns = time.perf_counter_ns() - began_ns
-        encoding: Encoding[EncodedResponse] = TensorEncoding(decoded.id)
-        accept_encoding = exchange.head.accept_encoding
-        if accept_encoding and self._host.settings.server.compress_answers:
-            encoding = Compressed(encoding, accept_encoding)
-        runs, names = slot.runs, [out.name for out in decoded.outputs]
         if decoded.timeout_s is not None:
             _check_time(exchange, decoded.timeout_s)
+        names = [out.name for out in decoded.outputs]
         try:
             arrays = runs.try_in_place(decoded.feeds, names, timing)
         except (ActivationsFull, RunTooLarge):
             return False  # which waits for the whole arena, and knows what to say
+        encoding = self._encoding(exchange, runs, decoded)
         if arrays is None:
             return self._on_thread(exchange, slot, runs, decoded, names, encoding)
         began_ns = time.perf_counter_ns()
-        encoded = inference.finisher(slot.key, runs.model.outputs, decoded, encoding)(arrays)
-        if isinstance(encoded, Kept):  # larger than ever before, as only the values can make it
-            encoded = encoding.encode(slot.key, encoded.value[0])
-        inference.admit(encoded, exchange.hold, encoding)
+        encoded = self._encode(exchange, runs, decoded, encoding, arrays)
         timing.output_ns = time.perf_counter_ns() - began_ns
         pool.touch(slot)
-        inference.note("ok", timing, slot.file)
+        self.inference.note_success(timing, runs.statistics)
         self._send(exchange, encoded)
         return True
 
+    def _encoding(self, exchange: Exchange, runs: ModelRuns, decoded: InferRequest) -> Encoding[EncodedResponse]:
+        encoding = QuickEncoding(decoded, runs.attached)
+        accept_encoding = exchange.head.accept_encoding
+        if accept_encoding and self._host.settings.server.compress_answers:
+            return Compressed(encoding, accept_encoding)
+        return encoding
+
+    def _encode(
+        self,
+        exchange: Exchange,
+        runs: ModelRuns,
+        decoded: InferRequest,
+        encoding: Encoding[EncodedResponse],
+        arrays: list[Array],
+    ) -> EncodedResponse:
+        """Returns the answer of a run in place, whose outputs are small unless the values make them large."""
+        if len(arrays) == 1 and arrays[0].nbytes <= _SMALL_OUTPUT_BYTES and type(encoding) is QuickEncoding:
+            encoded = encoding.encode_quickly(arrays)
+            if encoded is not None:
+                return encoded
+        finished = self.inference.finisher(runs.key, runs.model.outputs, decoded, encoding)(arrays)
+        if isinstance(finished, Kept):
+            finished = encoding.encode(runs.key, finished.value[0])
+        return self.inference.admit(finished, exchange.hold, encoding)
+
     def _decode(self, exchange: Exchange, runs: ModelRuns) -> InferRequest | None:
         """Decodes where that is quick and its memory is free, which is claimed only beyond small ones."""
-        body, head, budget = exchange.body(), exchange.head, self.inference.budget
+        body, budget, header_length = exchange.body(), self.inference.budget, exchange.head.header_length
         size_bytes = len(body)
-        length = None if head.header_length is None else parse_header_length(head.header_length, size_bytes)
+        length = None if header_length is None else parse_header_length(header_length, size_bytes)
         text_bytes = size_bytes if length is None else length
-        inputs = runs.model.inputs
+        model = runs.model
         if budget.waiting:
             return None
         if size_bytes <= DECODE_INLINE_BYTES:
@@ -124,14 +158,21 @@ class ShortCut:
         elif (
             text_bytes > DECODE_INLINE_BYTES
             or runs.has_text_inputs
-            or not exchange.hold.try_grow(decode_cost_bytes(body, header_length=length, inputs=inputs))
+            or not exchange.hold.try_grow(decode_cost_bytes(body, header_length=length, inputs=model.inputs))
         ):
             return None
+        codec = runs.attached
+        if codec is None:
+            codec = runs.attached = QuickCodec(runs.key.name, runs.key.version, model.inputs, model.outputs)
+        if _WORST_FACTOR * text_bytes <= budget.limit_bytes:
+            decoded: InferRequest | None = codec.decode(body, length)
+            if decoded is not None:
+                return decoded
         return decode_request(
             body,
             header_length=length,
-            inputs=inputs,
-            outputs=runs.model.outputs,
+            inputs=model.inputs,
+            outputs=model.outputs,
             max_decoded_bytes=budget.limit_bytes,
         )
 
@@ -193,8 +234,7 @@ class ShortCut:
             answer = await self._routes.answer(
                 exchange.head,
                 read,
-                exchange.name,
-                exchange.version,
+                *exchange.target,
                 exchange.timing,
                 watch=lambda: _GoneWatch(exchange),
             )
@@ -221,7 +261,7 @@ class ShortCut:
         exchange.send(Answer.of_error(error))
 
     def _fail_unexpected(self, exchange: Exchange, error: Exception) -> None:
-        path = f"/v2/models/{exchange.name}/infer"
+        path = f"/v2/models/{exchange.target[0]}/infer"
         exchange.hold.end()
         exchange.send(Answer.of_response(respond_unexpected("POST", path, error)))
 

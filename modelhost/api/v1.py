@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from modelhost.api import views
-from modelhost.api.body import Body, ByteHold
-from modelhost.api.codec import EncodedResponse, InferRequest
+from modelhost.api.body import ByteHold
+from modelhost.api.codec import Body, EncodedResponse, InferRequest
 from modelhost.api.codec.v1 import PredictRequest, decode_predict, predict_cost_bytes
 from modelhost.api.codec.v1_answers import encode_predictions, predictions_cost_bytes
 from modelhost.api.errors import JsonResponse

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from modelhost.config import ModelOptions, ModelsSettings
 from modelhost.errors import ModelNotFound
+from modelhost.pool.key import ModelKey
 from modelhost.repository import ModelFile, Repository
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ class Catalog:
         self._clock = clock
         self._next_scan = 0.0
         self._found: dict[tuple[str, str | None], ModelFile] = {}
+        self.known_keys: dict[tuple[str, str | None], ModelKey] = {}
+        """Which model a name and a version mean, for those that were found since the last scan."""
         self._scan: asyncio.Future[None] | None = None
 
     @property
@@ -62,13 +65,14 @@ class Catalog:
         if file is None:
             file = self._repository.find(name, version)
             if len(self._found) >= _FOUND_KEPT:
-                self._found.clear()
+                self._forget()
             self._found[name, version] = file
+            self.known_keys[name, version] = ModelKey.of(file)
         return file
 
-    def known(self, name: str, version: str | None) -> ModelFile | None:
+    def known(self, target: tuple[str, str | None]) -> ModelFile | None:
         """Looks a model up that was found before; None for another one, which need not mean that there is none."""
-        return self._found.get((name, version))
+        return self._found.get(target)
 
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
@@ -99,6 +103,10 @@ class Catalog:
         """Runs `work`, which reads files, on the disk thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
+    def _forget(self) -> None:
+        self._found.clear()
+        self.known_keys.clear()
+
     def _scan_timed(self) -> None:
         started = self._clock()
         self._repository.scan()
@@ -108,6 +116,6 @@ class Catalog:
     def _scanned(self, scan: asyncio.Future[None]) -> None:
         if self._scan is scan:
             self._scan = None
-        self._found.clear()  # on the loop, where look-ups fill it
+        self._forget()  # on the loop, where look-ups fill it
         if not scan.cancelled():
             scan.exception()  # the callers that wait have it; without any it is not worth a warning

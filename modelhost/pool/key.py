@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelhost.repository import ModelFile
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ModelKey:
-    """A model and its version."""
+class ModelKey(NamedTuple):
+    """A model and its version. A tuple, whose hash each request needs several times."""
 
     name: str
     version: str

@@ -119,11 +119,16 @@ class Pool:
             return self._table.grant(slot)
         return await self._wait_for_grant(file, deadline)
 
-    def resident(self, name: str, version: str | None) -> Slot | None:
-        """Returns the slot of a model that is ready, to be used before anybody else has a turn; else None."""
-        file = None if self._is_closed else self.catalog.known(name, version)
-        slot = None if file is None else self._table.get(ModelKey.of(file))
+    def resident(self, target: tuple[str, str | None]) -> Slot | None:
+        """Returns the slot of a model (name and version) that is ready, to be used before anybody else has a
+        turn; None where it has to be looked for or waited for."""
+        key = self.catalog.known_keys.get(target)
+        slot = None if key is None or self._is_closed else self._table.get(key)
         return slot if slot is not None and slot.state is SlotState.READY else None
+
+    def known(self, target: tuple[str, str | None]) -> ModelFile | None:
+        """Returns the file of a model that was asked for before; None for others."""
+        return self.catalog.known(target)
 
     def grant(self, slot: Slot) -> Lease:
         """Returns a lease on what `resident` gave; the caller has to end it."""

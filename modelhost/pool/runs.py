@@ -49,6 +49,8 @@ class ModelRuns:
     ) -> None:
         self.key, self.model, self.gate, self.statistics = key, model, gate, statistics
         self.demand = gate.demand(model)
+        self.attached: Any = None
+        """What a front end keeps with the model for as long as it is loaded; the pool does not look at it."""
         self.runner = runner
         self._rule = rule
         self._inputs = tuple(model.inputs)

@@ -50,6 +50,7 @@ class SlotTable:
         # A model enters when its last lease ends and leaves at the next grant, so that iteration is
         # in the order of last use.
         self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf)
+        self._last_touched: Slot | None = None  # which is the last one in there already, if it is there at all
         self._runner, self._activations = runner, activations
         self._statistics, self._batching = statistics, batching
         self._clock, self._wall_clock = clock, wall_clock
@@ -144,7 +145,9 @@ class SlotTable:
         slot.last_used = self._wall_clock()
         if slot.leases == 0:
             slot.idle_since = self._clock()
-            self._idle[slot.key]  # a look-up makes it the last one used
+            if self._last_touched is not slot:
+                self._last_touched = slot
+                self._idle[slot.key]  # a look-up makes it the last one used
 
     def _runs(self, slot: Slot) -> ModelRuns:
         model = slot.model
@@ -169,6 +172,7 @@ class SlotTable:
             self.released(slot)
 
     def _rest(self, slot: Slot) -> None:
+        self._last_touched = slot
         slot.idle_since = self._clock()
         self._idle[slot.key] = slot
 

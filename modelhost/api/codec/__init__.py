@@ -14,15 +14,18 @@ from modelhost.api.codec.compression import (
     decompressed_size_bytes,
 )
 from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
-from modelhost.api.codec.messages import EncodedResponse, InferRequest, OutputRequest
+from modelhost.api.codec.messages import Body, EncodedResponse, InferRequest, OutputRequest
+from modelhost.api.codec.quick import QuickCodec
 from modelhost.api.codec.request import decode_request, parse_header_length
 from modelhost.api.codec.response import encode_cost_bytes, encode_response
 from modelhost.api.codec.structured import json_texts, json_values
 
 __all__ = [
+    "Body",
     "EncodedResponse",
     "InferRequest",
     "OutputRequest",
+    "QuickCodec",
     "choose_coding",
     "compress",
     "compress_cost_bytes",

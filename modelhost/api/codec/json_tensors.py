@@ -21,7 +21,7 @@ _INTEGERS: Final = {name for name, dtype in DTYPES.items() if dtype.kind in "iu"
 _FLOATS: Final = {"FP32", "FP64"}
 _BINARY_ONLY: Final = {"FP16", "BF16"}
 #: What orjson may have made of the elements of each datatype. bool is no int here: `type` is exact.
-_ELEMENT_TYPES: Final[dict[str, frozenset[type]]] = {
+ELEMENT_TYPES: Final[dict[str, frozenset[type]]] = {
     **dict.fromkeys(_INTEGERS, frozenset({int})),
     **dict.fromkeys(_FLOATS, frozenset({int, float})),
     "BOOL": frozenset({bool}),
@@ -59,12 +59,12 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: object) ->
     A nested list has to agree with the shape as deep as it goes. Raises InvalidTensor where the
     structure, the count, the type or the range of an element is wrong, naming the element.
     """
-    if datatype not in _ELEMENT_TYPES:
+    if datatype not in ELEMENT_TYPES:
         raise InvalidTensor(name, expected=f"binary data, as JSON has no {datatype}", got="JSON data")
     if not isinstance(data, list):
         raise InvalidTensor(name, expected="'data' to be a list", got=say(data))
     flat, types = _flatten(name, shape, data)
-    if not types <= _ELEMENT_TYPES[datatype]:
+    if not types <= ELEMENT_TYPES[datatype]:
         raise _wrong_type(name, datatype, flat)
     try:
         array = _to_array(datatype, flat)
@@ -134,7 +134,7 @@ def _wrong_length(name: str, shape: Sequence[int], data: list[object], depth: in
 
 
 def _wrong_type(name: str, datatype: str, flat: list[object]) -> InvalidTensor:
-    allowed = _ELEMENT_TYPES[datatype]
+    allowed = ELEMENT_TYPES[datatype]
     index = next(i for i, value in enumerate(flat) if type(value) not in allowed)
     return InvalidTensor(
         name,

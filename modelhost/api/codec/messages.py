@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from modelhost.tensors import Array
 
+#: A body as it came, or as a view on the buffer that it was received into.
+Body: TypeAlias = bytes | memoryview
 
-@dataclass(frozen=True, slots=True)
-class OutputRequest:
+
+class OutputRequest(NamedTuple):
     """One output that the client wants, and whether as raw bytes or as JSON."""
 
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, and that would take three times as long
 class InferRequest:
     """A decoded request whose names, datatypes and shapes fit the model.
 
@@ -30,7 +33,7 @@ class InferRequest:
     timeout_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as above
 class EncodedResponse:
     """A response body; `header_length` is the length in bytes of its JSON part.
 

@@ -286,7 +286,7 @@ class InferRoutes:
                 header_length=length,
                 inputs=inputs,
                 outputs=outputs,
-                max_decoded_bytes=self.inference.max_decoded_bytes,
+                max_decoded_bytes=None if len(body) > DECODE_INLINE_BYTES else self.inference.max_decoded_bytes,
             )
 
         decoded = await self.inference.decode(

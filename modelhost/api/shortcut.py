@@ -173,7 +173,7 @@ class ShortCut:
             header_length=length,
             inputs=model.inputs,
             outputs=model.outputs,
-            max_decoded_bytes=budget.limit_bytes,
+            max_decoded_bytes=None if size_bytes > DECODE_INLINE_BYTES else budget.limit_bytes,
         )
 
     def _on_thread(

@@ -27,7 +27,7 @@ ELEMENT_TYPES: Final[dict[str, frozenset[type]]] = {
     "BOOL": frozenset({bool}),
     "BYTES": frozenset({str}),
 }
-_ELEMENT_WORDS: Final = {
+ELEMENT_WORDS: Final = {
     **dict.fromkeys(_INTEGERS, "integers"),
     **dict.fromkeys(_FLOATS, "numbers"),
     "BOOL": "true or false",
@@ -63,14 +63,20 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: object) ->
         raise InvalidTensor(name, expected=f"binary data, as JSON has no {datatype}", got="JSON data")
     if not isinstance(data, list):
         raise InvalidTensor(name, expected="'data' to be a list", got=say(data))
-    flat, types = _flatten(name, shape, data)
-    if not types <= ELEMENT_TYPES[datatype]:
-        raise _wrong_type(name, datatype, flat)
+    return array_of(name, datatype, _flatten(name, shape, data)).reshape(shape)
+
+
+def array_of(name: str, datatype: str, flat: list[object], *, first: int = 0) -> Array:
+    """Returns elements as an array of one dimension; `first` is the place of the first one in the tensor.
+
+    Raises InvalidTensor where the type or the range of an element is wrong, naming it.
+    """
+    if not ELEMENT_TYPES[datatype].issuperset(map(type, flat)):
+        raise _wrong_type(name, datatype, flat, first)
     try:
-        array = _to_array(datatype, flat)
+        return _to_array(datatype, flat)
     except OverflowError:
-        raise _out_of_range(name, datatype, flat) from None
-    return array.reshape(shape)
+        raise _out_of_range(name, datatype, flat, first) from None
 
 
 def _to_array(datatype: str, flat: list[object]) -> Array:
@@ -82,8 +88,8 @@ def _to_array(datatype: str, flat: list[object]) -> Array:
     return np.array(flat, dtype=DTYPES[datatype])
 
 
-def _flatten(name: str, shape: Sequence[int], data: list[object]) -> tuple[list[object], set[type]]:
-    """Returns the elements and their types; every list of one depth must have the same length.
+def _flatten(name: str, shape: Sequence[int], data: list[object]) -> list[object]:
+    """Returns the elements; every list of one depth must have the same length.
 
     Lists at depth k have shape[k] entries if these are lists, and otherwise all the elements of the
     remaining dimensions, so that both nested and flat data are described by one rule.
@@ -104,7 +110,7 @@ def _flatten(name: str, shape: Sequence[int], data: list[object]) -> tuple[list[
         if lengths and lengths != {want}:
             raise _wrong_length(name, shape, data, depth, want)
         if not nested:
-            return level, types
+            return level
         if len(types) > 1:
             index = next(i for i, entry in enumerate(level) if type(entry) is not list)
             raise InvalidTensor(
@@ -133,17 +139,17 @@ def _wrong_length(name: str, shape: Sequence[int], data: list[object], depth: in
     )
 
 
-def _wrong_type(name: str, datatype: str, flat: list[object]) -> InvalidTensor:
+def _wrong_type(name: str, datatype: str, flat: list[object], first: int) -> InvalidTensor:
     allowed = ELEMENT_TYPES[datatype]
     index = next(i for i, value in enumerate(flat) if type(value) not in allowed)
     return InvalidTensor(
         name,
-        expected=f"{_ELEMENT_WORDS[datatype]} for {datatype}",
-        got=f"{say(flat[index])} as element {index}",
+        expected=f"{ELEMENT_WORDS[datatype]} for {datatype}",
+        got=f"{say(flat[index])} as element {first + index}",
     )
 
 
-def _out_of_range(name: str, datatype: str, flat: list[object]) -> InvalidTensor:
+def _out_of_range(name: str, datatype: str, flat: list[object], first: int) -> InvalidTensor:
     if datatype == "FP32":
         low, high = -_FP32_MAX, _FP32_MAX
         # Above the largest FP32, but rounding down to it, is still representable.
@@ -155,7 +161,7 @@ def _out_of_range(name: str, datatype: str, flat: list[object]) -> InvalidTensor
     return InvalidTensor(
         name,
         expected=f"values from {low} to {high} for {datatype}",
-        got=f"{say(flat[index])} as element {index}",
+        got=f"{say(flat[index])} as element {first + index}",
     )
 
 

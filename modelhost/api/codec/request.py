@@ -18,6 +18,7 @@ from modelhost.api.codec.fields import (
     timeout_s,
 )
 from modelhost.api.codec.json_tensors import decode_json, say
+from modelhost.api.codec.large_json import Numbers, parse_large, parses_large
 from modelhost.api.codec.messages import InferRequest, OutputRequest
 from modelhost.errors import InvalidRequest, InvalidTensor, RequestTooLarge
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_names, check_outputs
@@ -50,17 +51,37 @@ def decode_request(
     header_length: int | None,
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
-    max_decoded_bytes: int,
+    max_decoded_bytes: int | None,
 ) -> InferRequest:
     """Returns the request in `body` (decompressed) after checking it against the model.
 
     `header_length` is what `parse_header_length` gave: None for a body that is all JSON, 0 for one
     that is a single raw tensor. Arrays may be views on `body`, which must not change afterwards.
-    Raises RequestTooLarge where `decode_cost_bytes` is over `max_decoded_bytes`, InvalidTensor
+    Raises RequestTooLarge where `decode_cost_bytes` is over `max_decoded_bytes` (None: the caller has claimed
+    that much), InvalidTensor
     where a tensor does not fit, and InvalidRequest for everything else that is wrong.
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise InvalidRequest(f"{_HEADER} is {header_length}, but the body has {len(body)} bytes")
+    if max_decoded_bytes is not None:
+        _check_cost(body, header_length, inputs, max_decoded_bytes)
+    if header_length == 0:
+        return _decode_raw(body, inputs, outputs)
+    text_length = len(body) if header_length is None else header_length
+    text = body if text_length == len(body) else body[:text_length]
+    document = parse_large(text) if parses_large(text_length, inputs) else parse_document(text)
+    parameters = object_at(document, "parameters", "the request")
+    return InferRequest(
+        id=request_id(document),
+        feeds=_feeds(document, body, text_length, inputs),
+        outputs=_outputs(document, outputs, flag_at(parameters, "binary_data_output", "the request")),
+        timeout_s=timeout_s(parameters),
+    )
+
+
+def _check_cost(
+    body: bytes | memoryview, header_length: int | None, inputs: Mapping[str, TensorSpec], max_decoded_bytes: int
+) -> None:
     cost = decode_cost_bytes(body, header_length=header_length, inputs=inputs)
     if cost > max_decoded_bytes:
         all_json = header_length is None or header_length == len(body)
@@ -70,17 +91,6 @@ def decode_request(
             limit_bytes=max_decoded_bytes,
             advice="send it as binary tensors" if all_json else "",
         )
-    if header_length == 0:
-        return _decode_raw(body, inputs, outputs)
-    text_length = len(body) if header_length is None else header_length
-    document = parse_document(body[:text_length])
-    parameters = object_at(document, "parameters", "the request")
-    return InferRequest(
-        id=request_id(document),
-        feeds=_feeds(document, body, text_length, inputs),
-        outputs=_outputs(document, outputs, flag_at(parameters, "binary_data_output", "the request")),
-        timeout_s=timeout_s(parameters),
-    )
 
 
 # --- outputs -----------------------------------------------------------------------------------
@@ -126,11 +136,17 @@ def _feeds(
         datatype, shape = _declared(specs[name], entry)
         size = sizes[name]
         if size is None:
-            feeds[name] = decode_json(name, datatype, shape, entry["data"])
+            feeds[name] = _decode_data(name, datatype, shape, entry["data"])
         else:
             feeds[name] = decode_binary(name, datatype, shape, body, start=start, size=size)
             start += size
     return feeds
+
+
+def _decode_data(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
+    if isinstance(data, Numbers):
+        return data.decode(name, datatype, shape)
+    return decode_json(name, datatype, shape, data)
 
 
 def _binary_size(name: str, entry: Mapping[str, object]) -> int | None:

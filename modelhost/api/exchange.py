@@ -36,8 +36,8 @@ class Exchange:
 
     __slots__ = (
         "_buffer",
-        "_chunks",
         "_sender",
+        "_small",
         "claimed_bytes",
         "head",
         "hold",
@@ -69,7 +69,7 @@ class Exchange:
         self.hold: ByteHold = budget.hold()
         self.received_bytes = self.claimed_bytes = 0
         self._sender = sender
-        self._chunks: list[bytes] = []
+        self._small: bytes | bytearray = b""
         self._buffer: memoryview | None = None
 
     @property
@@ -86,7 +86,12 @@ class Exchange:
 
     def receive_small(self, piece: bytes) -> None:
         """Takes a piece of a body that is small enough to be held unclaimed until it is whole."""
-        self._chunks.append(piece)
+        if not self.received_bytes:
+            self._small = piece
+        else:  # in one piece: a client that sends single bytes holds no more than they are
+            if isinstance(self._small, bytes):
+                self._small = bytearray(self._small)
+            self._small += piece
         self.received_bytes += len(piece)
 
     def try_receive(self, piece: bytes) -> bool:
@@ -107,10 +112,16 @@ class Exchange:
         """Returns what was received: bytes, or a view on a buffer in which raw tensors are aligned."""
         if self._buffer is not None:
             return self._buffer if self.is_received else self._buffer[: self.received_bytes]
-        chunks = self._chunks
-        if len(chunks) != 1:
-            self._chunks = chunks = [b"".join(chunks)]
-        return chunks[0]
+        small = self._small
+        if isinstance(small, bytearray):
+            self._small = small = bytes(small)
+        return small
+
+    def take_body(self) -> Body:
+        """Returns the body, for the last time: who asked for it decides how long it is held."""
+        body = self.body()
+        self._small, self._buffer = b"", None
+        return body
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -122,7 +133,7 @@ class Exchange:
             return
         self.response_complete = True
         self.on_gone = None
-        self._chunks, self._buffer = [], None
+        self._small, self._buffer = b"", None
         self._sender.send(self, answer)
 
     def leave(self) -> None:
@@ -138,6 +149,8 @@ class Exchange:
 def _aligned(length: int, header_length: str | None) -> memoryview:
     """Returns room for a body, untouched, whose raw part lies as tensors have to."""
     raw = np.empty(length + _ALIGNMENT, np.uint8)
-    header = int(header_length) if header_length is not None and header_length.isdecimal() else 0
+    # Eighteen digits are more than any body has, and int() refuses thousands.
+    is_length = header_length is not None and header_length.isdecimal() and len(header_length) <= 18
+    header = int(header_length) if header_length is not None and is_length else 0
     start = -(raw.__array_interface__["data"][0] + min(header, length)) % _ALIGNMENT
     return raw.data[start : start + length]

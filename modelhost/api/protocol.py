@@ -13,11 +13,8 @@ waits for it, and a shutdown lets it end.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from http import HTTPStatus
 from typing import Any, ClassVar, Final
-from urllib.parse import unquote
 
 import httptools
 import orjson
@@ -25,13 +22,23 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelhost.api.answers import Answer
 from modelhost.api.exchange import Exchange
-from modelhost.api.infer import PLAIN_HEAD, Head, infer_path
+from modelhost.api.heads import (
+    CONTENT_LENGTH,
+    KNOWN,
+    MAX_HEAD_BYTES,
+    TWICE,
+    UNUSUAL,
+    Target,
+    answer_head,
+    head_bytes,
+    head_of,
+    target_of,
+    without_upgrade,
+)
+from modelhost.api.infer import PLAIN_HEAD
 from modelhost.api.shortcut import ShortCut
 from modelhost.errors import DeadlineExceeded
 from modelhost.pool import Timing
-
-#: Request line and headers together. Every connection may hold as much at any time.
-MAX_HEAD_BYTES: Final = 32 << 10
 
 #: A body up to this is collected without a claim, as uvicorn does before it stops reading.
 _SMALL_BODY_BYTES: Final = 64 << 10
@@ -39,25 +46,12 @@ _SMALL_BODY_BYTES: Final = 64 << 10
 #: Head and body up to this are sent as one piece of memory.
 _JOINED_BYTES: Final = 64 << 10
 
-_HEAD_END: Final = b"\r\n\r\n"
-_UPGRADE_LINE: Final = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
-
-#: Request targets whose model is remembered: a look-up instead of a parse for each request.
+#: Request targets whose model is remembered, a look-up instead of a parse for each request, and the longest.
 _TARGETS_KEPT: Final = 1024
+_TARGET_BYTES: Final = 512
 
-_STATUS_LINES: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
-
-_CONTENT_LENGTH: Final = b"content-length"
-_HEADER_LENGTH: Final = b"inference-header-content-length"
-_CONTENT_ENCODING: Final = b"content-encoding"
-_ACCEPT_ENCODING: Final = b"accept-encoding"
-#: With one of these a request is not for the short cut.
-_UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", _CONTENT_ENCODING})
-_KNOWN: Final = frozenset({_CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING}) | _UNUSUAL
-
-Target = tuple[str, "str | None"]
+#: Of a head that begins behind another request in one segment: nobody knows where.
+_UNKNOWN_BYTES: Final = 1 << 40
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -72,11 +66,14 @@ class HttpProtocol(HttpToolsProtocol):
         """Takes the connection, or answers 503 where there are too many."""
         super().connection_made(transport)
         self._in_head, self._head_bytes = True, 0
+        self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
         self._exchange: Exchange | None = None
         self._due = False
+        self._running: Any = None  # the application's cycle that is being answered, or was the last
+        self._refusal: bytes | None = None
         self._active_at = self.loop.time()
-        self._idle_check: asyncio.TimerHandle | None = None
+        self._idle_check = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
         self._receive_check: asyncio.TimerHandle | None = None
         self._unsent: Answer | None = None
         self._send_check: asyncio.TimerHandle | None = None
@@ -85,34 +82,35 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends what the client has left, and every timer."""
-        for timer in (self._idle_check, self._receive_check, self._send_check):
-            if timer is not None:
-                timer.cancel()
+        self._idle_check.cancel()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            if self.cycle is exchange:
-                self.cycle = None
+            self._end_receiving(exchange)
             exchange.leave()
+        if isinstance(self.cycle, Exchange):
+            self.cycle = None
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True  # uvicorn tells the last one that came
+            running.message_event.set()
+        self.pipeline.clear()
         self._sent()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser; a head that grows over the limit ends the connection."""
-        if self.transport.is_closing():
+        if self._refusal is not None or self.transport.is_closing():
             return  # refused: what still comes in is not looked at
-        if self.timeout_keep_alive_task is not None:  # of an answer by the application
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
         if self._in_head:
             data = without_upgrade(data)
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-            return
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse_head()
+            self._refuse_parsed()
+        else:
+            if self._in_head and self._head_bytes:
+                self._check_unfinished(len(data))
         exchange = self._exchange
         if exchange is not None:
             if self._due:
@@ -122,7 +120,7 @@ class HttpProtocol(HttpToolsProtocol):
             elif not exchange.is_received:
                 self._active_at = self.loop.time()
                 if self._receive_check is None:
-                    self._watch_receiving()
+                    self._watch_receiving(exchange)
 
     # --- the parser's callbacks ----------------------------------------------------------------------
 
@@ -132,13 +130,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._known = {}
+        if not self._head_bytes:
+            self._head_bytes = _UNKNOWN_BYTES
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Takes a header."""
         name = name.lower()
-        if name in _KNOWN:
-            # Twice is left to the application, whose server refuses some of that.
-            self._known[name] = value if name not in self._known else b","
+        if name in KNOWN:
+            self._known[name if name not in self._known else TWICE] = value
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
         self.headers.append((name, value))
@@ -146,23 +145,23 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Ends the head. An upgrade that could not be taken out is refused: the parser would take the
         body for a request of its own."""
-        self._in_head, self._head_bytes = False, 0
+        if self._head_bytes > MAX_HEAD_BYTES and head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
+            self._is_head_long = True
+            raise ValueError("the head is too long")
         if self.parser.should_upgrade():
             raise ValueError("upgrades are not supported")
         exchange = self._exchange_for_head()
         if exchange is None:
             self._hand_over()
-            return
-        self._exchange = exchange
-        self.cycle = exchange
+        else:
+            self._exchange = self.cycle = exchange
+        self._in_head, self._head_bytes = False, 0
 
     def on_body(self, body: bytes) -> None:
         """Takes a piece of the body."""
         exchange = self._exchange
         if exchange is None or self.cycle is not exchange:
             super().on_body(body)
-        elif exchange.response_complete:
-            return  # answered before its end
         elif exchange.length <= _SMALL_BODY_BYTES:
             exchange.receive_small(body)
         elif not exchange.try_receive(body):
@@ -174,11 +173,10 @@ class HttpProtocol(HttpToolsProtocol):
         exchange = self._exchange
         if exchange is None or self.cycle is not exchange:
             super().on_message_complete()
-        elif not exchange.response_complete:
+        else:
             self._due = True
             if self._receive_check is not None:
-                self._receive_check.cancel()
-                self._receive_check = None
+                self._end_receiving(exchange)
         self._in_head = True
 
     # --- what becomes of a request -------------------------------------------------------------------
@@ -189,8 +187,8 @@ class HttpProtocol(HttpToolsProtocol):
         target = self._targets[url] if url in self._targets else self._target()
         if target is None or self.parser.get_method() != b"POST":
             return None
-        length = known.get(_CONTENT_LENGTH, b"")
-        if not length.isdigit() or len(length) > 18 or (len(known) > 1 and not _UNUSUAL.isdisjoint(known)):
+        length = known.get(CONTENT_LENGTH, b"")
+        if not length.isdigit() or len(length) > 18 or (len(known) > 1 and not UNUSUAL.isdisjoint(known)):
             return None
         size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
         if (
@@ -200,7 +198,7 @@ class HttpProtocol(HttpToolsProtocol):
             or self.parser.get_http_version() != "1.1"
         ):
             return None
-        head = PLAIN_HEAD if len(known) == 1 else _head_of(known)
+        head = PLAIN_HEAD if len(known) == 1 else head_of(known)
         timing = Timing(time.perf_counter_ns())
         exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference.budget)
         exchange.keep_alive = self.parser.should_keep_alive()
@@ -208,24 +206,22 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _target(self) -> Target | None:
         """Looks at the path of a request; remembers what it means."""
-        path = self.url.partition(b"?")[0]
-        target: Target | None = None
-        # An encoded slash would be one between segments once it is decoded: the application refuses it.
-        if path.startswith(b"/v2/models/") and b"%2f" not in path.lower():
-            text = path.decode("latin-1")
-            target = infer_path(unquote(text) if "%" in text else text)
-        if len(self._targets) >= _TARGETS_KEPT:
-            self._targets.clear()
-        self._targets[self.url] = target
+        target = target_of(self.url)
+        if len(self.url) <= _TARGET_BYTES:
+            if len(self._targets) >= _TARGETS_KEPT:
+                self._targets.clear()
+            self._targets[self.url] = target
         return target
 
     def _hand_over(self) -> None:
         """Makes of the head what uvicorn makes of it: a scope, and a task in which the application runs."""
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers, expects, waiting = self.url, self.headers, self.expect_100_continue, len(self.pipeline)
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        if len(self.pipeline) == waiting:
+            self._running = self.cycle
 
     def _hand_over_exchange(self, exchange: Exchange) -> None:
         """Leaves a request to the application after all, with what has come of its body."""
@@ -233,10 +229,10 @@ class HttpProtocol(HttpToolsProtocol):
         exchange.hold.end()
         self._exchange = None
         self.cycle = None
-        if self._receive_check is not None:
-            self._receive_check.cancel()
-            self._receive_check = None
+        self._end_receiving(exchange)
         self._hand_over()
+        if not exchange.keep_alive:  # a shutdown has begun meanwhile
+            self.cycle.keep_alive = False
         super().on_body(body)
 
     # --- answers -------------------------------------------------------------------------------------
@@ -249,10 +245,8 @@ class HttpProtocol(HttpToolsProtocol):
             if answer.hold is not None:
                 answer.hold.end()
             return
-        headers = self.server_state.default_headers
-        if headers is not _Defaults.headers:
-            _Defaults.keep(headers)
-        head = _head(answer, _Defaults.text, keep_alive=exchange.keep_alive)
+        self._active_at = self.loop.time()
+        head = answer_head(answer, self.server_state.default_headers, keep_alive=exchange.keep_alive)
         if len(answer.body) <= _JOINED_BYTES:
             transport.write(head + answer.body)
         else:
@@ -271,9 +265,21 @@ class HttpProtocol(HttpToolsProtocol):
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self._active_at = self.loop.time()
-            if self._idle_check is None:
-                self._idle_check = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+            if self._refusal is not None:
+                self._end_refused(self._refusal)
+
+    def on_response_complete(self) -> None:
+        """Goes on behind an answer: with the request that waits, the refusal that does, or the client."""
+        self._active_at = self.loop.time()
+        if self.pipeline and not self.transport.is_closing():
+            self._running = self.pipeline[-1][0]
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            # Not uvicorn's timer, one for each answer, which nobody would cancel for the short cut.
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+            if self._refusal is not None:
+                self._end_refused(self._refusal)
 
     def resume_writing(self) -> None:
         """Goes on when the client has taken nearly all of what was sent."""
@@ -291,104 +297,98 @@ class HttpProtocol(HttpToolsProtocol):
 
     # --- time ----------------------------------------------------------------------------------------
 
+    @property
+    def _is_busy(self) -> bool:
+        """Whether an answer is due."""
+        running = self._running
+        return self._exchange is not None or bool(self.pipeline) or not (running is None or running.response_complete)
+
     def _check_idle(self) -> None:
         """Closes a connection on which nothing has come for a while. One timer, not one for each request."""
-        self._idle_check = None
-        if self.transport.is_closing():
-            return
-        is_busy = self._exchange is not None or not (self.cycle is None or self.cycle.response_complete)
-        idle_s = 0.0 if is_busy else self.loop.time() - self._active_at
-        if idle_s >= self.timeout_keep_alive:
+        patience_s, is_closing = float(self.timeout_keep_alive), self.transport.is_closing()
+        idle_s = 0.0 if self._is_busy and not is_closing else self.loop.time() - self._active_at
+        if is_closing:  # and the client has yet to take what was sent last
+            patience_s = self.short_cut.inference.host.settings.server.request_timeout_s
+            if idle_s >= patience_s:
+                self.transport.abort()
+                return
+        elif idle_s >= patience_s:
             self.transport.close()
-        else:
-            self._idle_check = self.loop.call_later(self.timeout_keep_alive - idle_s, self._check_idle)
+            idle_s = 0.0
+        self._idle_check = self.loop.call_later(patience_s - idle_s, self._check_idle)
 
-    def _watch_receiving(self) -> None:
+    def _watch_receiving(self, exchange: Exchange) -> None:
+        self.short_cut.receiving.add(exchange)
         server = self.short_cut.inference.host.settings.server
-        self._receive_check = self.loop.call_later(server.receive_timeout_s, self._check_receiving)
+        patience_s = min(server.receive_timeout_s, server.request_timeout_s)
+        self._receive_check = self.loop.call_later(patience_s, self._check_receiving)
+
+    def _end_receiving(self, exchange: Exchange) -> None:
+        self.short_cut.receiving.discard(exchange)
+        if self._receive_check is not None:
+            self._receive_check.cancel()
+            self._receive_check = None
 
     def _check_receiving(self) -> None:
         """Answers 503 where a body has paused, or has taken all the time there is."""
         self._receive_check = None
         exchange = self._exchange
-        if exchange is None or exchange.is_received or exchange.response_complete:
+        if exchange is None or exchange.is_received:
             return
         server = self.short_cut.inference.host.settings.server
         paused_s = self.loop.time() - self._active_at
         taken_s = (time.perf_counter_ns() - exchange.timing.arrived_ns) * 1e-9
-        if paused_s >= server.receive_timeout_s or taken_s >= server.request_timeout_s:
-            exchange.keep_alive = False  # the rest of the body may still come
-            error = DeadlineExceeded("receiving the body", waited_s=taken_s)
-            self.short_cut.refuse(exchange, error)
+        remaining_s = min(server.receive_timeout_s - paused_s, server.request_timeout_s - taken_s)
+        if remaining_s <= 0:
+            self.short_cut.refuse(exchange, DeadlineExceeded("receiving the body", waited_s=taken_s))
         else:
-            remaining_s = min(server.receive_timeout_s - paused_s, server.request_timeout_s - taken_s)
             self._receive_check = self.loop.call_later(remaining_s, self._check_receiving)
 
     # --- refusals ------------------------------------------------------------------------------------
 
-    def send_400_response(self, msg: str) -> None:
-        """Answers what the parser refused, in the shape of all our errors."""
-        if not self.transport.is_closing():
-            self._refuse(400, "invalid_request", msg)
+    def _check_unfinished(self, segment_bytes: int) -> None:
+        """Refuses a head that is over the limit before it has ended; `segment_bytes` have just come."""
+        if self._head_bytes >= _UNKNOWN_BYTES:
+            self._head_bytes = max(1, head_bytes(self.url, self.headers))
+            self._active_at = self.loop.time()
+        elif self._head_bytes == segment_bytes:
+            self._active_at = self.loop.time()  # all of it has to come in the time that a client may idle
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def _refuse_parsed(self) -> None:
+        """Refuses what the parser has, or we have within it."""
+        if self._is_head_long:
+            self._refuse_head()
+        else:
+            self._refuse(400, "invalid_request", "Invalid HTTP request received.")
 
     def _refuse_head(self) -> None:
         self._refuse(431, "request_too_large", f"request line and headers are over {MAX_HEAD_BYTES} bytes")
 
     def _refuse(self, status: int, code: str, text: str) -> None:
+        """Refuses all that comes on this connection from here on; answers that are due go before."""
         answer = Answer(status, orjson.dumps({"error": text, "code": code}))
         if status == 503:
             answer.extra = ((b"retry-after", b"1"),)
-        self.transport.write(_head(answer, b"", keep_alive=False) + answer.body)
+        head = answer_head(answer, self.server_state.default_headers, keep_alive=False)
+        self._refusal = refusal = head + answer.body
+        if not self._in_head:  # what is wrong is in the body of a request that was begun
+            if self.pipeline and self.pipeline[0][0] is self.cycle:
+                self.pipeline.popleft()
+            elif self.cycle.response_complete or self.cycle.response_started:
+                self.transport.close()  # one answer for each request
+                return
+            else:
+                self._end_refused(refusal)
+                return
+        if not self._is_busy:
+            self._end_refused(refusal)
+
+    def _end_refused(self, refusal: bytes) -> None:
+        self._active_at = self.loop.time()
+        self.transport.write(refusal)
         self.transport.close()
-
-
-def _head_of(known: dict[bytes, bytes]) -> Head:
-    header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
-    return Head(
-        None if header_length is None else header_length.decode("latin-1"),
-        None,
-        None if accept_encoding is None else accept_encoding.decode("latin-1"),
-    )
-
-
-class _Defaults:
-    """The server's own headers (the date), as they are sent; it makes new ones each second."""
-
-    headers: ClassVar[list[tuple[bytes, bytes]]] = []
-    text: ClassVar[bytes] = b""
-
-    @classmethod
-    def keep(cls, headers: list[tuple[bytes, bytes]]) -> None:
-        """Takes the server's headers."""
-        cls.headers = headers
-        cls.text = b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-def _head(answer: Answer, defaults: bytes, *, keep_alive: bool) -> bytes:
-    """Returns status line and headers."""
-    extra = b"".join([b"%b: %b\r\n" % header for header in answer.extra]) if answer.extra else b""
-    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
-        _STATUS_LINES[answer.status],
-        defaults,
-        answer.content_type,
-        len(answer.body),
-        extra,
-        b"" if keep_alive else b"connection: close\r\n",
-    )
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """Returns `data`, the beginning of a request, without an `Upgrade` header.
-
-    A server may ignore the header (RFC 9110, 7.8), and clients that offer HTTP/2 send it with
-    ordinary requests. The parser cannot ignore it: it takes such a request for one without a body.
-    """
-    if b"grade" not in data and b"GRADE" not in data:
-        return data
-    end = data.find(_HEAD_END)
-    if end < 0:
-        return data
-    return _UPGRADE_LINE.sub(b"", data[:end]) + data[end:]
 
 
 def protocol_class(max_connections: int, short_cut: ShortCut) -> Any:

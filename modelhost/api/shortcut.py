@@ -61,6 +61,8 @@ class ShortCut:
         self.inference = routes.inference
         self._host = self.inference.host
         self._on_threads: set[_OnThread] = set()
+        self.receiving: set[Exchange] = set()
+        """Those whose bodies are still coming, after the first segment of them."""
 
     def begin(self, exchange: Exchange) -> None:
         """Answers a request whose body is there, now or later. Raises nothing."""
@@ -78,11 +80,15 @@ class ShortCut:
         """Largest body that is accepted; longer ones are for the application to refuse."""
 
     def refuse(self, exchange: Exchange, error: ModelHostError) -> None:
-        """Answers a request, whose body never came, with an error."""
+        """Answers a request, whose body never came, with an error; it may still come, so the connection ends."""
+        self.receiving.discard(exchange)
+        exchange.keep_alive = False
         self._fail(exchange, error, None)
 
     def close(self) -> None:
-        """Answers everybody whose run is still in progress, and stops it: the host shuts down."""
+        """Answers everybody whose run or body is still in progress, and stops it: the host shuts down."""
+        for exchange in tuple(self.receiving):
+            self.refuse(exchange, self.inference.closed())
         for running in tuple(self._on_threads):
             running.give_up(self.inference.closed())
 
@@ -189,7 +195,10 @@ class ShortCut:
         figures = runs.demand.look(decoded.feeds)
         if not figures.runs or figures.output_bytes * _JSON_FACTOR > ENCODE_AT_ONCE_BYTES:
             return False
-        hold, kept = exchange.hold, kept_bytes(decoded, len(exchange.body()))
+        hold, body_bytes = exchange.hold, len(exchange.body())
+        kept = kept_bytes(decoded, body_bytes)
+        if body_bytes > DECODE_INLINE_BYTES and any(array.flags.owndata for array in decoded.feeds.values()):
+            kept += body_bytes  # which is kept too, for another way to the answer
         if kept > hold.size_bytes:
             if not hold.try_grow(kept - hold.size_bytes):
                 return False
@@ -223,10 +232,11 @@ class ShortCut:
 
     async def _answer(self, exchange: Exchange) -> None:
         async def read(hold: ByteHold) -> Body:
-            body = exchange.body()
+            body = exchange.take_body()
             hold.take_over(exchange.hold)
             hold.shrink(len(body))
-            await hold.grow(len(body) - hold.size_bytes)
+            if len(body) > hold.size_bytes:
+                await hold.grow(len(body) - hold.size_bytes)
             return body
 
         exchange.timing.input_ns = exchange.timing.queue_ns = 0
@@ -261,7 +271,8 @@ class ShortCut:
         exchange.send(Answer.of_error(error))
 
     def _fail_unexpected(self, exchange: Exchange, error: Exception) -> None:
-        path = f"/v2/models/{exchange.target[0]}/infer"
+        name, version = exchange.target
+        path = f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
         exchange.hold.end()
         exchange.send(Answer.of_response(respond_unexpected("POST", path, error)))
 
@@ -291,6 +302,7 @@ class _OnThread:
         self._lease.end()
         of, exchange = self._of, self._exchange
         of._on_threads.discard(self)
+        exchange.on_gone = None
         if self._timer is not None:
             self._timer.cancel()
         if exchange.response_complete or exchange.is_gone:
@@ -367,6 +379,5 @@ def _elapsed_s(exchange: Exchange) -> float:
 
 def _check_time(exchange: Exchange, timeout_s: float) -> None:
     """Raises DeadlineExceeded where the time that the request gave is over already."""
-    elapsed_s = _elapsed_s(exchange)
-    if elapsed_s >= timeout_s:
-        raise DeadlineExceeded("the request", waited_s=elapsed_s)
+    if _elapsed_s(exchange) >= timeout_s:
+        raise DeadlineExceeded("the run", waited_s=0.0)

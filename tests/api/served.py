@@ -46,6 +46,8 @@ class Served:
         self.host, self.port = host, port
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.errors: list[dict[str, Any]] = []
+        """What the event loop had to say of exceptions that nobody caught."""
         self._threads = ThreadPoolExecutor(40)
 
     # --- requests ------------------------------------------------------------------------------------
@@ -113,14 +115,15 @@ class Served:
 
 
 @contextmanager
-def serve(host: Host) -> Iterator[Served]:
-    """Serves `host` on a free port until the scope is left."""
+def serve(host: Host, **config: Any) -> Iterator[Served]:
+    """Serves `host` on a free port until the scope is left; `config` is for the server."""
     listener = socket.create_server(("127.0.0.1", 0))
     served = Served(host, listener.getsockname()[1])
     ready = threading.Event()
 
     async def on_ready() -> None:
         served.loop = asyncio.get_running_loop()
+        served.loop.set_exception_handler(lambda loop, context: served.errors.append(context))
         ready.set()
 
     app = create_app(host, on_ready=on_ready)
@@ -133,6 +136,7 @@ def serve(host: Host) -> Iterator[Served]:
             access_log=False,
             log_config=None,
             server_header=False,
+            **config,
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -147,6 +151,7 @@ def serve(host: Host) -> Iterator[Served]:
         thread.join(_PATIENCE_S)
         served._threads.shutdown()
         assert not thread.is_alive(), "the server did not stop"
+    assert served.errors == []
 
 
 def fake_host(directory: Path, scripts: dict[str, FakeScript], **sections: dict[str, Any]) -> Host:

@@ -9,7 +9,7 @@ import threading
 import pytest
 from served import FakeScript, Served, fake_request, head, tensor
 
-from modelhost.api.protocol import MAX_HEAD_BYTES, without_upgrade
+from modelhost.api.heads import MAX_HEAD_BYTES, without_upgrade
 
 pytestmark = pytest.mark.timeout(60)
 

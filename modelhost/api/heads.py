@@ -1,0 +1,96 @@
+"""Heads of requests and answers as bytes: what the short cut has to know of the ones, and how the others are sent."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import ClassVar, Final
+from urllib.parse import unquote
+
+from modelhost.api.answers import Answer, Header
+from modelhost.api.infer import Head, infer_path
+
+#: Request line and headers together. Every connection may hold as much at any time.
+MAX_HEAD_BYTES: Final = 32 << 10
+
+_HEAD_END: Final = b"\r\n\r\n"
+_UPGRADE_LINE: Final = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
+
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
+
+CONTENT_LENGTH: Final = b"content-length"
+_HEADER_LENGTH: Final = b"inference-header-content-length"
+_ACCEPT_ENCODING: Final = b"accept-encoding"
+#: Stands for any known header that came twice: which one counts is for the application to say.
+TWICE: Final = b""
+#: With one of these a request is not for the short cut.
+UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", TWICE})
+#: Headers that the short cut looks at.
+KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING}) | (UNUSUAL - {TWICE})
+
+Target = tuple[str, "str | None"]
+
+
+def target_of(url: bytes) -> Target | None:
+    """Returns name and version where a request's target is that of an inference request in its common form."""
+    path = url.partition(b"?")[0]
+    # An encoded slash would be one between segments once it is decoded: the application refuses it. What
+    # follows a '#' is no part of a path.
+    if not path.startswith(b"/v2/models/") or b"#" in path or b"%2f" in path.lower():
+        return None
+    text = path.decode("latin-1")
+    return infer_path(unquote(text) if "%" in text else text)
+
+
+def head_of(known: dict[bytes, bytes]) -> Head:
+    """Returns what says how the body is read, of the headers that are known."""
+    header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
+    return Head(
+        None if header_length is None else header_length.decode("latin-1"),
+        None,
+        None if accept_encoding is None else accept_encoding.decode("latin-1"),
+    )
+
+
+def head_bytes(url: bytes, headers: list[Header]) -> int:
+    """Returns the size of what was parsed of a head: its target and its headers, each with a colon and an end."""
+    return len(url) + sum([len(name) + len(value) + 4 for name, value in headers])
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """Returns `data`, the beginning of a request, without an `Upgrade` header.
+
+    A server may ignore the header (RFC 9110, 7.8), and clients that offer HTTP/2 send it with
+    ordinary requests. The parser cannot ignore it: it takes such a request for one without a body.
+    """
+    if b"grade" not in data and b"GRADE" not in data:
+        return data
+    end = data.find(_HEAD_END)
+    if end < 0:
+        return data
+    return _UPGRADE_LINE.sub(b"", data[:end]) + data[end:]
+
+
+class _Defaults:
+    """The server's own headers (the date), as they are sent; it makes new ones each second."""
+
+    headers: ClassVar[list[Header]] = []
+    text: ClassVar[bytes] = b""
+
+
+def answer_head(answer: Answer, defaults: list[Header], *, keep_alive: bool) -> bytes:
+    """Returns status line and headers of an answer, the server's own (`defaults`) first."""
+    if defaults is not _Defaults.headers:
+        _Defaults.headers = defaults
+        _Defaults.text = b"".join([b"%b: %b\r\n" % header for header in defaults])
+    extra = b"".join([b"%b: %b\r\n" % header for header in answer.extra]) if answer.extra else b""
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+        _STATUS_LINES[answer.status],
+        _Defaults.text,
+        answer.content_type,
+        len(answer.body),
+        extra,
+        b"" if keep_alive else b"connection: close\r\n",
+    )

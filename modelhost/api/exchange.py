@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-import numpy as np
-
 from modelhost.api.answers import Answer
-from modelhost.api.body import CLAIM_STEP_BYTES, ByteBudget, ByteHold
+from modelhost.api.body import CLAIM_STEP_BYTES, ByteHold
+from modelhost.api.buffers import Buffer
 from modelhost.api.codec import Body
 from modelhost.api.infer import Head
+from modelhost.api.inference import Inference
 from modelhost.pool import Timing
 
 #: Where raw tensors begin, so that they need no copy: what any instruction wants.
 _ALIGNMENT: Final = 64
+
+
+#: No body is longer than this says; int() refuses thousands of digits.
+_LENGTH_DIGITS: Final = 18
 
 
 class Sender(Protocol):
@@ -36,6 +40,7 @@ class Exchange:
 
     __slots__ = (
         "_buffer",
+        "_buffers",
         "_sender",
         "_small",
         "claimed_bytes",
@@ -58,7 +63,7 @@ class Exchange:
         head: Head,
         length: int,
         timing: Timing,
-        budget: ByteBudget,
+        inference: Inference,
     ) -> None:
         self.target, self.head, self.length, self.timing = target, head, length, timing
         self.keep_alive = True
@@ -66,9 +71,9 @@ class Exchange:
         """Whether it was answered. The server asks for this name, and for `keep_alive`."""
         self.is_gone = False
         self.on_gone: Callable[[], None] | None = None
-        self.hold: ByteHold = budget.hold()
+        self.hold: ByteHold = inference.budget.hold()
         self.received_bytes = self.claimed_bytes = 0
-        self._sender = sender
+        self._sender, self._buffers = sender, inference.buffers
         self._small: bytes | bytearray = b""
         self._buffer: memoryview | None = None
 
@@ -95,18 +100,34 @@ class Exchange:
         self.received_bytes += len(piece)
 
     def try_receive(self, piece: bytes) -> bool:
-        """Takes a piece of a large body, claimed by steps; returns False where the claim would have to wait."""
+        """Takes a piece of a large body; returns False where the claim for it would have to wait."""
         end = self.received_bytes + len(piece)
+        if not self._try_claim(end):
+            return False
+        self._whole()[self.received_bytes : end] = piece
+        self.received_bytes = end
+        return True
+
+    def room(self) -> memoryview | None:
+        """Returns where the next bytes of a large body go, claimed; None where the claim would have to wait."""
+        begin = self.received_bytes
+        if begin >= self.claimed_bytes and not self._try_claim(begin + 1):
+            return None
+        return self._whole()[begin : self.claimed_bytes]
+
+    def _try_claim(self, end: int) -> bool:
+        """Claims the body up to `end`, by steps: of one that is announced and never comes little is claimed."""
         if end > self.claimed_bytes:
             step = min(self.length, max(end, self.claimed_bytes + CLAIM_STEP_BYTES)) - self.claimed_bytes
             if not self.hold.try_grow(step):
                 return False
             self.claimed_bytes += step
-        if self._buffer is None:
-            self._buffer = _aligned(self.length, self.head.header_length)
-        self._buffer[self.received_bytes : end] = piece
-        self.received_bytes = end
         return True
+
+    def _whole(self) -> memoryview:
+        if self._buffer is None:
+            self._buffer = _aligned(self._buffers.take(self.length + _ALIGNMENT), self.length, self.head.header_length)
+        return self._buffer
 
     def body(self) -> Body:
         """Returns what was received: bytes, or a view on a buffer in which raw tensors are aligned."""
@@ -146,11 +167,9 @@ class Exchange:
             on_gone()
 
 
-def _aligned(length: int, header_length: str | None) -> memoryview:
-    """Returns room for a body, untouched, whose raw part lies as tensors have to."""
-    raw = np.empty(length + _ALIGNMENT, np.uint8)
-    # Eighteen digits are more than any body has, and int() refuses thousands.
-    is_length = header_length is not None and header_length.isdecimal() and len(header_length) <= 18
+def _aligned(room: Buffer, length: int, header_length: str | None) -> memoryview:
+    """Returns the part of `room` that a body has, whose raw part lies as tensors have to."""
+    is_length = header_length is not None and header_length.isdecimal() and len(header_length) <= _LENGTH_DIGITS
     header = int(header_length) if header_length is not None and is_length else 0
-    start = -(raw.__array_interface__["data"][0] + min(header, length)) % _ALIGNMENT
-    return raw.data[start : start + length]
+    start = -(room.__array_interface__["data"][0] + min(header, length)) % _ALIGNMENT
+    return room.data[start : start + length]

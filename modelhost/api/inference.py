@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from modelhost.api.body import ByteBudget, ByteHold
+from modelhost.api.buffers import BufferPool
 from modelhost.api.codec import InferRequest, OutputRequest
 from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
@@ -33,6 +34,10 @@ ENCODE_AT_ONCE_BYTES: Final = 256 << 10
 #: What decoded tensors hold for each byte of small JSON, at most: a text of two characters is some 70 bytes
 #: as an element of an array.
 KEPT_FACTOR: Final = 16
+
+#: Buffers that are kept for the next large bodies hold at most one part in so many of all bodies' bytes.
+_KEPT_PART: Final = 4
+_MAX_KEPT_BYTES: Final = 64 << 20
 
 _ANSWER_TAKES: Final = "the answer takes"
 _FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
@@ -62,7 +67,10 @@ class Inference:
 
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
-        self.budget = ByteBudget(self.host.budgets.decoding_bytes, max_waiting=self.host.settings.server.max_queue)
+        decoding_bytes = self.host.budgets.decoding_bytes
+        self.budget = ByteBudget(decoding_bytes, max_waiting=self.host.settings.server.max_queue)
+        self.buffers = BufferPool(min(decoding_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
+        self.host.memory.add_trimmer(self.buffers.clear)
 
     @property
     def max_decoded_bytes(self) -> int:

@@ -121,6 +121,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self._active_at = self.loop.time()
                 if self._receive_check is None:
                     self._watch_receiving(exchange)
+                if exchange.length > _SMALL_BODY_BYTES:
+                    self._receive_in_place(exchange)
 
     # --- the parser's callbacks ----------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
             return None
         head = PLAIN_HEAD if len(known) == 1 else head_of(known)
         timing = Timing(time.perf_counter_ns())
-        exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference.budget)
+        exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference)
         exchange.keep_alive = self.parser.should_keep_alive()
         return exchange
 
@@ -223,9 +225,9 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) == waiting:
             self._running = self.cycle
 
-    def _hand_over_exchange(self, exchange: Exchange) -> None:
-        """Leaves a request to the application after all, with what has come of its body."""
-        body = bytes(exchange.body())
+    def _hand_over_exchange(self, exchange: Exchange, parsed_bytes: int | None = None) -> None:
+        """Leaves a request to the application after all, with what the parser has seen of its body."""
+        body = bytes(exchange.body()[:parsed_bytes])
         exchange.hold.end()
         self._exchange = None
         self.cycle = None
@@ -234,6 +236,37 @@ class HttpProtocol(HttpToolsProtocol):
         if not exchange.keep_alive:  # a shutdown has begun meanwhile
             self.cycle.keep_alive = False
         super().on_body(body)
+
+    # --- large bodies --------------------------------------------------------------------------------
+
+    def _receive_in_place(self, exchange: Exchange) -> None:
+        """Has the rest of a body written where it is wanted, without the parser, which would copy it twice."""
+        self._read_with(_Receiver(self, exchange))
+
+    def note_activity(self) -> None:
+        """Notes that the client is sending."""
+        self._active_at = self.loop.time()
+
+    def _read_with(self, protocol: asyncio.BaseProtocol) -> None:
+        # Paused meanwhile: a transport asks for the kind of protocol when it begins to read.
+        self.transport.pause_reading()
+        self.transport.set_protocol(protocol)
+        self.transport.resume_reading()
+
+    def received(self, exchange: Exchange) -> None:
+        """Goes on with a request whose body has come past the parser, which begins anew."""
+        self._read_with(self)
+        self._end_receiving(exchange)
+        self.parser = _parser(self)
+        self._in_head = True
+        self.short_cut.begin(exchange)
+
+    def cannot_receive(self, exchange: Exchange, unparsed_from: int) -> None:
+        """Leaves a request to the application, since its next bytes would have to wait for a claim."""
+        self._read_with(self)
+        body = bytes(exchange.body())
+        self._hand_over_exchange(exchange, unparsed_from)
+        self.data_received(body[unparsed_from:])
 
     # --- answers -------------------------------------------------------------------------------------
 
@@ -389,6 +422,58 @@ class HttpProtocol(HttpToolsProtocol):
         self._active_at = self.loop.time()
         self.transport.write(refusal)
         self.transport.close()
+
+
+class _Receiver(asyncio.BufferedProtocol):
+    """Stands in for the connection while a large body comes, which then lands where it is wanted."""
+
+    def __init__(self, connection: HttpProtocol, exchange: Exchange) -> None:
+        self._connection, self._exchange = connection, exchange
+        self._parsed_bytes = exchange.received_bytes
+        self._is_stuck = False
+        self._spill = bytearray(1)
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        """Returns room for what comes next."""
+        room = None if self._exchange.response_complete else self._exchange.room()
+        self._is_stuck = room is None
+        return self._spill if room is None else room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Takes note of what has come."""
+        exchange, connection = self._exchange, self._connection
+        if exchange.response_complete:
+            return  # refused: what still comes in is not looked at
+        connection.note_activity()
+        if self._is_stuck:
+            connection.cannot_receive(exchange, self._parsed_bytes)
+            connection.data_received(bytes(self._spill))
+            return
+        exchange.received_bytes += nbytes
+        if exchange.is_received:
+            connection.received(exchange)
+
+    def eof_received(self) -> None:
+        """Leaves it to the connection's end."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the connection."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Tells the connection."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tells the connection."""
+        self._connection.resume_writing()
+
+
+def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
+    """Returns a parser as uvicorn makes it."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def protocol_class(max_connections: int, short_cut: ShortCut) -> Any:

@@ -22,8 +22,8 @@ _VALUE: Final = 32 + 8 + 28
 _LIST: Final = 112  # header 56, collector 16, rounding up of header and entries
 _DICT: Final = 240  # object 64, collector 16, first key table 160
 _KEY: Final = 112  # key tables are at most a third full, and the old one is still there on growth
-#: What works on a list: the parser's buffers, and some pieces of text and arrays of their numbers.
-_PARSER: Final = 24 * PIECE_BYTES
+#: What works on a list, for each byte of a piece: the parser's buffers, texts, and arrays of their numbers.
+_PARSER: Final = 24
 _TEXT_NARROW: Final = 16 + 64  # parser node; str header and rounding where all is ASCII
 _TEXT_WIDE: Final = 16 + 96
 _ENTRIES: Final = 9 + 8  # list entry with over-allocation; entry of the object array
@@ -122,7 +122,9 @@ def _numbers_cost_bytes(text: bytes | memoryview, inputs: Mapping[str, TensorSpe
     """Bounds the bytes held by `parse_large` of `text` and turning its numbers into arrays."""
     rest, lists = cut(text)
     width = max(_widths(inputs), default=8)
-    return json_cost_bytes(bytes(rest)) + sum(_PARSER + numbers.cost_bytes(width) for numbers in lists)
+    return json_cost_bytes(bytes(rest)) + sum(
+        _PARSER * min(PIECE_BYTES, len(numbers.text)) + numbers.cost_bytes(width) for numbers in lists
+    )
 
 
 def longest_text(datatype: str | None) -> int:

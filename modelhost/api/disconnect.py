@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
+
+if TYPE_CHECKING:
+    from modelhost.api.exchange import Exchange
 
 #: Requests shorter than this are not watched: two tasks and a cancellation for each would cost more
 #: than they could save.
@@ -51,3 +56,35 @@ class DisconnectWatch:
             pass
         self.is_gone = True
         self._task.cancel()
+
+
+class GoneWatch:
+    """The same for an exchange, which knows by itself; raises ClientDisconnect where its client left before."""
+
+    __slots__ = ("_exchange", "_task", "is_gone")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.is_gone = False
+
+    def __enter__(self) -> GoneWatch:
+        if self._exchange.is_gone:
+            raise ClientDisconnect
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._exchange.on_gone = self._gone
+        return self
+
+    def _gone(self) -> None:
+        self.is_gone = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._exchange.on_gone = None
+        if self.is_gone and self._task.cancelling():
+            self._task.uncancel()
+            return kind is not None and issubclass(kind, asyncio.CancelledError)
+        return False

@@ -48,6 +48,9 @@ from modelhost.tensors import Array
 #: Nobody is there to read it.
 _GONE: Final = Answer.of_response(CLIENT_GONE)
 
+#: Compressing answers up to this takes no time to speak of: what the encoder holds is not counted.
+_SMALL_ANSWER_BYTES: Final = 64 << 10
+
 _IDENTITY: Final = ("", "identity")
 
 
@@ -146,7 +149,10 @@ class Compressed:
         is_json = not any(asked.binary for asked, _, _ in outputs)
         if choose_coding(self._accept_encoding, body_bytes=cost_bytes, is_json=is_json) is None:
             return cost_bytes
-        return cost_bytes + compress_cost_bytes(cost_bytes)
+        compress_bytes = compress_cost_bytes(cost_bytes)
+        if cost_bytes <= _SMALL_ANSWER_BYTES:  # there is one encoder for each thread, and soon gone
+            compress_bytes -= compress_cost_bytes(0)
+        return cost_bytes + compress_bytes
 
     def encode(self, key: ModelKey, outputs: Outputs) -> EncodedResponse:
         """See Encoding."""

@@ -157,17 +157,33 @@ class Inference:
         )
         if not isinstance(done, Kept):
             return self.admit(done, hold, encoding)
-        with done as (results, cost_bytes):
+        with done:
             # The line for the answer's memory may wait for requests that wait for this one's model and
             # for its body's memory: both are given up first.
             lease.end()
             decoded.feeds.clear()
-            hold.shrink(0)
-            await hold.grow(cost_bytes, is_last_step=True, what=_ANSWER_TAKES, advice=_FEWER_ROWS)
-            began_ns = time.perf_counter_ns()
-            answer = await self.on_thread(lambda: encoding.encode(key, results), kept=done)
-            timing.output_ns += time.perf_counter_ns() - began_ns
-            results.clear()
+            return await self.encode_kept(done, key, hold, encoding, timing)
+
+    async def encode_kept(
+        self,
+        done: Kept[tuple[Outputs, int]],
+        key: ModelKey,
+        hold: ByteHold,
+        encoding: Encoding[A],
+        timing: Timing,
+    ) -> A:
+        """Returns the answer of outputs that wait where the run has left them, within their scope.
+
+        What `hold` has is given back, and the answer's memory claimed instead. Raises what ByteHold.grow
+        raises, and UnrepresentableOutput.
+        """
+        results, cost_bytes = done.value
+        hold.shrink(0)
+        await hold.grow(cost_bytes, is_last_step=True, what=_ANSWER_TAKES, advice=_FEWER_ROWS)
+        began_ns = time.perf_counter_ns()
+        answer = await self.on_thread(lambda: encoding.encode(key, results), kept=done)
+        timing.output_ns += time.perf_counter_ns() - began_ns
+        results.clear()
         hold.shrink(encoding.size_bytes(answer))
         return answer
 

@@ -50,7 +50,10 @@ _JOINED_BYTES: Final = 64 << 10
 _TARGETS_KEPT: Final = 1024
 _TARGET_BYTES: Final = 512
 
-#: Of a head that begins behind another request in one segment: nobody knows where.
+#: Requests that may be queued behind one that is in progress before nothing more is read.
+_QUEUED_REQUESTS: Final = 16
+
+#: On top of what is known of a head that begins behind another request in one segment: nobody knows where.
 _UNKNOWN_BYTES: Final = 1 << 40
 
 
@@ -117,6 +120,10 @@ class HttpProtocol(HttpToolsProtocol):
                 # Not in the parser's callback: what is pipelined behind it has been parsed, and queued.
                 self._due = False
                 self.short_cut.begin(exchange)
+                if self.pipeline:
+                    self._listen()
+            elif self.pipeline:
+                self._listen()
             elif not exchange.is_received:
                 self._active_at = self.loop.time()
                 if self._receive_check is None:
@@ -268,6 +275,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._hand_over_exchange(exchange, unparsed_from)
         self.data_received(body[unparsed_from:])
 
+    def _listen(self) -> None:
+        """Goes on reading while an exchange is in progress, though others are queued behind it, as long as
+        those are few: else nobody would notice that the client leaves."""
+        if self._exchange is None or len(self.pipeline) > _QUEUED_REQUESTS:
+            return
+        if sum([len(cycle.body) for cycle, _ in self.pipeline]) <= _SMALL_BODY_BYTES:
+            self.flow.resume_reading()
+
     # --- answers -------------------------------------------------------------------------------------
 
     def send(self, exchange: Exchange, answer: Answer) -> None:
@@ -381,12 +396,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _check_unfinished(self, segment_bytes: int) -> None:
         """Refuses a head that is over the limit before it has ended; `segment_bytes` have just come."""
-        if self._head_bytes >= _UNKNOWN_BYTES:
-            self._head_bytes = max(1, head_bytes(self.url, self.headers))
-            self._active_at = self.loop.time()
-        elif self._head_bytes == segment_bytes:
+        if self._head_bytes in (segment_bytes, _UNKNOWN_BYTES):
             self._active_at = self.loop.time()  # all of it has to come in the time that a client may idle
-        if self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_bytes == _UNKNOWN_BYTES:
+            self._head_bytes += head_bytes(self.url, self.headers)
+        if self._head_bytes % _UNKNOWN_BYTES > MAX_HEAD_BYTES:
             self._refuse_head()
 
     def _refuse_parsed(self) -> None:

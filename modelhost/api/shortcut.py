@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import TracebackType
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
 
@@ -24,6 +24,7 @@ from modelhost.api.codec import (
     decode_request,
     parse_header_length,
 )
+from modelhost.api.disconnect import GoneWatch
 from modelhost.api.errors import respond_unexpected
 from modelhost.api.exchange import Exchange
 from modelhost.api.infer import Compressed, InferRoutes, QuickEncoding
@@ -32,10 +33,11 @@ from modelhost.api.inference import (
     ENCODE_AT_ONCE_BYTES,
     KEPT_FACTOR,
     Encoding,
+    Outputs,
     kept_bytes,
 )
 from modelhost.errors import ActivationsFull, DeadlineExceeded, ModelHostError, RunTooLarge
-from modelhost.pool import Kept, Lease
+from modelhost.pool import Kept, Lease, ModelKey
 from modelhost.pool.batch import Run
 from modelhost.pool.runs import ModelRuns
 from modelhost.pool.slot import Slot
@@ -226,7 +228,11 @@ class ShortCut:
     # --- thoroughly ----------------------------------------------------------------------------------
 
     def _thoroughly(self, exchange: Exchange) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(exchange))
+        self._begin_task(exchange, self._answer(exchange))
+
+    def _begin_task(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        """Begins what the server waits for at its shutdown."""
+        task = asyncio.get_running_loop().create_task(work)
         exchange.tasks.add(task)
         task.add_done_callback(exchange.tasks.discard)
 
@@ -246,13 +252,53 @@ class ShortCut:
                 read,
                 *exchange.target,
                 exchange.timing,
-                watch=lambda: _GoneWatch(exchange),
+                watch=lambda: GoneWatch(exchange),
             )
         except Exception as error:
             self._fail_unexpected(exchange, error)
         else:
             exchange.hold.end()
             exchange.send(answer)
+
+    def _encode_kept(
+        self,
+        exchange: Exchange,
+        kept: Kept[tuple[Outputs, int]],
+        file: ModelFile,
+        encoding: Encoding[EncodedResponse],
+    ) -> None:
+        exchange.take_body()
+        self._begin_task(exchange, self._answer_kept(exchange, kept, file, encoding))
+
+    async def _answer_kept(
+        self,
+        exchange: Exchange,
+        kept: Kept[tuple[Outputs, int]],
+        file: ModelFile,
+        encoding: Encoding[EncodedResponse],
+    ) -> None:
+        """Answers with outputs that wait, when there is memory for their answer."""
+        inference, key, encoded = self.inference, ModelKey.of(file), None
+        try:
+            with kept, GoneWatch(exchange):
+                encoded = await inference.encode_kept(kept, key, exchange.hold, encoding, exchange.timing)
+        except ClientDisconnect:
+            pass
+        except ModelHostError as error:
+            self._fail(exchange, error, file)
+            return
+        except asyncio.CancelledError:
+            self._fail(exchange, inference.closed(), file)
+            return
+        except Exception as error:
+            self._fail_unexpected(exchange, error)
+            return
+        if encoded is None or exchange.is_gone:
+            inference.note("client_gone", exchange.timing, file)
+            exchange.hold.end()
+        else:
+            inference.note("ok", exchange.timing, file)
+            self._send(exchange, encoded)
 
     # --- answers -------------------------------------------------------------------------------------
 
@@ -311,11 +357,11 @@ class _OnThread:
             exchange.hold.end()
             return
         try:
-            if isinstance(result, Kept):  # larger than before: once more, with a claim for the answer
-                result.__exit__(None, None, None)
-                error = ActivationsFull("the answer is larger than the last one", needed_bytes=0, available_bytes=0)
             if error is not None:
                 raise error
+            if isinstance(result, Kept):  # larger than the last one: its memory is waited for
+                of._encode_kept(exchange, result, self._file, self._encoding)
+                return
             encoded = of.inference.admit(result, exchange.hold, self._encoding)
         except (ActivationsFull, RunTooLarge):
             of._thoroughly(exchange)
@@ -339,38 +385,6 @@ class _OnThread:
     def _gone(self) -> None:
         self.cancel.cancel()
         self._of.inference.note("client_gone", self._exchange.timing, self._file)
-
-
-class _GoneWatch:
-    """Cancels the task that enters it when the exchange's client leaves; see DisconnectWatch."""
-
-    __slots__ = ("_exchange", "_task", "is_gone")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self.is_gone = False
-
-    def __enter__(self) -> _GoneWatch:
-        if self._exchange.is_gone:
-            raise ClientDisconnect
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._exchange.on_gone = self._gone
-        return self
-
-    def _gone(self) -> None:
-        self.is_gone = True
-        self._task.cancel()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        self._exchange.on_gone = None
-        if self.is_gone and self._task.cancelling():
-            self._task.uncancel()
-            return kind is not None and issubclass(kind, asyncio.CancelledError)
-        return False
 
 
 def _elapsed_s(exchange: Exchange) -> float:

@@ -7,6 +7,7 @@ Requests that come while a batch waits for a thread join it. So nobody waits for
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +26,15 @@ from modelhost.tensors import Array
 #: Inputs of a batch are copied side by side: at most so many bytes, beside the requests' own.
 _MAX_STACKED_BYTES: Final = 4 << 20
 
-#: A batch has to take this share, or less, of what its parts take one after another. Where it does not,
-#: it only makes everybody wait for everybody.
+#: A row in a batch has to take this share, or less, of what it takes alone. Where it does not, sharing a run
+#: only makes everybody wait for everybody.
 _PAYS_BELOW: Final = 0.9
+
+#: Times that were long once may have been so by chance: every so many chances to join, one is taken.
+_TRIED_EVERY: Final = 64
+
+#: See Figures.note.
+_SLOW_TO_RISE: Final = 16
 
 #: Runs of a size before what they took is believed.
 _RUNS_TO_KNOW: Final = 3
@@ -43,6 +50,37 @@ class BatchRule:
 
 def _nobody(run: Run) -> None:
     """Who is told the second time."""
+
+
+class RowTimes:
+    """What a row takes in runs of how many, for rows of one shape: so whether sharing a run pays.
+
+    By powers of two: there are enough runs of each to know. Event-loop thread.
+    """
+
+    __slots__ = ("_asked", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, float]] = {}
+        self._asked = 0
+
+    def note(self, rows: int, took_ns: int) -> None:
+        """Takes note of a run. A short one is believed, a long one had to wait for others."""
+        size = rows.bit_length()
+        runs, row_ns = self._known.get(size, (0, math.inf))
+        found_ns = took_ns / rows
+        row_ns = found_ns if found_ns < row_ns else row_ns + (found_ns - row_ns) / _SLOW_TO_RISE
+        self._known[size] = runs + 1, row_ns
+
+    def pays(self, rows: int, together: int) -> bool:
+        """Whether a run of `together` rows is expected to beat one of `rows`; unknown ones are tried, and all
+        now and then."""
+        self._asked += 1
+        runs, row_ns = self._known.get(together.bit_length(), (0, 0.0))
+        if runs < _RUNS_TO_KNOW or self._asked % _TRIED_EVERY == 0:
+            return True
+        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
+        return alone_runs < _RUNS_TO_KNOW or row_ns <= _PAYS_BELOW * alone_ns
 
 
 class Run:
@@ -108,16 +146,35 @@ class Ran:
 class Batch:
     """A run, or several of one model as one. Made and joined on the event loop, worked on a thread."""
 
-    __slots__ = ("_bytes", "_demand", "_is_taken", "_lock", "_model", "_ran", "_rows", "_runs", "_statistics", "_timer")
+    __slots__ = (
+        "_bytes",
+        "_demand",
+        "_is_taken",
+        "_lock",
+        "_model",
+        "_ran",
+        "_rows",
+        "_runs",
+        "_statistics",
+        "_timer",
+        "_times",
+    )
 
-    def __init__(self, model: LoadedModel, demand: Demand, statistics: ModelStatistics, run: Run) -> None:
-        self._model, self._demand, self._statistics = model, demand, statistics
+    def __init__(
+        self,
+        model: LoadedModel,
+        demand: Demand,
+        statistics: ModelStatistics,
+        run: Run,
+        times: RowTimes | None = None,
+    ) -> None:
+        self._model, self._demand, self._statistics, self._times = model, demand, statistics, times
         self._runs = [run]
         self._rows = run.timing.rows
         self._bytes = 0
         self._is_taken = False
         self._lock = threading.Lock()  # taken for a moment: by who joins, and by the thread that begins
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._ran: list[Ran] = []
 
     @property
@@ -131,7 +188,7 @@ class Batch:
         """Takes a run of the same row's shape in, where the batch has not begun, has room, and should pay."""
         size_bytes = sum(value.nbytes for value in run.feeds.values())
         rows = self._rows + run.timing.rows
-        if rows > rule.max_rows or self._bytes + 2 * size_bytes > _MAX_STACKED_BYTES or not self._pays(run):
+        if rows > rule.max_rows or self._bytes + 2 * size_bytes > _MAX_STACKED_BYTES or not self._pays(run, rows):
             return False
         with self._lock:
             if self._is_taken:
@@ -146,17 +203,16 @@ class Batch:
         """Whether a thread has begun on it: nobody joins any more."""
         return self._is_taken
 
-    def _pays(self, run: Run) -> bool:
-        """Whether one run on all rows is expected to be faster than two; unknown ones are tried."""
-        both = self._demand.rows_like(run.feeds, self._rows + run.timing.rows)
-        if both.runs < _RUNS_TO_KNOW:
-            return True
-        parts_ns = self._demand.rows_like(run.feeds, self._rows).run_ns + self._demand.look(run.feeds).run_ns
-        return both.run_ns <= _PAYS_BELOW * parts_ns
+    def _pays(self, run: Run, together: int) -> bool:
+        return self._times is None or self._times.pays(run.timing.rows, together)
 
     def start_later(self, runner: Runner, delay_s: float) -> None:
         """Starts after `delay_s`, so that others may join."""
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self.start_now, runner)
+        loop = asyncio.get_running_loop()
+        if delay_s:
+            self._timer = loop.call_later(delay_s, self.start_now, runner)
+        else:  # when all that has come is looked at
+            self._timer = loop.call_soon(self.start_now, runner)
 
     def start_now(self, runner: Runner) -> None:
         """Starts a batch that waits for others to come; harmless for one that has started."""
@@ -177,6 +233,8 @@ class Batch:
         for ran in self._ran:
             self._statistics.note_execution(ran.rows, ran.infer_ns, ran.output_ns)
             ran.figures.note(ran.infer_ns, ran.output_bytes)
+            if self._times is not None:
+                self._times.note(ran.rows, ran.infer_ns)
         runs, self._runs = self._runs, []
         for run in runs:
             run.ended()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from modelhost.pool.activations import ActivationGate
-from modelhost.pool.batch import Batch, BatchRule, Run
+from modelhost.pool.batch import Batch, BatchRule, RowTimes, Run
 from modelhost.pool.demand import Feeds
 from modelhost.pool.key import ModelKey
 from modelhost.pool.runner import Runner
@@ -60,6 +60,7 @@ class ModelRuns:
         self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 else _IN_PLACE_ALONE_NS
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
         self._waiting: dict[RowShape, Batch] = {}
+        self._times: dict[RowShape, RowTimes] = {}
 
     @property
     def is_batched(self) -> bool:
@@ -133,21 +134,21 @@ class ModelRuns:
         rule = self._rule
         shape = None if rule is None else self._row_shape(run)
         if rule is None or shape is None:
-            self.runner.start(self._batch(run))
+            self.runner.start(Batch(self.model, self.demand, self.statistics, run))
             return
         last = self._waiting.get(shape)
         if last is not None and not last.is_taken:
             self.runner.check_room()
             if last.join(run, rule):
                 return
-        batch = self._batch(run)
-        if rule.max_delay_s:
-            self.runner.check_room()
-            if last is not None:
-                last.start_now(self.runner)
-            batch.start_later(self.runner, rule.max_delay_s)
-        else:
-            self.runner.start(batch)
+        times = self._times.get(shape)
+        if times is None:
+            times = self._times[shape] = RowTimes()
+        batch = Batch(self.model, self.demand, self.statistics, run, times)
+        self.runner.check_room()
+        if last is not None:
+            last.start_now(self.runner)
+        batch.start_later(self.runner, rule.max_delay_s)
         self._remember(shape, batch)
 
     def flush(self) -> None:
@@ -156,12 +157,10 @@ class ModelRuns:
             batch.start_now(self.runner)
         self._waiting.clear()
 
-    def _batch(self, run: Run) -> Batch:
-        return Batch(self.model, self.demand, self.statistics, run)
-
     def _remember(self, shape: RowShape, batch: Batch) -> None:
         if len(self._waiting) >= _SHAPES_KEPT:
             self._waiting = {known: last for known, last in self._waiting.items() if not last.is_taken}
+            self._times = {known: times for known, times in self._times.items() if known in self._waiting}
         self._waiting[shape] = batch
 
     def _row_shape(self, run: Run) -> RowShape | None:

@@ -26,8 +26,9 @@ QUICK_KINDS = ("FP32", "FP64", "INT32", "INT64", "UINT8", "INT8")
 def models(draw: st.DrawFn) -> dict[str, TensorSpec]:
     """Up to three inputs, mostly of datatypes and shapes that the quick way knows."""
     names = draw(st.lists(st.sampled_from(["x", "w", "é"]), min_size=1, max_size=3, unique=True))
-    shapes = st.none() | st.lists(st.sampled_from([-1, -1, 0, 1, 2, 3]), max_size=3).map(tuple)
-    kinds = st.sampled_from(QUICK_KINDS) | KINDS
+    shapes = st.lists(st.sampled_from([-1, -1, -1, 1, 2, 3]), max_size=3).map(tuple)
+    shapes |= st.sampled_from([None, (0,), (-1, 0)]) | shapes
+    kinds = st.sampled_from(QUICK_KINDS) | st.sampled_from(QUICK_KINDS) | KINDS
     return {name: TensorSpec(name, draw(kinds), draw(shapes)) for name in names}
 
 
@@ -77,7 +78,8 @@ def inputs_of(draw: st.DrawFn, spec: TensorSpec) -> tuple[dict[str, Any], bytes]
         data: list[Any] = draw(st.lists(st.integers(0, 100), min_size=count, max_size=count))
     else:
         data = draw(st.lists(elements_of(spec.datatype), min_size=count, max_size=count))
-    entry["data"] = nest(data, shape) if draw(st.booleans()) else [data] if draw(st.booleans()) else data
+    form = draw(st.sampled_from(["flat", "flat", "flat", "nested", "wrapped"]))
+    entry["data"] = data if form == "flat" else nest(data, shape) if form == "nested" else [data]
     return entry, b""
 
 
@@ -144,7 +146,7 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, TensorSpec], bytes, int | None]
         raws.append(raw)
     document: dict[str, Any] = {"inputs": entries}
     for member, values in (("parameters", st.none() | PARAMETERS), ("outputs", st.none() | ASKED), ("id", TEXTS)):
-        if draw(st.integers(0, 3)) == 0:
+        if draw(st.integers(0, 5)) == 0:
             document[member] = draw(values)
     spoiled = draw(st.integers(0, 2)) == 0
     if spoiled:

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.anyio
 
 WRONG = -7.0
 LONG_S = 60.0
-AT_ONCE_S = 1e-6
 
 
 def footprint(*, row_bytes: int = 1 << 10, independent: bool | None = True) -> RunFootprint:
@@ -211,12 +210,11 @@ async def test_a_full_batch_does_not_wait_for_its_delay(tmp_path: Path) -> None:
 
 async def test_a_batch_that_cannot_take_the_next_request_starts_before_it(tmp_path: Path) -> None:
     batching = {"max_delay": LONG_S, "max_rows": 3}
-    async with Stage(tmp_path, {"a": rowed()}, batching=batching, threads=1) as stage:
-        async with stage.pool.lease("a") as lease:
-            requests = [stage.begin(lease.run(row(rows, rows))) for rows in (2, 2, 3)]
-            await soon(asyncio.gather(*(requests[0], requests[2])))
-            assert stage.script("a").sizes == [2, 2, 3]
-            await soon(requests[1])
+    scripts = {"a": rowed()}
+    async with Stage(tmp_path, scripts, batching=batching, threads=1) as stage, stage.pool.lease("a") as lease:
+        requests = [stage.begin(lease.run(row(rows, rows))) for rows in (2, 2, 3)]
+        await soon(asyncio.gather(*requests))
+        assert scripts["a"].sizes == [2, 2, 3]
 
 
 async def test_closing_the_pool_runs_a_batch_that_waits_for_its_delay(tmp_path: Path) -> None:
@@ -417,21 +415,21 @@ async def test_what_has_begun_or_ended_counts_no_more(tmp_path: Path) -> None:
     """Many times over, so that a count that drifts by one would show."""
     gate = threading.Event()
     gate.set()
-    async with Stage(tmp_path, {"a": rowed(run_may_end=gate)}, threads=1, max_queue=4) as stage:
-        async with stage.pool.lease("a") as lease:
-            for _ in range(30):
-                gate.clear()
-                stage.script("a").run_started.clear()
-                first = stage.begin(lease.run(row(0)))
-                await until(stage.script("a").run_started.is_set)
-                waiting = [stage.begin(lease.run(row(number))) for number in range(4)]
-                await turns(2)
-                with pytest.raises(Overloaded):
-                    await lease.run(row(9))
-                stage.script("a").run_started.clear()
-                gate.set()
-                await soon(asyncio.gather(first, *waiting))
-            assert stage.script("a").sizes == [1, 4] * 30
+    scripts = {"a": rowed(run_may_end=gate)}
+    async with Stage(tmp_path, scripts, threads=1, max_queue=4) as stage, stage.pool.lease("a") as lease:
+        for _ in range(30):
+            gate.clear()
+            stage.script("a").run_started.clear()
+            first = stage.begin(lease.run(row(0)))
+            await until(stage.script("a").run_started.is_set)
+            waiting = [stage.begin(lease.run(row(number))) for number in range(4)]
+            await turns(2)
+            with pytest.raises(Overloaded):
+                await lease.run(row(9))
+            stage.script("a").run_started.clear()
+            gate.set()
+            await soon(asyncio.gather(first, *waiting))
+        assert stage.script("a").sizes == [1, 4] * 30
 
 
 async def test_a_batch_that_waited_for_its_delay_was_admitted_and_is_not_refused(tmp_path: Path) -> None:

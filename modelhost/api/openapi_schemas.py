@@ -98,7 +98,8 @@ _V2: Final[dict[str, Schema]] = {
             "max_batch_size": _COUNT,
             "input": array(obj({"name": _STRING, "data_type": _STRING, "dims": _SHAPE})),
             "output": array(obj({"name": _STRING, "data_type": _STRING, "dims": _SHAPE})),
-        }
+        },
+        {"dynamic_batching": obj({"max_queue_delay_microseconds": _COUNT})},
     ),
     "Values": array(
         {"anyOf": [_NUMBER, _BOOLEAN, _STRING, ref("Values")]},

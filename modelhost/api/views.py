@@ -64,6 +64,10 @@ async def model_config(host: Host, name: str, version: str | None = None) -> dic
     """
     file, face = await host.pool.describe(name, version)
     batch = host.pool.catalog.options(file).max_batch_size
+    rule = host.pool.batch_rule(file, face)
+    shared = (
+        {} if rule is None else {"dynamic_batching": {"max_queue_delay_microseconds": round(rule.max_delay_s * 1e6)}}
+    )
     return {
         "name": file.name,
         "platform": _PLATFORM,
@@ -72,6 +76,7 @@ async def model_config(host: Host, name: str, version: str | None = None) -> dic
         "input": [_configured(spec, batch) for spec in face.inputs.values()],
         "output": [_configured(spec, batch) for spec in face.outputs.values()],
         "version_policy": {"all": {}},
+        **shared,
     }
 
 

@@ -7,7 +7,7 @@ Requests that come while a batch waits for a thread join it. So nobody waits for
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,28 +16,22 @@ from typing import Any, Final
 
 import numpy as np
 
+from modelhost.errors import MemoryRefusal, ModelHostError
 from modelhost.pool.activations import Claim, Kept
-from modelhost.pool.demand import Demand, Feeds, Figures
+from modelhost.pool.demand import Demand, Feeds, Figures, RowTimes
 from modelhost.pool.runner import Runner, without_frames
 from modelhost.pool.statistics import ModelStatistics, Timing
 from modelhost.runtime.base import CancelToken, LoadedModel
 from modelhost.tensors import Array
 
+log = logging.getLogger("modelhost")
+
 #: Inputs of a batch are copied side by side: at most so many bytes, beside the requests' own.
 _MAX_STACKED_BYTES: Final = 4 << 20
 
-#: A row in a batch has to take this share, or less, of what it takes alone. Where it does not, sharing a run
-#: only makes everybody wait for everybody.
-_PAYS_BELOW: Final = 0.9
-
-#: Times that were long once may have been so by chance: every so many chances to join, one is taken.
-_TRIED_EVERY: Final = 64
-
-#: See Figures.note.
-_SLOW_TO_RISE: Final = 16
-
-#: Runs of a size before what they took is believed.
-_RUNS_TO_KNOW: Final = 3
+#: Outputs of a request from which on their answer may have to wait for room, whatever its form: they are
+#: copied out of the batch's, all of which would stay for one of them.
+_MAY_WAIT_BYTES: Final = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +44,6 @@ class BatchRule:
 
 def _nobody(run: Run) -> None:
     """Who is told the second time."""
-
-
-class RowTimes:
-    """What a row takes in runs of how many, for rows of one shape: so whether sharing a run pays.
-
-    By powers of two: there are enough runs of each to know. Event-loop thread.
-    """
-
-    __slots__ = ("_asked", "_known")
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, float]] = {}
-        self._asked = 0
-
-    def note(self, rows: int, took_ns: int) -> None:
-        """Takes note of a run. A short one is believed, a long one had to wait for others."""
-        size = rows.bit_length()
-        runs, row_ns = self._known.get(size, (0, math.inf))
-        found_ns = took_ns / rows
-        row_ns = found_ns if found_ns < row_ns else row_ns + (found_ns - row_ns) / _SLOW_TO_RISE
-        self._known[size] = runs + 1, row_ns
-
-    def pays(self, rows: int, together: int) -> bool:
-        """Whether a run of `together` rows is expected to beat one of `rows`; unknown ones are tried, and all
-        now and then."""
-        self._asked += 1
-        runs, row_ns = self._known.get(together.bit_length(), (0, 0.0))
-        if runs < _RUNS_TO_KNOW or self._asked % _TRIED_EVERY == 0:
-            return True
-        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
-        return alone_runs < _RUNS_TO_KNOW or row_ns <= _PAYS_BELOW * alone_ns
 
 
 class Run:
@@ -128,8 +91,10 @@ class Run:
     def ended(self) -> None:
         """Ends the claim and tells who asked. Only the first call counts."""
         tell, self._on_end = self._on_end, _nobody
-        tell(self)
-        self.claim.run_ended()
+        try:
+            tell(self)
+        finally:
+            self.claim.run_ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +109,23 @@ class Ran:
 
 
 class Batch:
-    """A run, or several of one model as one. Made and joined on the event loop, worked on a thread."""
+    """A run, or several of one model as one. Made and joined on the event loop, worked on a thread.
+
+    `on_misfit` is called on the event loop where runs could not be run together, and each of them could alone.
+    """
 
     __slots__ = (
         "_bytes",
+        "_claimed_bytes",
         "_demand",
+        "_is_misfit",
         "_is_taken",
         "_lock",
         "_model",
+        "_on_misfit",
         "_ran",
         "_rows",
+        "_runner",
         "_runs",
         "_statistics",
         "_timer",
@@ -162,40 +134,50 @@ class Batch:
 
     def __init__(
         self,
+        runner: Runner,
         model: LoadedModel,
         demand: Demand,
         statistics: ModelStatistics,
         run: Run,
+        *,
         times: RowTimes | None = None,
+        on_misfit: Callable[[], None],
     ) -> None:
-        self._model, self._demand, self._statistics, self._times = model, demand, statistics, times
+        self._times = times
+        self._runner, self._model, self._demand, self._statistics = runner, model, demand, statistics
+        self._on_misfit, self._is_misfit = on_misfit, False
         self._runs = [run]
         self._rows = run.timing.rows
-        self._bytes = 0
+        self._bytes = self._claimed_bytes = 0  # of all runs, from the second on
         self._is_taken = False
         self._lock = threading.Lock()  # taken for a moment: by who joins, and by the thread that begins
         self._timer: asyncio.Handle | None = None
         self._ran: list[Ran] = []
 
-    @property
-    def waiting(self) -> int:
-        """Runs beyond the first, which is what the runner counts."""
-        return len(self._runs) - 1
-
     # --- on the event loop -----------------------------------------------------------------------------
 
     def join(self, run: Run, rule: BatchRule) -> bool:
-        """Takes a run of the same row's shape in, where the batch has not begun, has room, and should pay."""
-        size_bytes = sum(value.nbytes for value in run.feeds.values())
-        rows = self._rows + run.timing.rows
-        if rows > rule.max_rows or self._bytes + 2 * size_bytes > _MAX_STACKED_BYTES or not self._pays(run, rows):
+        """Takes a run of the same row's shape in, where the batch has not begun, has room, and should pay.
+
+        Raises Overloaded or HostClosed where nothing may wait any more.
+        """
+        if self.is_taken:
+            return False
+        self._runner.check_room()
+        if not self._bytes:
+            self._bytes, self._claimed_bytes = _size_bytes(self._runs[0]), self._runs[0].claim.size_bytes
+        rows, size_bytes = self._rows + run.timing.rows, self._bytes + _size_bytes(run)
+        claimed_bytes = self._claimed_bytes + run.claim.size_bytes
+        if rows > rule.max_rows or size_bytes > _MAX_STACKED_BYTES or not self._pays(run, rows, claimed_bytes):
             return False
         with self._lock:
             if self._is_taken:
                 return False
             self._runs.append(run)
-        self._rows = rows
-        self._bytes += size_bytes
+        self._runner.admit()
+        self._rows, self._bytes, self._claimed_bytes = rows, size_bytes, claimed_bytes
+        if rows == rule.max_rows:
+            self.start_now()
         return True
 
     @property
@@ -203,29 +185,40 @@ class Batch:
         """Whether a thread has begun on it: nobody joins any more."""
         return self._is_taken
 
-    def _pays(self, run: Run, together: int) -> bool:
-        return self._times is None or self._times.pays(run.timing.rows, together)
+    def _pays(self, run: Run, rows: int, claimed_bytes: int) -> bool:
+        """Whether one run on all rows is expected to be faster than several, and to take no more memory."""
+        together_bytes = self._demand.rows_like(run.feeds, rows).bytes
+        if together_bytes is not None and together_bytes > claimed_bytes:
+            return False
+        return self._times is None or self._times.pays(run.timing.rows, rows)
 
-    def start_later(self, runner: Runner, delay_s: float) -> None:
-        """Starts after `delay_s`, so that others may join."""
+    def start(self) -> None:
+        """Waits for a thread. Raises Overloaded or HostClosed; it never ends then."""
+        self._runner.start(self)
+
+    def start_later(self, delay_s: float) -> None:
+        """Starts after `delay_s`, so that others may join. Raises as `start` does.
+
+        With no delay at all it starts when the event loop has looked at all that has come by now: of requests
+        that come together, the first would otherwise begin a run of its own.
+        """
+        self._runner.admit()
         loop = asyncio.get_running_loop()
-        if delay_s:
-            self._timer = loop.call_later(delay_s, self.start_now, runner)
-        else:  # when all that has come is looked at
-            self._timer = loop.call_soon(self.start_now, runner)
+        self._timer = loop.call_later(delay_s, self.start_now) if delay_s else loop.call_soon(self.start_now)
 
-    def start_now(self, runner: Runner) -> None:
+    def start_now(self) -> None:
         """Starts a batch that waits for others to come; harmless for one that has started."""
         if self._timer is None:
             return
         self._timer.cancel()
         self._timer = None
         try:
-            runner.start(self)
+            self._runner.start_admitted(self)
         except Exception as error:
             self._is_taken = True
-            for run in self._runs:
-                run.error = without_frames(error)
+            self._runner.note_begun(len(self._runs))
+            for run in self._runs:  # each raises its own, else tracebacks pile up on it
+                run.error = error.twin() if isinstance(error, ModelHostError) else error
             self.ended()
 
     def ended(self) -> None:
@@ -235,9 +228,14 @@ class Batch:
             ran.figures.note(ran.infer_ns, ran.output_bytes)
             if self._times is not None:
                 self._times.note(ran.rows, ran.infer_ns)
+        if self._is_misfit:
+            self._on_misfit()
         runs, self._runs = self._runs, []
         for run in runs:
-            run.ended()
+            try:
+                run.ended()
+            except Exception:  # the others have to end all the same
+                log.exception("the end of a run could not be told")
 
     # --- on the inference thread -------------------------------------------------------------------------
 
@@ -245,12 +243,15 @@ class Batch:
         """Runs, together where there are several; those alone that cannot be run together."""
         with self._lock:
             self._is_taken = True
+        if (joined := len(self._runs) - 1) > 0:
+            self._runner.note_begun(joined)
         wanted = [run for run in self._runs if not run.cancel.is_cancelled]
         if len(wanted) > 1 and self._run_together(wanted):
             return
         for run in wanted:
             if not run.cancel.is_cancelled:  # in the meantime
                 self._run_alone(run)
+        self._is_misfit &= len(self._ran) == len(wanted)
 
     def _run_alone(self, run: Run) -> None:
         began_ns = time.perf_counter_ns()
@@ -272,18 +273,50 @@ class Batch:
         began_ns = time.perf_counter_ns()
         try:
             stacked = {name: np.concatenate([run.feeds[name] for run in wanted]) for name in wanted[0].feeds}
-            arrays = dict(zip(names, self._model.run(stacked, names, CancelToken()), strict=True))
-        except Exception:
+            arrays = dict(zip(names, self._model.run(stacked, names, _cancelled_by_all(wanted)), strict=True))
+        except BaseException as error:
+            self._is_misfit = not isinstance(error, MemoryRefusal | MemoryError)
             return False
+        finally:
+            for run in wanted:
+                run.cancel.bind(_nothing)  # which has the others' tokens until then
         if any(array.ndim == 0 or array.shape[0] != total for array in arrays.values()):
+            self._is_misfit = True
             return False
         infer_ns = time.perf_counter_ns() - began_ns
         size_bytes = sum(array.nbytes for array in arrays.values())
         start = output_ns = 0
         for run in wanted:
             end = start + run.timing.rows
-            run.take([arrays[name][start:end] for name in run.outputs], began_ns, infer_ns)
+            run.take(_cut([arrays[name] for name in run.outputs], start, end), began_ns, infer_ns)
             start = end
             output_ns += run.timing.output_ns
         self._ran.append(Ran(self._demand.rows_like(wanted[0].feeds, total), total, infer_ns, output_ns, size_bytes))
         return True
+
+
+def _size_bytes(run: Run) -> int:
+    return sum([value.nbytes for value in run.feeds.values()])
+
+
+def _cut(arrays: Sequence[Array], start: int, end: int) -> list[Array]:
+    """Returns one request's rows of a batch's outputs; see `_MAY_WAIT_BYTES`."""
+    parts = [array[start:end] for array in arrays]
+    return parts if sum([part.nbytes for part in parts]) < _MAY_WAIT_BYTES else [part.copy() for part in parts]
+
+
+def _nothing() -> None:
+    """What a cancellation does when the run is over."""
+
+
+def _cancelled_by_all(runs: Sequence[Run]) -> CancelToken:
+    """Returns what stops a shared run: that nobody wants it any more."""
+    shared, tokens = CancelToken(), [run.cancel for run in runs]
+
+    def one_has_gone() -> None:
+        if all(token.is_cancelled for token in tokens):
+            shared.cancel()
+
+    for token in tokens:
+        token.bind(one_has_gone)
+    return shared

@@ -19,6 +19,16 @@ _SHAPES_KEPT: Final = 256
 #: what else the machine does can only make a run longer.
 _SLOW_TO_RISE: Final = 16
 
+#: A row in a batch has to take this share, or less, of what it takes alone. Where it does not, sharing a run
+#: only makes everybody wait for everybody.
+_PAYS_BELOW: Final = 0.9
+
+#: Times that were long may have been so by chance: of so many chances to share, one is taken all the same.
+_TRIED_EVERY: Final = 64
+
+#: Runs of a size before what a row takes in them is believed.
+_RUNS_TO_KNOW: Final = 3
+
 
 class Figures:
     """What a run on inputs of certain shapes takes."""
@@ -44,6 +54,36 @@ class Figures:
             self.run_ns += (took_ns - self.run_ns) / _SLOW_TO_RISE
         if output_bytes > self.output_bytes:
             self.output_bytes = output_bytes
+
+
+class RowTimes:
+    """What a row takes in runs of how many, for rows of one shape: so whether sharing a run pays.
+
+    By powers of two: there are enough runs of each to know. Event-loop thread.
+    """
+
+    __slots__ = ("_asked", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, float]] = {}
+        self._asked = 0
+
+    def note(self, rows: int, took_ns: int) -> None:
+        """Takes note of a run."""
+        size, found_ns = rows.bit_length(), took_ns / rows
+        runs, row_ns = self._known.get(size, (0, math.inf))
+        row_ns = found_ns if found_ns < row_ns else row_ns + (found_ns - row_ns) / _SLOW_TO_RISE
+        self._known[size] = runs + 1, row_ns
+
+    def pays(self, rows: int, together: int) -> bool:
+        """Whether a row takes less in a run of `together` than in one of `rows`; unknown sizes are tried, and
+        all of them now and then."""
+        self._asked += 1
+        runs, row_ns = self._known.get(together.bit_length(), (0, 0.0))
+        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
+        if runs < _RUNS_TO_KNOW or alone_runs < _RUNS_TO_KNOW or self._asked % _TRIED_EVERY == 0:
+            return True
+        return row_ns <= _PAYS_BELOW * alone_ns
 
 
 class Demand:

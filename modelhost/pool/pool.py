@@ -293,6 +293,17 @@ class Pool:
             return file, slot.model
         return file, await self._scheduler.faces.inspect(file)
 
+    def batch_rule(self, file: ModelFile, face: LoadedModel | Inspection) -> BatchRule | None:
+        """Returns how requests for a version share runs, from what `describe` gave; None where they do not."""
+        slot = self._table.get(ModelKey.of(file))
+        if slot is not None and slot.runs is not None:
+            return slot.runs.rule
+        if isinstance(face, Inspection):
+            footprint = None if face.plan is None else face.plan.run
+        else:
+            footprint = face.run_footprint
+        return self._table.batch_rule(face.inputs, face.outputs, footprint, self.catalog.options(file).batching)
+
     def mapped_files(self) -> dict[ModelKey, tuple[Path, ...]]:
         """Returns the files whose pages are the weights of each loaded model; none for one on the heap."""
         return {slot.key: slot.model.mapped_files for slot in self._table if slot.model is not None}
@@ -317,6 +328,7 @@ class Pool:
         await self.activations.close()
         await self._scheduler.close()
         self._table.flush()
+        self.runner.refuse()
         await asyncio.get_running_loop().run_in_executor(self._disk, self.runner.close)
         await asyncio.sleep(0)  # the runs that have just returned end their leases on the loop
         await self._scheduler.departures.unload_all()

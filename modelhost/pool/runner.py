@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
@@ -44,6 +45,8 @@ class Runner:
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
         self._is_closed = False
+        self._admitted = 0  # runs that wait and are no job of their own, as far as is known
+        self._begun: deque[int] = deque()  # how many of them have begun since; the threads append
         self._queue: SimpleQueue[tuple[Job, asyncio.AbstractEventLoop] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -64,13 +67,38 @@ class Runner:
     def check_room(self) -> None:
         """Raises HostClosed, or Overloaded where the queue is full."""
         self.check_open()
-        waiting = self.in_flight - self.threads
-        if waiting >= self.max_waiting:
-            raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
+        if self._waiting >= self.max_waiting:
+            while self._begun:
+                self._admitted -= self._begun.popleft()
+            if (waiting := self._waiting) >= self.max_waiting:
+                raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
+
+    @property
+    def _waiting(self) -> int:
+        """Runs that wait for a thread, or for others to share one with; at least so many."""
+        return self.in_flight - self.threads + self._admitted
 
     def start(self, job: Job) -> None:
         """Queues a job. Raises Overloaded where the queue is full, HostClosed; the job then never ends."""
         self.check_room()
+        self._put(job)
+
+    def admit(self) -> None:
+        """Counts a run that waits and is no job of its own, until `note_begun`. Raises what `start` raises."""
+        self.check_room()
+        self._admitted += 1
+
+    def note_begun(self, count: int) -> None:
+        """Says that so many runs that were admitted wait no longer. Any thread."""
+        self._begun.append(count)
+
+    def start_admitted(self, job: Job) -> None:
+        """Queues a job whose first run was admitted: there is room for it. Raises HostClosed."""
+        self.check_open()
+        self._put(job)
+        self._admitted -= 1
+
+    def _put(self, job: Job) -> None:
         if len(self._threads) < self.threads and len(self._threads) <= self.in_flight:
             thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
@@ -130,12 +158,16 @@ class Runner:
             # above it are the request's tensors.
             del future
 
-    def close(self) -> None:
-        """Takes no more jobs, and waits for those in flight; blocks. Harmless when closed."""
+    def refuse(self) -> None:
+        """Takes no more jobs; those in flight go on. Harmless when closed."""
         if not self._is_closed:
             self._is_closed = True
             for _ in self._threads:
                 self._queue.put(_END)
+
+    def close(self) -> None:
+        """Waits for the jobs in flight; blocks. After `refuse`, which the event loop's thread has to call, on any."""
+        self.refuse()
         for thread in self._threads:
             thread.join()
 

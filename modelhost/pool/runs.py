@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from modelhost.pool.activations import ActivationGate
-from modelhost.pool.batch import Batch, BatchRule, RowTimes, Run
-from modelhost.pool.demand import Feeds
+from modelhost.pool.batch import Batch, BatchRule, Run
+from modelhost.pool.demand import Feeds, RowTimes
 from modelhost.pool.key import ModelKey
 from modelhost.pool.runner import Runner
 from modelhost.pool.statistics import ModelStatistics, Timing
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.runtime.base import CancelToken, LoadedModel
 from modelhost.tensors import Array, TensorSpec
+
+log = logging.getLogger("modelhost")
 
 #: Runs that have shown to take less happen on the event loop itself, where there is more than one core:
 #: handing one over to a thread and back takes some 50 us of both, and both hold the interpreter's lock.
@@ -52,7 +55,8 @@ class ModelRuns:
         self.attached: Any = None
         """What a front end keeps with the model for as long as it is loaded; the pool does not look at it."""
         self.runner = runner
-        self._rule = rule
+        self.rule = rule
+        """How requests share runs; None where they do not."""
         self._inputs = tuple(model.inputs)
         self.has_text_inputs = any(spec.datatype == "BYTES" for spec in model.inputs.values())
         """Whether decoding takes time for each element, raw tensors too."""
@@ -61,11 +65,6 @@ class ModelRuns:
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
         self._waiting: dict[RowShape, Batch] = {}
         self._times: dict[RowShape, RowTimes] = {}
-
-    @property
-    def is_batched(self) -> bool:
-        """Whether requests may share runs."""
-        return self._rule is not None
 
     def rows(self, feeds: Feeds) -> int:
         """Returns how many rows `feeds` have; 1 for a model without rows."""
@@ -98,7 +97,7 @@ class ModelRuns:
         timing.rows = rows = self.rows(feeds)
         timing.queue_ns, timing.infer_ns = 0, took_ns
         self.statistics.note_execution(rows, took_ns, 0)
-        figures.note(took_ns, 0)
+        figures.note(took_ns, sum([array.nbytes for array in arrays]))
         return arrays
 
     # --- on inference threads ----------------------------------------------------------------------------
@@ -131,31 +130,42 @@ class ModelRuns:
     def start(self, run: Run) -> None:
         """Starts a run, or has it join one that waits. Raises Overloaded or HostClosed; it never ends then."""
         run.timing.rows = self.rows(run.feeds)
-        rule = self._rule
+        rule = self.rule
         shape = None if rule is None else self._row_shape(run)
         if rule is None or shape is None:
-            self.runner.start(Batch(self.model, self.demand, self.statistics, run))
+            self._batch(run).start()
             return
         last = self._waiting.get(shape)
-        if last is not None and not last.is_taken:
-            self.runner.check_room()
-            if last.join(run, rule):
-                return
+        if last is not None and last.join(run, rule):
+            return
         times = self._times.get(shape)
         if times is None:
             times = self._times[shape] = RowTimes()
-        batch = Batch(self.model, self.demand, self.statistics, run, times)
-        self.runner.check_room()
+        batch = self._batch(run, times)
         if last is not None:
-            last.start_now(self.runner)
-        batch.start_later(self.runner, rule.max_delay_s)
+            last.start_now()  # nobody would join it any more
+        if run.timing.rows < rule.max_rows:
+            batch.start_later(rule.max_delay_s)
+        else:
+            batch.start()
         self._remember(shape, batch)
 
     def flush(self) -> None:
         """Starts what waits only for others to come."""
         for batch in self._waiting.values():
-            batch.start_now(self.runner)
+            batch.start_now()
         self._waiting.clear()
+
+    def _batch(self, run: Run, times: RowTimes | None = None) -> Batch:
+        misfit = self._stop_sharing
+        return Batch(self.runner, self.model, self.demand, self.statistics, run, times=times, on_misfit=misfit)
+
+    def _stop_sharing(self) -> None:
+        """Has every request run by itself from here on: what was said of the model's rows is not so."""
+        if self.rule is not None:
+            log.warning("%s: requests share no run any more, as its answers have no rows to be cut by", self.key)
+            self.rule = None
+            self.flush()
 
     def _remember(self, shape: RowShape, batch: Batch) -> None:
         if len(self._waiting) >= _SHAPES_KEPT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from cachetools import LRUCache
 
@@ -23,6 +23,8 @@ from modelhost.pool.runs import ModelRuns, rows_are_independent
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import ModelInfo
 from modelhost.pool.statistics import Statistics
+from modelhost.prepare.footprint import RunFootprint
+from modelhost.tensors import TensorSpec
 
 
 class SlotTable:
@@ -147,14 +149,22 @@ class SlotTable:
             slot.idle_since = self._clock()
             if self._last_touched is not slot:
                 self._last_touched = slot
-                self._idle[slot.key]  # a look-up makes it the last one used
+                self._idle[slot.key] = self._idle.pop(slot.key)  # a look-up alone would not move it in the iteration
+
+    def batch_rule(
+        self,
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        footprint: RunFootprint | None,
+        said: bool | None,
+    ) -> BatchRule | None:
+        """Returns how requests for a model share runs; None where they do not. See `rows_are_independent`."""
+        return self._batching if rows_are_independent(inputs, outputs, footprint, said) else None
 
     def _runs(self, slot: Slot) -> ModelRuns:
         model = slot.model
         assert model is not None
-        rule = self._batching
-        if not rows_are_independent(model.inputs, model.outputs, model.run_footprint, slot.batching):
-            rule = None
+        rule = self.batch_rule(model.inputs, model.outputs, model.run_footprint, slot.batching)
         return ModelRuns(slot.key, model, self._runner, self._activations, self._statistics.of(slot.key), rule)
 
     def _hold(self, slot: Slot) -> None:

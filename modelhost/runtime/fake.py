@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from modelhost.config import ModelOptions
-from modelhost.errors import ActivationsFull, DeadlineExceeded
+from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest
 from modelhost.memory.probe import LimitSource, Usage
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.runtime.base import (
@@ -122,6 +123,14 @@ class FakeScript:
     """What runs are predicted to take."""
     run_bytes: int = 0
     """What a run really takes, until it returns; of the arena, where `FakeMemory` has one."""
+    width: int | None = None
+    """Numbers in a row of a model that takes any number of rows; None: it takes any number of numbers."""
+    wrong_number: float | None = None
+    """A run fails where this is among its numbers."""
+    answered_rows: int | None = None
+    """Rows of an answer, whatever was asked; as many as were asked where None."""
+    run_s: float = 0.0
+    """What a run takes at least, in seconds, however many its rows are."""
     is_deaf: bool = False
     """Whether a run goes on when it is cancelled."""
     fingerprint: tuple[int, ...] = (1,)
@@ -138,11 +147,15 @@ class FakeScript:
     """Loading or loaded now."""
     closes: int = 0
     runs: int = 0
+    sizes: list[int] = field(default_factory=list)
+    """First dimension of what each run was given."""
     violations: list[str] = field(default_factory=list)
     """What the pool must never do and did: a second copy, a run of a closed model, a close during a run."""
 
 
-_SPEC = TensorSpec("x", "FP32", (-1,))
+def _specs(script: FakeScript) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    shape = (-1,) if script.width is None else (-1, script.width)
+    return {"x": TensorSpec("x", "FP32", shape)}, {"y": TensorSpec("y", "FP32", shape)}
 
 
 class FakeRuntime:
@@ -172,12 +185,12 @@ class FakeRuntime:
         script = self.script(file)
         script.inspections += 1
         estimate = script.resident_bytes if script.estimate_bytes is None else script.estimate_bytes
-        inputs, outputs = {"x": _SPEC}, {"y": TensorSpec("y", "FP32", (-1,))}
+        inputs, outputs = _specs(script)
         if script.child_bytes is not None and not script.is_prepared:
             least_bytes = script.child_bytes if script.child_least_bytes is None else script.child_least_bytes
             child = Preparation(least_bytes, script.child_estimate_bytes or script.child_bytes)
             return Inspection(inputs, outputs, None, script.fingerprint, child)
-        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0))
+        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0), run=script.run_footprint)
         return Inspection(inputs, outputs, plan, script.fingerprint)
 
     def prepare(
@@ -263,8 +276,9 @@ class FakeModel:
         self._lock = threading.Lock()
         self.mapped_files: tuple[Path, ...] = ()
         self.run_footprint = script.run_footprint
-        self.inputs: Mapping[str, TensorSpec] = {"x": _SPEC}
-        self.outputs: Mapping[str, TensorSpec] = {"y": TensorSpec("y", "FP32", (-1,))}
+        self.inputs: Mapping[str, TensorSpec]
+        self.outputs: Mapping[str, TensorSpec]
+        self.inputs, self.outputs = _specs(script)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
         """Takes `run_bytes`, waits for `run_may_end`, then fails or answers."""
@@ -279,6 +293,7 @@ class FakeModel:
         with self._lock:
             self._running += 1
             self._script.runs += 1
+            self._script.sizes.append(len(feeds["x"]))
             if self._is_closed:
                 self._script.violations.append("run after it was closed")
         try:
@@ -288,9 +303,13 @@ class FakeModel:
             _wait(self._script.run_may_end, cancel)
             if cancel.is_cancelled:
                 raise DeadlineExceeded("the run", waited_s=0.0)
+            time.sleep(self._script.run_s)
             if self._script.run_error is not None:
                 raise self._script.run_error
-            return [np.asarray(feeds["x"], np.float32) * 2 for _ in outputs]
+            if self._script.wrong_number is not None and self._script.wrong_number in feeds["x"]:
+                raise InvalidRequest(f"{self._script.wrong_number} is among the numbers")
+            answered = np.asarray(feeds["x"], np.float32)[: self._script.answered_rows] * 2
+            return [answered for _ in outputs]
         finally:
             with self._lock:
                 self._running -= 1

@@ -18,7 +18,15 @@ import uvicorn
 
 from modelhost.api.app import create_app
 from modelhost.api.protocol import protocol_class
-from modelhost.config import MemorySettings, ModelsSettings, PoolSettings, RuntimeSettings, ServerSettings, Settings
+from modelhost.config import (
+    BatchingSettings,
+    MemorySettings,
+    ModelsSettings,
+    PoolSettings,
+    RuntimeSettings,
+    ServerSettings,
+    Settings,
+)
 from modelhost.host import Host
 from modelhost.pool import PoolSnapshot
 from modelhost.runtime.fake import FakeMemory, FakeRuntime, FakeScript
@@ -35,6 +43,7 @@ def settings(directory: Path, **sections: dict[str, Any]) -> Settings:
         memory=MemorySettings(**({"sample_interval_s": 0.02} | sections.get("memory", {}))),
         pool=PoolSettings(**({"memory_wait_s": 0.05} | sections.get("pool", {}))),
         runtime=RuntimeSettings(),
+        batching=BatchingSettings(**sections.get("batching", {})),
         models=ModelsSettings(**({"directory": directory} | sections.get("models", {}))),
     )
 

@@ -62,6 +62,34 @@ def test_the_batch_dimension_is_left_out_of_a_config_that_has_one(rpc_fake) -> N
     assert (config.max_batch_size, list(config.input[0].dims), list(config.output[0].dims)) == (8, [], [])
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_model_whose_requests_share_runs_says_so_loaded_or_not(rpc_fake, enabled: bool) -> None:
+    script = FakeScript(width=2)
+    client = rpc_fake(
+        {"a": script, "alone": FakeScript(width=2)},
+        models={"options": {"a": {"batching": True}}},
+        batching={"enabled": enabled, "max_delay": 0.0025},
+    )
+    for _ in range(2):
+        said = client.served.get("/v2/models/a/config").json()
+        config = client.call("ModelConfig", name="a").config
+        assert (config.max_batch_size, said["max_batch_size"], said["input"][0]["dims"]) == (0, 0, [-1, 2])
+        if enabled:
+            assert said["dynamic_batching"] == {"max_queue_delay_microseconds": 2500}
+            assert config.dynamic_batching.max_queue_delay_microseconds == 2500
+        assert ("dynamic_batching" in said) is enabled
+        assert config.HasField("dynamic_batching") is enabled
+        assert not client.call("ModelConfig", name="alone").config.HasField("dynamic_batching")
+        client.served.post("/v2/repository/models/a/load")
+    assert script.loads == 1
+
+
+def test_a_batch_without_delay_is_said_as_well(rpc_fake) -> None:
+    client = rpc_fake({"a": FakeScript(width=2)}, models={"options": {"a": {"batching": True}}})
+    assert client.served.get("/v2/models/a/config").json()["dynamic_batching"] == {"max_queue_delay_microseconds": 0}
+    assert client.call("ModelConfig", name="a").config.HasField("dynamic_batching")
+
+
 def test_statistics_are_the_pools_totals(rpc_fake) -> None:
     client = rpc_fake({"a": FakeScript(resident_bytes=20 * MB), "b": FakeScript()})
     client.infer(fake_raw())

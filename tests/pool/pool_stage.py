@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from modelhost.config import MemorySettings, ModelsSettings, PoolSettings
+from modelhost.config import BatchingSettings, MemorySettings, ModelsSettings, PoolSettings
 from modelhost.memory import MemoryManager
 from modelhost.pool import ModelInfo, Pool, Runner
 from modelhost.repository import Repository
@@ -79,6 +79,7 @@ class Stage:
         sampling: bool = False,
         memory: dict[str, Any] | None = None,
         models: dict[str, Any] | None = None,
+        batching: dict[str, Any] | None = None,
         **pool: Any,
     ) -> None:
         self.clock = Clock()
@@ -97,6 +98,7 @@ class Stage:
             activation_ceiling_bytes=ceiling_bytes,
             settings=PoolSettings(**pool),
             models=ModelsSettings(directory=directory, **models or {}),
+            batching=BatchingSettings(**batching or {}),
             clock=self.clock,
         )
         self._sampling = sampling

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pool_stage import FEEDS, MB, Stage, soon, until
 
-from modelhost.errors import ModelHostError
-from modelhost.pool import Lease
+from modelhost.errors import ActivationsFull, ModelHostError
+from modelhost.pool import Lease, Timing
 from modelhost.prepare.footprint import RunFootprint, Term
 from modelhost.runtime.fake import FakeScript
 
@@ -36,6 +39,7 @@ class Actor:
 
     async def step(self) -> None:
         actions = [self.acquire] * 8 + [self.release] * 7 + [self.run, self.run, self.cancel, self.cancel]
+        actions += [self.run_some, self.run_in_place]
         actions += [self.unload, self.load, self.clean_up, self.let_fail, self.others, self.time]
         actions += [self.change_files, self.damage]
         self.random.choice(actions)()
@@ -65,10 +69,24 @@ class Actor:
 
     def run(self) -> None:
         async def request(lease: Lease) -> None:
-            assert (await lease.run(FEEDS))["y"].tolist() == [2.0, 2.0]
+            number = self.random.random()
+            deadline = asyncio.get_running_loop().time() + self.random.choice((0.001, 60, 60))
+            answers = await lease.run({"x": np.array([number, 1], np.float32)}, deadline=deadline)
+            assert answers["y"].tolist() == [np.float32(number) * 2, 2.0]
 
         if self.leases:
             self._begin(request(self.random.choice(self.leases)))
+
+    def run_some(self) -> None:
+        for _ in range(self.random.randrange(5)):
+            self.run()
+
+    def run_in_place(self) -> None:
+        slot = self.stage.pool.resident((self._name(), None))
+        if slot is not None and slot.runs is not None:
+            with contextlib.suppress(ActivationsFull):
+                if slot.runs.try_in_place(FEEDS, ["y"], Timing(0)) is not None:
+                    self.stage.pool.touch(slot)
 
     def cancel(self) -> None:
         if self.tasks:
@@ -138,9 +156,23 @@ async def test_whatever_happens_the_books_are_right_and_nothing_is_left_behind(t
         predicted_bytes = scripts[name].run_bytes - sizes.choice((0, 0, 1)) * MB  # seldom too little
         if predicted_bytes > 0:
             scripts[name].run_footprint = RunFootprint((Term(predicted_bytes),), {})
-    models = {"pinned": ("a",)} if sizes.random() < 0.3 else {}
+    models: dict[str, Any] = {"pinned": ("a",)} if sizes.random() < 0.3 else {}
+    # Of a model without a footprint of rows, its options have to say that its numbers may be rows.
+    models["options"] = {name: {"batching": True} for name in "acegh"}
+    batching = {"max_rows": sizes.choice((4, 64)), "max_delay": sizes.choice((0, 0, 0.001))}
+    threads, max_queue = sizes.choice(((1, 8), (1, 256), (4, 256)))
     ttl = sizes.choice((0, 3))
-    async with Stage(tmp_path, scripts, sampling=True, max_waiting=40, models=models, idle_ttl=ttl) as stage:
+    async with Stage(
+        tmp_path,
+        scripts,
+        sampling=True,
+        max_waiting=40,
+        models=models,
+        batching=batching,
+        threads=threads,
+        max_queue=max_queue,
+        idle_ttl=ttl,
+    ) as stage:
         stage.machine.arena_bytes = stage.pool.activations.ceiling_bytes
         actor = Actor(stage, seed)
         for _ in range(STEPS):

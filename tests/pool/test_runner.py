@@ -8,7 +8,7 @@ import threading
 import pytest
 from pool_stage import soon, turns, until
 
-from modelhost.errors import DeadlineExceeded, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, Overloaded
 from modelhost.pool import Runner
 from modelhost.runtime.base import CancelToken
 
@@ -172,3 +172,33 @@ async def test_a_token_cancelled_before_it_is_bound_stops_the_work_at_once() -> 
     assert calls == ["stop"]
     other.cancel()
     assert calls == ["stop", "other"]
+
+
+async def test_a_runner_that_refuses_takes_nothing_more_and_finishes_what_it_took() -> None:
+    runner, jobs = Runner(threads=1, max_waiting=4), [Job(), Job()]
+    tasks = [asyncio.ensure_future(job.run(runner)) for job in jobs]
+    await until(jobs[0].started.is_set)
+    runner.refuse()
+    for refused in (runner.check_open, runner.admit, lambda: runner.submit(Job().work, cancel=CancelToken())):
+        with pytest.raises(HostClosed):
+            refused()
+    for job in jobs:
+        job.gate.set()
+    assert await soon(asyncio.gather(*tasks)) == ["done"] * 2
+    runner.close()
+    assert (runner.in_flight, [job.ends for job in jobs]) == (0, [1, 1])
+
+
+async def test_what_was_admitted_counts_until_it_has_begun() -> None:
+    runner = Runner(threads=1, max_waiting=2)
+    for _ in range(3):  # one of them could have the thread
+        runner.admit()
+    with pytest.raises(Overloaded):
+        runner.admit()
+    runner.note_begun(2)
+    for _ in range(2):
+        runner.admit()
+    with pytest.raises(Overloaded) as refusal:
+        runner.check_room()
+    assert refusal.value.details()["waiting"] == 2
+    runner.close()

@@ -165,7 +165,9 @@ class QuickCodec:
 
     def _template(self, outputs: tuple[OutputRequest, ...], arrays: Sequence[Array]) -> list[bytes] | None:
         """Returns what stands before each output's data; None where one is not of plain numbers."""
-        template = []
+        template: list[bytes] = []
+        if not outputs:
+            return None
         for index, (asked, array) in enumerate(zip(outputs, arrays, strict=True)):
             datatype, spec = datatype_of(array.dtype), self._outputs[asked.name]
             if datatype not in ELEMENT_TYPES and not asked.binary:

@@ -42,6 +42,10 @@ class BatchRule:
     max_delay_s: float = 0.0
 
 
+def _no_rows(rows: int) -> None:
+    """Who is told of the end of a run that shares with nobody."""
+
+
 def _nobody(run: Run) -> None:
     """Who is told the second time."""
 
@@ -111,7 +115,8 @@ class Ran:
 class Batch:
     """A run, or several of one model as one. Made and joined on the event loop, worked on a thread.
 
-    `on_misfit` is called on the event loop where runs could not be run together, and each of them could alone.
+    `on_misfit` is called on the event loop where runs could not be run together, and each of them could alone;
+    `on_end` with its rows when it has ended.
     """
 
     __slots__ = (
@@ -122,6 +127,7 @@ class Batch:
         "_is_taken",
         "_lock",
         "_model",
+        "_on_end",
         "_on_misfit",
         "_ran",
         "_rows",
@@ -142,8 +148,9 @@ class Batch:
         *,
         times: RowTimes | None = None,
         on_misfit: Callable[[], None],
+        on_end: Callable[[int], None] = _no_rows,
     ) -> None:
-        self._times = times
+        self._times, self._on_end = times, on_end
         self._runner, self._model, self._demand, self._statistics = runner, model, demand, statistics
         self._on_misfit, self._is_misfit = on_misfit, False
         self._runs = [run]
@@ -156,10 +163,11 @@ class Batch:
 
     # --- on the event loop -----------------------------------------------------------------------------
 
-    def join(self, run: Run, rule: BatchRule) -> bool:
+    def join(self, run: Run, rule: BatchRule, share: int) -> bool:
         """Takes a run of the same row's shape in, where the batch has not begun, has room, and should pay.
 
-        Raises Overloaded or HostClosed where nothing may wait any more.
+        `share` is how many rows it may have, so that there are some for every thread. Raises Overloaded or
+        HostClosed where nothing may wait any more.
         """
         if self.is_taken:
             return False
@@ -168,7 +176,11 @@ class Batch:
             self._bytes, self._claimed_bytes = _size_bytes(self._runs[0]), self._runs[0].claim.size_bytes
         rows, size_bytes = self._rows + run.timing.rows, self._bytes + _size_bytes(run)
         claimed_bytes = self._claimed_bytes + run.claim.size_bytes
-        if rows > rule.max_rows or size_bytes > _MAX_STACKED_BYTES or not self._pays(run, rows, claimed_bytes):
+        if (
+            rows > min(share, rule.max_rows)
+            or size_bytes > _MAX_STACKED_BYTES
+            or not self._pays(run, rows, claimed_bytes)
+        ):
             return False
         with self._lock:
             if self._is_taken:
@@ -228,6 +240,7 @@ class Batch:
             ran.figures.note(ran.infer_ns, ran.output_bytes)
             if self._times is not None:
                 self._times.note(ran.rows, ran.infer_ns)
+        self._on_end(self._rows)
         if self._is_misfit:
             self._on_misfit()
         runs, self._runs = self._runs, []

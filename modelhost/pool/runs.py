@@ -65,6 +65,7 @@ class ModelRuns:
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
         self._waiting: dict[RowShape, Batch] = {}
         self._times: dict[RowShape, RowTimes] = {}
+        self._present_rows = 0  # of batches that wait or run
 
     def rows(self, feeds: Feeds) -> int:
         """Returns how many rows `feeds` have; 1 for a model without rows."""
@@ -129,14 +130,21 @@ class ModelRuns:
 
     def start(self, run: Run) -> None:
         """Starts a run, or has it join one that waits. Raises Overloaded or HostClosed; it never ends then."""
-        run.timing.rows = self.rows(run.feeds)
+        run.timing.rows = rows = self.rows(run.feeds)
         rule = self.rule
         shape = None if rule is None else self._row_shape(run)
         if rule is None or shape is None:
             self._batch(run).start()
-            return
-        last = self._waiting.get(shape)
-        if last is not None and last.join(run, rule):
+        else:
+            self._share(run, shape, rule)
+        self._present_rows += rows
+
+    def _share(self, run: Run, shape: RowShape, rule: BatchRule) -> None:
+        """Has a run join the last batch of its shape, or begins another that later ones may join."""
+        rows, last = run.timing.rows, self._waiting.get(shape)
+        # No thread is left without work because one has all of it; unless whoever waits was told to.
+        share = rule.max_rows if rule.max_delay_s else -(-(self._present_rows + rows) // self.runner.threads)
+        if last is not None and last.join(run, rule, share):
             return
         times = self._times.get(shape)
         if times is None:
@@ -144,7 +152,7 @@ class ModelRuns:
         batch = self._batch(run, times)
         if last is not None:
             last.start_now()  # nobody would join it any more
-        if run.timing.rows < rule.max_rows:
+        if rows < rule.max_rows:
             batch.start_later(rule.max_delay_s)
         else:
             batch.start()
@@ -157,8 +165,19 @@ class ModelRuns:
         self._waiting.clear()
 
     def _batch(self, run: Run, times: RowTimes | None = None) -> Batch:
-        misfit = self._stop_sharing
-        return Batch(self.runner, self.model, self.demand, self.statistics, run, times=times, on_misfit=misfit)
+        return Batch(
+            self.runner,
+            self.model,
+            self.demand,
+            self.statistics,
+            run,
+            times=times,
+            on_misfit=self._stop_sharing,
+            on_end=self._batch_ended,
+        )
+
+    def _batch_ended(self, rows: int) -> None:
+        self._present_rows -= rows
 
     def _stop_sharing(self) -> None:
         """Has every request run by itself from here on: what was said of the model's rows is not so."""

@@ -157,6 +157,38 @@ def test_valid_data_takes_no_more_than_the_bound(datatype: str, shape: list[int]
     assert used <= bound_of(body, datatype, len(shape)) + COUNTING_ERROR_BYTES
 
 
+#: Large documents that are cut, most of them wrong: datatype, shape, data.
+CUT: dict[str, tuple[str, list[int], Callable[[], bytes]]] = {
+    "short numbers": ("UINT8", [5 * N], lambda: items(b"1", 5 * N)),
+    "short numbers as wide ones": ("FP64", [5 * N], lambda: items(b"1", 5 * N)),
+    "beyond 64 bits": ("FP64", [N], lambda: items(b"9" * 20)),
+    "beyond 64 bits among short ones": ("FP64", [5 * N], lambda: items(b"1," * 4999 + b"9" * 20, N // 1000)),
+    "wrong at the end": ("INT8", [5 * N], lambda: items(b"1", 5 * N)[:-2] + b"true]"),
+    "wrong everywhere": ("UINT8", [5 * N], lambda: items(b"-1", 5 * N)),
+    "no numbers": ("FP32", [5 * N], lambda: items(b"null", 5 * N)),
+    "not JSON": ("FP32", [5 * N], lambda: items(b"1", 5 * N)[:-2] + b"x]"),
+    "not JSON everywhere": ("FP32", [5 * N], lambda: items(b"1x", 5 * N)),
+    "empty lists that fit": ("FP32", [5 * N, 0], lambda: items(b"[]", 5 * N)),
+    "empty lists for lists of one": ("FP32", [5 * N, 1], lambda: items(b"[]", 5 * N)),
+    "deep lists behind numbers": ("FP32", [N], lambda: items(b"1")[:-1] + (b"," + b"[" * 1020) * 10 + b"]"),
+    "more sizes than lists": ("INT8", [5 * N] + [1] * 30, lambda: b"[" * 31 + items(b"1", 5 * N)[1:-1] + b"]" * 31),
+    "a shape that is larger": ("FP64", [1 << 40], lambda: items(b"1", 5 * N)),
+    "lists of a shape that is larger": ("FP64", [1 << 40, 1], lambda: items(b"[1]", 5 * N)),
+    "other lists at the end": ("FP64", [5 * N, 1], lambda: items(b"[1]", 5 * N)[:-4] + b"[[1]]]"),
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("name", CUT)
+def test_lists_that_are_read_in_pieces_take_no_more_than_the_bound(name: str, tmp_path: Path) -> None:
+    datatype, shape, data = CUT[name]
+    body = wrap(datatype, shape, data())
+    used, _ = grown(tmp_path / "body", body, datatype, len(shape))
+    bound = bound_of(body, datatype, len(shape))
+    assert used <= bound + COUNTING_ERROR_BYTES
+    assert bound < json_cost_bytes(body) / 3  # it was cut
+
+
 @needs_proc
 @pytest.mark.parametrize(
     "text",

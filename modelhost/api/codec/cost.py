@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from modelhost.api.codec.large_json import PIECE_BYTES, cut, parses_large
+from modelhost.api.codec.large_json import CutRequest, cut, parses_large
+from modelhost.api.codec.number_list import PIECE_BYTES
 from modelhost.tensors import DTYPES, TensorSpec
 
 _FIXED: Final = 1 << 14  # big buffers end within a page; the small objects of any request
@@ -22,8 +23,8 @@ _VALUE: Final = 32 + 8 + 28
 _LIST: Final = 112  # header 56, collector 16, rounding up of header and entries
 _DICT: Final = 240  # object 64, collector 16, first key table 160
 _KEY: Final = 112  # key tables are at most a third full, and the old one is still there on growth
-#: What works on a list, for each byte of a piece: the parser's buffers, texts, and arrays of their numbers.
-_PARSER: Final = 24
+#: What works on a list, per byte of a piece: the parser's buffers, some copies, and arrays of its numbers.
+_PARSER: Final = 40
 _TEXT_NARROW: Final = 16 + 64  # parser node; str header and rounding where all is ASCII
 _TEXT_WIDE: Final = 16 + 96
 _ENTRIES: Final = 9 + 8  # list entry with over-allocation; entry of the object array
@@ -54,7 +55,8 @@ def decode_cost_bytes(body: bytes | memoryview, *, header_length: int | None, in
     """
     text_length = len(body) if header_length is None else header_length
     text, raw_bytes = body if text_length == len(body) else body[:text_length], len(body) - text_length
-    cost = _numbers_cost_bytes(text, inputs) if parses_large(text_length, inputs) else json_cost_bytes(bytes(text))
+    large = cut(text) if parses_large(text_length, inputs) else None
+    cost = json_cost_bytes(bytes(text)) if large is None else _large_cost_bytes(large, inputs)
     if not raw_bytes:
         return cost
     cost += len(text)  # the JSON part is cut out of the body
@@ -118,13 +120,12 @@ def json_cost_bytes(text: bytes) -> int:
     )
 
 
-def _numbers_cost_bytes(text: bytes | memoryview, inputs: Mapping[str, TensorSpec]) -> int:
-    """Bounds the bytes held by `parse_large` of `text` and turning its numbers into arrays."""
-    rest, lists = cut(text)
+def _large_cost_bytes(large: CutRequest, inputs: Mapping[str, TensorSpec]) -> int:
+    """Bounds the bytes held by cutting a text and turning its numbers into arrays, one list after another."""
     width = max(_widths(inputs), default=8)
-    return json_cost_bytes(bytes(rest)) + sum(
-        _PARSER * min(PIECE_BYTES, len(numbers.text)) + numbers.cost_bytes(width) for numbers in lists
-    )
+    piece_bytes = max(min(len(numbers.text), PIECE_BYTES) for numbers in large.lists)
+    arrays = sum(width * numbers.count() for numbers in large.lists)
+    return json_cost_bytes(large.rest) + _PARSER * piece_bytes + arrays
 
 
 def longest_text(datatype: str | None) -> int:

@@ -18,8 +18,9 @@ from modelhost.api.codec.fields import (
     timeout_s,
 )
 from modelhost.api.codec.json_tensors import decode_json, say
-from modelhost.api.codec.large_json import Numbers, parse_large, parses_large
+from modelhost.api.codec.large_json import cut, parses_large
 from modelhost.api.codec.messages import InferRequest, OutputRequest
+from modelhost.api.codec.number_list import Numbers
 from modelhost.errors import InvalidRequest, InvalidTensor, RequestTooLarge
 from modelhost.tensors import DTYPES, Array, TensorSpec, check_names, check_outputs
 
@@ -69,7 +70,23 @@ def decode_request(
         return _decode_raw(body, inputs, outputs)
     text_length = len(body) if header_length is None else header_length
     text = body if text_length == len(body) else body[:text_length]
-    document = parse_large(text) if parses_large(text_length, inputs) else parse_document(text)
+    large = cut(text) if parses_large(text_length, inputs) else None
+    if large is None:
+        return _decode_document(parse_document(text), body, text_length, inputs, outputs)
+    try:
+        return _decode_document(large.document, body, text_length, inputs, outputs)
+    except (InvalidRequest, InvalidTensor):
+        large.check()  # what is not JSON is refused for that first, as in small requests
+        raise
+
+
+def _decode_document(
+    document: Mapping[str, object],
+    body: bytes | memoryview,
+    text_length: int,
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+) -> InferRequest:
     parameters = object_at(document, "parameters", "the request")
     return InferRequest(
         id=request_id(document),

@@ -228,7 +228,7 @@ EDIT = st.tuples(
 
 
 @given(documents(rights=30), st.lists(EDIT, min_size=1, max_size=3), st.sampled_from(PIECES))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_requests_with_some_bytes_changed(
     drawn: tuple[bytes, dict[str, TensorSpec], int | None], edits: list[tuple[float, int, bytes]], piece: int
 ) -> None:
@@ -237,6 +237,31 @@ def test_requests_with_some_bytes_changed(
         at = int(where * len(body))
         body = body[:at] + added + body[at + removed :]
     compare(body, specs, piece=piece)
+
+
+LIST_EDIT = st.tuples(
+    st.floats(0, 1),
+    st.integers(0, 3),
+    st.sampled_from([*b"[ ] , ,0 - . e n \xff ,[ ], [] ][ ,, 1e39 99".split(b" "), b" "]),
+)
+
+
+@given(
+    st.data(),
+    st.sampled_from(["FP32", "INT8", "UINT64"]),
+    st.lists(st.integers(0, 5), max_size=4),
+    st.lists(LIST_EDIT, min_size=1, max_size=3),
+    st.sampled_from(PIECES),
+)
+@settings(max_examples=1000, deadline=None)
+def test_lists_with_some_bytes_changed(
+    data: st.DataObject, datatype: str, shape: list[int], edits: list[tuple[float, int, bytes]], piece: int
+) -> None:
+    text = data.draw(lists(datatype, shape))[1:-1]
+    for where, removed, added in edits:
+        at = int(where * len(text))
+        text = text[:at] + added + text[at + removed :]
+    compare(wrap(datatype, shape, b"[" + text + b"]"), spec(datatype, len(shape)), piece=piece)
 
 
 @given(st.data(), st.sampled_from(NUMERIC), st.lists(st.integers(1, 5), min_size=1, max_size=4))
@@ -274,6 +299,15 @@ STRUCTURES = st.text("[[]],,1 ", max_size=24).map(str.encode)
 @example(b"[1,2],[3]", [3], 64)
 def test_brackets_and_commas_in_odd_places(inner: bytes, shape: list[int], piece: int) -> None:
     compare(wrap("INT8", shape, b"[" + inner + b"]"), spec("INT8", len(shape)), piece=piece)
+
+
+@pytest.mark.parametrize("tail", [b"", b" ", b"\n ", b",", b", ", b" ,1", b"1"])
+def test_missing_values_are_missed_wherever_a_piece_ends(tail: bytes) -> None:
+    for count in range(20, 90):
+        for shape in ([count], [count + 1], [1, count], [0]):
+            inner = b"1," * count + tail
+            data = b"[[%b]]" % inner if len(shape) == 2 else b"[%b]" % inner
+            compare(wrap("INT8", shape, data), spec("INT8", len(shape)))
 
 
 @pytest.mark.parametrize(

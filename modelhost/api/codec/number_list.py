@@ -2,8 +2,9 @@
 
 It is read in pieces that fit the processor's cache: simdjson parses one as a list of its own, in as many lists
 as are open where it begins, and copies its numbers out as one buffer. (Parsed whole, 8 MB of text touch 37 MB
-of fresh memory, which takes longer than parsing.) No call takes longer than a piece does, a fraction of a
-millisecond, so that other threads wait for the interpreter no longer than for any Python code.
+of fresh memory, which takes longer than parsing.) A piece holds the interpreter for a fraction of a millisecond:
+other threads wait for it no longer than for any Python code (8 MB: 5 to 10 ms at the worst, of which 5 are the
+interpreter's own interval; parsed whole 20 to 30).
 
 What this accepts is what the way of small documents (`json_tensors.py`) accepts, bit for bit; what it refuses
 it refuses for the same reason, and names the same element.
@@ -48,20 +49,31 @@ _NO_MARKS: Final = bytes(code for code in range(256) if code not in b"[],")
 
 
 class _Piece(NamedTuple):
-    """Text between two commas, how many lists are open before and behind it, and where in the list it begins."""
+    """Text between two commas, or an end of the list; how many lists are open before and behind it; where it begins."""
 
     text: bytes
     opened: int
     left_open: int
     at: int
+    is_first: bool
+    is_last: bool
 
     def closed(self) -> bytes:
-        """Returns the piece as a list of its own."""
-        return b"%b%b%b" % (b"[" * self.opened, self.text, b"]" * self.left_open)
+        """Returns the piece as a list of its own, with a number in place of what is before it, and behind it.
+
+        Without them a list that is empty, as its only value is missing, would look like any empty one.
+        """
+        before, behind = b"" if self.is_first else b"0,", b"" if self.is_last else b",0"
+        return b"".join((b"[" * self.opened, before, self.text, behind, b"]" * self.left_open))
+
+    def own(self, size: int) -> slice:
+        """Returns which of the `size` elements of `closed` are those of the piece."""
+        return slice(0 if self.is_first else 1, size if self.is_last else size - 1)
 
     def parts(self) -> Iterator[_Piece]:
         """Yields the piece in pieces that may become Python values."""
-        return _pieces(self.text, self.opened, self.at, _VALUES_BYTES)
+        for part in _pieces(self.text, self.opened, self.at, _VALUES_BYTES):
+            yield part._replace(is_first=part.is_first and self.is_first, is_last=part.is_last and self.is_last)
 
 
 class Numbers:
@@ -105,9 +117,9 @@ class Numbers:
         parser = simdjson.Parser()
         read = 0
         for piece in self._fitting(name, shape, sizes):
-            numbers = _parsed(parser, piece.closed(), _CODES[datatype])
+            numbers = _parsed(parser, piece, _CODES[datatype])
             if numbers is None or not _fill(array[read:], numbers):
-                numbers = self._read_slowly(name, datatype, shape, piece, read)
+                numbers = self._read_slowly(name, datatype, shape, piece)
                 if not _fill(array[read:], numbers):
                     raise self._wrong_element(name, datatype, shape)
             read += numbers.size
@@ -138,35 +150,31 @@ class Numbers:
         """Yields all pieces of the list. Raises InvalidTensor at the first whose brackets are not of these sizes."""
         between = self.text[1:-1]
         if len(sizes) == 1:
-            for text, at in _split(between, 1, PIECE_BYTES):
+            for text, at, is_last in _split(between, 1, PIECE_BYTES):
                 if b"[" in text or b"]" in text:
                     raise _wrong_nesting(name, shape, count_bytes(self.text[:at], b","))
-                yield _Piece(text, 1, 1, at)
+                yield _Piece(text, 1, 1, at, at == 1, is_last)
             return
         marks = ListMarks(sizes)
         opened, before = 1, b"["
-        for text, at in _split(between, 1, PIECE_BYTES):
+        for text, at, is_last in _split(between, 1, PIECE_BYTES):
             found = text.translate(None, _NO_MARKS)
             if not marks.follow(before + found):
                 raise _wrong_nesting(name, shape, marks.elements)
             left_open = opened + found.count(b"[") - found.count(b"]")
-            yield _Piece(text, opened, left_open, at)
+            yield _Piece(text, opened, left_open, at, at == 1, is_last)
             opened, before = left_open, b","
         if not (marks.follow(b"]") and marks.is_over()):
             raise _wrong_nesting(name, shape, marks.elements)
 
     # --- what is not plain numbers ---------------------------------------------------------------
 
-    def _read_slowly(self, name: str, datatype: str, shape: Sequence[int], piece: _Piece, first: int) -> Array:
+    def _read_slowly(self, name: str, datatype: str, shape: Sequence[int], piece: _Piece) -> Array:
         """Returns a piece that the parser did not take, as one with whole numbers beyond 64 bits; or says why not."""
-        arrays = []
-        for part in piece.parts():
-            try:
-                arrays.append(array_of(name, datatype, _values(part, len(shape)), first=first))
-            except (InvalidTensor, orjson.JSONDecodeError):
-                break
-        else:
-            return np.concatenate(arrays)
+        try:
+            return np.concatenate([array_of(name, datatype, _values(part)) for part in piece.parts()])
+        except (InvalidTensor, orjson.JSONDecodeError):
+            pass  # the first one that is found need not be the first that is wrong
         raise self._wrong_element(name, datatype, shape)
 
     def _wrong_element(self, name: str, datatype: str, shape: Sequence[int]) -> InvalidTensor:
@@ -182,12 +190,12 @@ class Numbers:
         out_of_range = None
         first = 0
         for piece in self._fitting(name, shape, sizes):
-            numbers = _parsed(parser, piece.closed(), _CODES[datatype])
+            numbers = _parsed(parser, piece, _CODES[datatype])
             if numbers is not None and _fill(np.empty(numbers.size, DTYPES[datatype]), numbers):
                 first += numbers.size
                 continue
             for part in piece.parts():
-                values = _values(part, len(shape))
+                values = _values(part)
                 try:
                     array_of(name, datatype, values, first=first)
                 except InvalidTensor as error:
@@ -221,38 +229,42 @@ def count_bytes(text: Body, char: bytes) -> int:
     )
 
 
-def _split(text: Body, at: int, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yields the text in pieces of about `size` bytes, and where each begins if the first does `at`.
+def _split(text: Body, at: int, size: int) -> Iterator[tuple[bytes, int, bool]]:
+    """Yields the text in pieces of about `size` bytes, where each begins if the first does `at`, and if it is the last.
 
     Each ends before a comma, which belongs to none.
     """
     begin, last = 0, len(text)
-    while begin <= last:
+    is_last = False
+    while not is_last:
         piece = bytes(text[begin : begin + size])
-        if begin + size < last:
+        is_last = begin + size >= last
+        if not is_last:
             comma = piece.rfind(b",")
             if comma < 0:
                 piece = bytes(text[begin : begin + size + PIECE_BYTES])
                 comma = piece.find(b",")
-            piece = piece[:comma] if comma >= 0 else bytes(text[begin:])
-        yield piece, at + begin
+            is_last = comma < 0
+            piece = bytes(text[begin:]) if is_last else piece[:comma]
+        yield piece, at + begin, is_last
         begin += len(piece) + 1
 
 
 def _pieces(text: Body, opened: int, at: int, size: int) -> Iterator[_Piece]:
     """Yields the text in pieces, whatever its brackets are like."""
-    for piece, begin in _split(text, at, size):
+    for piece, begin, is_last in _split(text, at, size):
         left_open = opened + piece.count(b"[") - piece.count(b"]")
-        yield _Piece(piece, opened, left_open, begin)
+        yield _Piece(piece, opened, left_open, begin, begin == at, is_last)
         opened = left_open
 
 
-def _parsed(parser: Any, text: bytes, code: str) -> Array | None:
-    """Returns the numbers of lists, or None where there is anything else."""
+def _parsed(parser: Any, piece: _Piece, code: str) -> Array | None:
+    """Returns the numbers of a piece, or None where there is anything else."""
     try:
-        return np.frombuffer(parser.parse(text).as_buffer(of_type=code), _BUFFERS[code])
+        numbers = np.frombuffer(parser.parse(piece.closed()).as_buffer(of_type=code), _BUFFERS[code])
     except (TypeError, ValueError, RuntimeError):
         return None
+    return numbers[piece.own(numbers.size)]
 
 
 def _is_json(parser: Any, text: bytes) -> bool:
@@ -264,14 +276,12 @@ def _is_json(parser: Any, text: bytes) -> bool:
     return True
 
 
-def _values(piece: _Piece, depth: int) -> list[object]:
-    """Returns the elements of a piece of lists no deeper than that. Raises orjson.JSONDecodeError."""
+def _values(piece: _Piece) -> list[object]:
+    """Returns the elements of a piece. Raises orjson.JSONDecodeError."""
     values: list[object] = orjson.loads(piece.closed())
-    for _ in range(depth):
-        if not values or type(values[0]) is not list:
-            break
-        values = list(chain.from_iterable(values))  # type: ignore[arg-type]  # brackets fit the shape
-    return values
+    while list in set(map(type, values)):  # as often as a shape has sizes
+        values = list(chain.from_iterable(value if isinstance(value, list) else (value,) for value in values))
+    return values[piece.own(len(values))]
 
 
 def _fill(room: Array, numbers: Array) -> bool:

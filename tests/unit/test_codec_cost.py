@@ -47,6 +47,9 @@ path, datatype, rank, header = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(s
 inputs = {"x": TensorSpec("x", datatype, (-1,) * rank)}
 # Code that runs for the first time is read from its file, which also counts as resident.
 decode(('["' + "a" * 300_000 + '\U0001f600"]').encode(), None)
+for end in ("1", "true", "1e39", "x"):
+    data = "1," * 10_000 + end
+    decode(('{"inputs":[{"name":"x","datatype":"FP32","shape":[10001],"data":[' + data + "]}]}").encode(), None)
 with open(path, "rb", buffering=0) as file:
     body = file.read()
 before = status("VmRSS")

@@ -112,6 +112,13 @@ class Numbers:
         """
         if datatype not in _CODES:
             return decode_json(name, datatype, shape, [])  # which says what JSON has no form of
+        array = self._read(name, datatype, shape)
+        if array is None:
+            raise self._wrong_element(name, datatype, shape)  # which has a parser of its own; the array is gone
+        return array
+
+    def _read(self, name: str, datatype: str, shape: Sequence[int]) -> Array | None:
+        """Returns the array, or None where an element is wrong. Raises InvalidTensor for wrong lists."""
         sizes = self._sizes(name, shape)
         array = np.empty(math.prod(shape), DTYPES[datatype])
         parser = simdjson.Parser()
@@ -119,9 +126,9 @@ class Numbers:
         for piece in self._fitting(name, shape, sizes):
             numbers = _parsed(parser, piece, _CODES[datatype])
             if numbers is None or not _fill(array[read:], numbers):
-                numbers = self._read_slowly(name, datatype, shape, piece)
-                if not _fill(array[read:], numbers):
-                    raise self._wrong_element(name, datatype, shape)
+                numbers = _read_slowly(name, datatype, piece)
+                if numbers is None or not _fill(array[read:], numbers):
+                    return None
             read += numbers.size
         if read != array.size:  # a list of one element looks like an empty one until its number is missed
             raise _wrong_count(name, shape, read)
@@ -168,14 +175,6 @@ class Numbers:
             raise _wrong_nesting(name, shape, marks.elements)
 
     # --- what is not plain numbers ---------------------------------------------------------------
-
-    def _read_slowly(self, name: str, datatype: str, shape: Sequence[int], piece: _Piece) -> Array:
-        """Returns a piece that the parser did not take, as one with whole numbers beyond 64 bits; or says why not."""
-        try:
-            return np.concatenate([array_of(name, datatype, _values(part)) for part in piece.parts()])
-        except (InvalidTensor, orjson.JSONDecodeError):
-            pass  # the first one that is found need not be the first that is wrong
-        raise self._wrong_element(name, datatype, shape)
 
     def _wrong_element(self, name: str, datatype: str, shape: Sequence[int]) -> InvalidTensor:
         """Returns what the way of small documents says first: lists, then types, then ranges, all of each.
@@ -274,6 +273,14 @@ def _is_json(parser: Any, text: bytes) -> bool:
     except (ValueError, RuntimeError):
         return False
     return True
+
+
+def _read_slowly(name: str, datatype: str, piece: _Piece) -> Array | None:
+    """Returns a piece that the parser did not take, as one with whole numbers beyond 64 bits; None if it is wrong."""
+    try:
+        return np.concatenate([array_of(name, datatype, _values(part)) for part in piece.parts()])
+    except (InvalidTensor, orjson.JSONDecodeError):
+        return None  # what is found here need not be the first that is wrong
 
 
 def _values(piece: _Piece) -> list[object]:

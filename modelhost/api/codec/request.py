@@ -75,9 +75,10 @@ def decode_request(
         return _decode_document(parse_document(text), body, text_length, inputs, outputs)
     try:
         return _decode_document(large.document, body, text_length, inputs, outputs)
-    except (InvalidRequest, InvalidTensor):
-        large.check()  # what is not JSON is refused for that first, as in small requests
-        raise
+    except (InvalidRequest, InvalidTensor) as error:
+        refusal = error.with_traceback(None)  # without what was read so far
+    large.check()  # what is not JSON is refused for that first, as in small requests
+    raise refusal
 
 
 def _decode_document(

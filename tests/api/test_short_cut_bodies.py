@@ -154,6 +154,20 @@ def test_a_large_body_that_has_to_wait_for_memory_is_left_to_the_application(ser
     nothing_held(served)
 
 
+def test_a_large_body_without_room_in_one_piece_is_left_to_the_application(
+    serve_fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise MemoryError("Unable to allocate 1. MiB")
+
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    monkeypatch.setattr(served.app.infer.inference.buffers, "take", refuse)
+    with counting(served) as ways, wire(served, infer_binary("a", numbers(MB))) as connection:
+        assert connection.must().status == 200
+        assert (ways.socket, ways.application) == (0, 1)
+    nothing_held(served)
+
+
 def test_a_body_at_the_limit_is_taken_and_one_byte_more_is_413_before_it_is_read(serve_fake) -> None:
     served = serve_fake({"a": quick_script()}, server={"max_request_bytes": "1MB", "max_decoding_bytes": "8MB"})
     with wire(served, infer("a", size=MB)) as connection:

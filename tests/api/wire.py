@@ -19,6 +19,15 @@ from modelhost.runtime.fake import FakeScript
 SMALL = RunFootprint((Term(1000),), {})
 
 
+#: Settings that let bodies of several MB in.
+ROOMY = {"server": {"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"}}
+
+
+def numbers(size_bytes: int) -> np.ndarray[Any, Any]:
+    """FP32 that are all different."""
+    return np.arange(size_bytes // 4, dtype="<f4")
+
+
 def quick_script(**more: Any) -> FakeScript:
     """A model whose runs may happen on the event loop, once they have shown to be short."""
     return FakeScript(run_footprint=SMALL, **more)

@@ -90,7 +90,7 @@ def test_raw_tensors_of_any_size_come_in_pieces_and_are_fed_where_they_lie(
             connection.send(request[begin : begin + step])
         answer = connection.must()
         assert answer.status == 200, answer.body
-        assert np.array_equal(np.array(answer.data, "<f4"), values * 2)
+        assert np.array_equal(answer.raw, values * 2)
         assert (ways.socket, ways.application) == (1, 0)
     (array,) = fed
     assert np.array_equal(array, values)
@@ -150,7 +150,7 @@ def test_a_large_body_that_has_to_wait_for_memory_is_left_to_the_application(ser
         served.on_loop(others.end)
         connection.send(request[MB:])
         answer = connection.must()
-        assert np.array_equal(np.array(answer.data, "<f4"), values * 2)
+        assert np.array_equal(answer.raw, values * 2)
         assert (ways.socket, ways.application) == (0, 1)
         connection.send(infer("a"))
         assert connection.must().data == [2]

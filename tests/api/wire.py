@@ -76,13 +76,17 @@ class Reply:
 
     @property
     def data(self) -> list[float]:
-        """The values of the first output, of a JSON answer or a binary one."""
+        """The values of the first output of a JSON answer."""
+        assert self.status == 200, self.body
+        values: list[float] = self.json["outputs"][0]["data"]
+        return values
+
+    @property
+    def raw(self) -> np.ndarray[Any, Any]:
+        """The values of a binary answer's one output."""
         length = self.header("inference-header-content-length")
-        if length is None:
-            assert self.status == 200, self.body
-            values: list[float] = self.json["outputs"][0]["data"]
-            return values
-        return list(np.frombuffer(self.body[int(length) :], "<f4"))
+        assert length is not None, self.body[:1000]
+        return np.frombuffer(self.body, "<f4", offset=int(length))
 
     def header(self, name: str) -> str | None:
         found = [value for key, value in self.headers if key == name]
@@ -95,7 +99,7 @@ class Wire:
     """One connection; answers are read one after another."""
 
     socket: socket.socket
-    buffer: bytes = field(default=b"")
+    buffer: bytearray = field(default_factory=bytearray)
 
     def send(self, *parts: bytes) -> None:
         for part in parts:
@@ -113,7 +117,7 @@ class Wire:
         """Returns the next answer; None where the server has closed instead."""
         while (end := self.buffer.find(b"\r\n\r\n")) < 0:
             if not self._more():
-                assert self.buffer == b"", f"an answer breaks off: {self.buffer[:200]!r}"
+                assert not self.buffer, f"an answer breaks off: {self.buffer[:200]!r}"
                 return None
         lines = self.buffer[:end].decode("latin-1").split("\r\n")
         version, status, _ = lines[0].split(" ", 2)
@@ -121,10 +125,11 @@ class Wire:
         headers = [(line.partition(": ")[0], line.partition(": ")[2]) for line in lines[1:]]
         lengths = [int(value) for key, value in headers if key == "content-length"]
         size = lengths[0] if lengths else 0
-        self.buffer = self.buffer[end + 4 :]
+        del self.buffer[: end + 4]
         while len(self.buffer) < size:
             assert self._more(), "an answer's body breaks off"
-        body, self.buffer = self.buffer[:size], self.buffer[size:]
+        body = bytes(memoryview(self.buffer)[:size])
+        del self.buffer[:size]
         return Reply(int(status), headers, body)
 
     def must(self) -> Reply:

@@ -32,7 +32,7 @@ _FREE: Final = _references([np.empty(1, np.uint8)], 0)
 
 
 class BufferPool:
-    """Event-loop thread. A buffer is in use while anything refers to it or to a view on it."""
+    """Event-loop thread, but for `clear`. A buffer is in use while anything refers to it or to a view on it."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -64,8 +64,8 @@ class BufferPool:
         return fresh
 
     def clear(self) -> None:
-        """Keeps none any more: those in use go with their users."""
-        self._kept.clear()
+        """Keeps none any more: those in use go with their users. Any thread: who looks for one has the old list."""
+        self._kept = []
 
     def _drop_free(self) -> None:
         kept = self._kept

@@ -100,20 +100,22 @@ class Exchange:
         self.received_bytes += len(piece)
 
     def try_receive(self, piece: bytes) -> bool:
-        """Takes a piece of a large body; returns False where the claim for it would have to wait."""
+        """Takes a piece of a large body; returns False where the claim for it would have to wait, or where there
+        is no room for all of the body in one piece."""
         end = self.received_bytes + len(piece)
-        if not self._try_claim(end):
+        if not self._try_claim(end) or (whole := self._whole()) is None:
             return False
-        self._whole()[self.received_bytes : end] = piece
+        whole[self.received_bytes : end] = piece
         self.received_bytes = end
         return True
 
     def room(self) -> memoryview | None:
-        """Returns where the next bytes of a large body go, claimed; None where the claim would have to wait."""
+        """Returns where the next bytes of a large body go, claimed; None as `try_receive` returns False."""
         begin = self.received_bytes
         if begin >= self.claimed_bytes and not self._try_claim(begin + 1):
             return None
-        return self._whole()[begin : self.claimed_bytes]
+        whole = self._whole()
+        return None if whole is None else whole[begin : self.claimed_bytes]
 
     def _try_claim(self, end: int) -> bool:
         """Claims the body up to `end`, by steps: of one that is announced and never comes little is claimed."""
@@ -124,9 +126,13 @@ class Exchange:
             self.claimed_bytes += step
         return True
 
-    def _whole(self) -> memoryview:
+    def _whole(self) -> memoryview | None:
         if self._buffer is None:
-            self._buffer = _aligned(self._buffers.take(self.length + _ALIGNMENT), self.length, self.head.header_length)
+            try:
+                room = self._buffers.take(self.length + _ALIGNMENT)
+            except MemoryError:
+                return None
+            self._buffer = _aligned(room, self.length, self.head.header_length)
         return self._buffer
 
     def body(self) -> Body:

@@ -19,6 +19,15 @@ from modelhost.runtime.fake import FakeScript
 SMALL = RunFootprint((Term(1000),), {})
 
 
+#: Settings that let bodies of several MB in.
+ROOMY = {"server": {"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"}}
+
+
+def numbers(size_bytes: int) -> np.ndarray[Any, Any]:
+    """FP32 that are all different."""
+    return np.arange(size_bytes // 4, dtype="<f4")
+
+
 def quick_script(**more: Any) -> FakeScript:
     """A model whose runs may happen on the event loop, once they have shown to be short."""
     return FakeScript(run_footprint=SMALL, **more)
@@ -67,13 +76,17 @@ class Reply:
 
     @property
     def data(self) -> list[float]:
-        """The values of the first output, of a JSON answer or a binary one."""
+        """The values of the first output of a JSON answer."""
+        assert self.status == 200, self.body
+        values: list[float] = self.json["outputs"][0]["data"]
+        return values
+
+    @property
+    def raw(self) -> np.ndarray[Any, Any]:
+        """The values of a binary answer's one output."""
         length = self.header("inference-header-content-length")
-        if length is None:
-            assert self.status == 200, self.body
-            values: list[float] = self.json["outputs"][0]["data"]
-            return values
-        return list(np.frombuffer(self.body[int(length) :], "<f4"))
+        assert length is not None, self.body[:1000]
+        return np.frombuffer(self.body, "<f4", offset=int(length))
 
     def header(self, name: str) -> str | None:
         found = [value for key, value in self.headers if key == name]
@@ -86,7 +99,7 @@ class Wire:
     """One connection; answers are read one after another."""
 
     socket: socket.socket
-    buffer: bytes = field(default=b"")
+    buffer: bytearray = field(default_factory=bytearray)
 
     def send(self, *parts: bytes) -> None:
         for part in parts:
@@ -104,7 +117,7 @@ class Wire:
         """Returns the next answer; None where the server has closed instead."""
         while (end := self.buffer.find(b"\r\n\r\n")) < 0:
             if not self._more():
-                assert self.buffer == b"", f"an answer breaks off: {self.buffer[:200]!r}"
+                assert not self.buffer, f"an answer breaks off: {self.buffer[:200]!r}"
                 return None
         lines = self.buffer[:end].decode("latin-1").split("\r\n")
         version, status, _ = lines[0].split(" ", 2)
@@ -112,10 +125,11 @@ class Wire:
         headers = [(line.partition(": ")[0], line.partition(": ")[2]) for line in lines[1:]]
         lengths = [int(value) for key, value in headers if key == "content-length"]
         size = lengths[0] if lengths else 0
-        self.buffer = self.buffer[end + 4 :]
+        del self.buffer[: end + 4]
         while len(self.buffer) < size:
             assert self._more(), "an answer's body breaks off"
-        body, self.buffer = self.buffer[:size], self.buffer[size:]
+        body = bytes(memoryview(self.buffer)[:size])
+        del self.buffer[:size]
         return Reply(int(status), headers, body)
 
     def must(self) -> Reply:

@@ -1,0 +1,152 @@
+"""Answers of the short cut: compressed, larger than expected, and too late."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from served import MB, fake_request
+from wire import (
+    ROOMY,
+    binary,
+    counting,
+    infer,
+    nothing_held,
+    numbers,
+    quick_script,
+    warm,
+    wire,
+)
+
+from modelhost.runtime.base import CancelToken
+from modelhost.runtime.fake import FakeModel
+from modelhost.tensors import Array
+
+pytestmark = pytest.mark.timeout(60)
+
+
+# --- compressed answers and time-outs ------------------------------------------------------------------------
+
+LONG = json.dumps(fake_request() | {"inputs": [{"name": "x", "datatype": "FP32", "shape": [600], "data": [0.5] * 600}]})
+
+
+def test_a_compressed_answer_does_not_run_twice(serve_fake) -> None:
+    script = quick_script()
+    served = serve_fake({"a": script})
+    for number in range(1, 6):
+        response = served.infer("a", LONG.encode(), headers={"Accept-Encoding": "gzip, deflate"})
+        assert response.headers["content-encoding"] == "gzip"
+        assert response.json()["outputs"][0]["data"] == [1.0] * 600
+        assert script.runs == number
+
+
+def test_an_answer_that_is_larger_than_the_last_one_does_not_run_twice(serve_fake, monkeypatch) -> None:
+    script = quick_script()
+    served = serve_fake({"a": script}, **ROOMY)
+    warm(served, "a", runs=1)
+    monkeypatch.setattr(FakeModel, "_run", lambda self, feeds, outputs, cancel: [np.ones(500_000, "f4")])
+    runs = []
+    run = FakeModel.run
+    monkeypatch.setattr(FakeModel, "run", lambda self, *args: runs.append(1) or run(self, *args))
+    with counting(served) as ways, wire(served, infer("a")) as connection:
+        answer = connection.must()
+        assert answer.data == [1.0] * 500_000
+        assert (ways.socket, ways.quick, len(runs)) == (1, 1, 1)
+    nothing_held(served)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate, br", "gzip"), ("gzip;q=0", None), ("br", None)],
+)
+@pytest.mark.parametrize("runs", [0, 1, 3])
+@pytest.mark.parametrize("is_on", [True, False])
+def test_answers_are_compressed_as_they_are_asked_for(
+    serve_fake, accepted: str, coding: str | None, runs: int, is_on: bool
+) -> None:
+    served = serve_fake({"a": quick_script()}, server={"compress_answers": is_on})
+    for _ in range(runs):
+        assert served.infer("a", LONG.encode(), headers={"Accept-Encoding": ""}).status_code == 200
+    with counting(served) as ways:
+        response = served.infer("a", LONG.encode(), headers={"Accept-Encoding": accepted})
+    assert ways.quick == (runs > 0)
+    assert response.headers.get("content-encoding") == (coding if is_on else None)
+    assert response.headers.get("vary") == ("accept-encoding" if coding and is_on else None)
+    assert response.json()["outputs"][0]["data"] == [1.0] * 600
+
+
+@pytest.mark.parametrize("size", [4000, 2 * MB])
+@pytest.mark.parametrize("runs", [0, 1, 3])
+def test_the_binary_header_length_is_that_of_the_json_before_it_is_compressed(serve_fake, size: int, runs: int) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    values = numbers(size)
+    content, length = binary(values)
+    headers = {"Inference-Header-Content-Length": str(length), "Accept-Encoding": "gzip"}
+    for _ in range(runs + 1):
+        response = served.infer("a", content, headers=headers)
+    assert response.headers["content-encoding"] == "gzip"
+    start = int(response.headers["inference-header-content-length"])
+    assert json.loads(response.content[:start])["outputs"][0]["parameters"] == {"binary_data_size": size}
+    assert np.array_equal(np.frombuffer(response.content[start:], "<f4"), values * 2)
+    nothing_held(served)
+
+
+@pytest.mark.parametrize("state", ["cold", "loading", "on a thread", "in place"])
+def test_a_time_of_a_microsecond_is_over_everywhere(serve_fake, state: str) -> None:
+    loading = state == "loading"
+    script = quick_script(load_may_end=threading.Event() if loading else None)
+    served = serve_fake({"a": script})
+    if state in ("on a thread", "in place"):
+        warm(served, "a", runs=1 if state == "on a thread" else 3)
+    first = served.later(served.infer, "a") if loading else None
+    if loading:
+        assert script.load_started.wait(10)
+    runs = script.runs
+    with wire(served, infer("a", parameters={"timeout": 1})) as connection:
+        answer = connection.must()
+        assert (answer.status, answer.json["code"], answer.header("retry-after")) == (503, "timeout", "1")
+        if first is not None and script.load_may_end is not None:
+            script.load_may_end.set()
+            assert first.result().status_code == 200
+        connection.send(infer("a"))
+        assert connection.must().data == [2]
+    nothing_held(served)
+    assert script.runs <= runs + 2
+
+
+def test_a_run_on_a_thread_that_takes_longer_than_its_time_is_503_and_stopped(serve_fake) -> None:
+    script = quick_script()
+    served = serve_fake({"a": script})
+    warm(served, "a", runs=1)
+    script.run_may_end = threading.Event()  # set by the cancellation only
+    with counting(served) as ways, wire(served, infer("a", parameters={"timeout": 50_000})) as connection:
+        answer = connection.must()
+        assert (answer.status, answer.json["code"], ways.quick) == (503, "timeout", 1)
+        assert answer.json["waited_s"] >= 0.04  # timers count in milliseconds
+        nothing_held(served)
+        connection.send(infer("a"))
+        assert connection.must().data == [2]
+
+
+def test_runs_that_have_become_long_leave_the_event_loop(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    waiting, pause_s = threading.Event(), [0.0]
+
+    def run(self: FakeModel, feeds: Any, outputs: Any, cancel: CancelToken) -> list[Array]:
+        threads.append(threading.current_thread().name)
+        if pause_s[0]:
+            waiting.wait(pause_s[0])
+        return [np.asarray(feeds["x"]) * 2]
+
+    monkeypatch.setattr(FakeModel, "_run", run)
+    served = serve_fake({"a": quick_script()}, server={"run_threads": 2})
+    warm(served, "a", runs=4)
+    assert not threads[-1].startswith("modelhost-run")
+    pause_s[0] = 0.005
+    warm(served, "a", runs=1)
+    assert not threads[-1].startswith("modelhost-run")  # nobody could know
+    warm(served, "a", runs=5)
+    assert all(name.startswith("modelhost-run") for name in threads[-5:])

@@ -1,0 +1,247 @@
+"""Bodies of the short cut: in pieces, large ones, and those that pause."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from served import MB, head
+from wire import (
+    ROOMY,
+    binary,
+    counting,
+    infer,
+    infer_binary,
+    nothing_held,
+    numbers,
+    quick_script,
+    used_bytes,
+    warm,
+    wire,
+)
+
+from modelhost.api.buffers import BufferPool
+from modelhost.runtime.base import CancelToken
+from modelhost.runtime.fake import FakeModel
+from modelhost.tensors import Array
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
+    """What fake models were fed."""
+    arrays: list[Array] = []
+    run = FakeModel.run
+
+    def spy(
+        self: FakeModel, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None
+    ) -> list[Array]:
+        arrays.extend(feeds.values())
+        return run(self, feeds, outputs, cancel)
+
+    monkeypatch.setattr(FakeModel, "run", spy)
+    return arrays
+
+
+# --- pieces --------------------------------------------------------------------------------------------------
+
+
+def test_a_body_may_come_byte_by_byte(serve_fake) -> None:
+    served = serve_fake({"a": quick_script()})
+    request = infer("a", value=21)
+    with counting(served) as ways, wire(served) as connection:
+        for index in range(len(request)):
+            connection.send(request[index : index + 1])
+        assert connection.must().data == [42]
+        assert (ways.socket, ways.application) == (1, 0)
+    nothing_held(served)
+
+
+def test_single_bytes_are_held_as_what_they_are(serve_fake) -> None:
+    served = serve_fake({"a": quick_script()})
+    with wire(served, head("/v2/models/a/infer", "Content-Length: 50000")) as connection:
+        for _ in range(300):
+            connection.send(b" ")
+            served.settle(1)
+        (exchange,) = served.app.short_cut.receiving
+        assert 0 < exchange.received_bytes <= 300
+        assert isinstance(exchange._small, bytearray)
+    nothing_held(served)
+
+
+@pytest.mark.parametrize("size", [1000, 64 << 10, (64 << 10) + 1, 300_000, 4 * MB])
+@pytest.mark.parametrize("step", [1 << 10, 70_000, 10 * MB])
+def test_raw_tensors_of_any_size_come_in_pieces_and_are_fed_where_they_lie(
+    serve_fake, fed: list[Array], size: int, step: int
+) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    warm(served, "a", runs=1)
+    values = numbers(size)
+    request = infer_binary("a", values)
+    fed.clear()
+    with counting(served) as ways, wire(served) as connection:
+        for begin in range(0, len(request), step):
+            connection.send(request[begin : begin + step])
+        answer = connection.must()
+        assert answer.status == 200, answer.body
+        assert np.array_equal(answer.raw, values * 2)
+        assert (ways.socket, ways.application) == (1, 0)
+    (array,) = fed
+    assert np.array_equal(array, values)
+    if size > 64 << 10:
+        assert array.flags.aligned
+        assert array.__array_interface__["data"][0] % 64 == 0
+        assert not array.flags.owndata  # a view on the body
+    fed.clear()
+    del array
+    nothing_held(served)
+
+
+def test_a_large_raw_tensor_is_not_copied(serve_fake, fed: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    warm(served, "a")
+    fed.clear()
+    bodies = []
+    begin = served.app.short_cut.begin
+
+    def spy(exchange: Any) -> None:
+        bodies.append(np.frombuffer(exchange.body(), np.uint8))
+        begin(exchange)
+
+    monkeypatch.setattr(served.app.short_cut, "begin", spy)
+    with wire(served, infer_binary("a", numbers(2 * MB))) as connection:
+        assert connection.must().status == 200
+    assert np.shares_memory(fed[0], bodies[0])
+    assert fed[0].nbytes == 2 * MB
+
+
+def test_a_large_body_is_claimed_by_steps_as_it_comes(serve_fake) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    request = infer_binary("a", numbers(4 * MB))
+    with wire(served, request[:300]) as connection:
+        served.settle()
+        assert used_bytes(served) == 256 << 10
+        connection.send(request[300:MB])
+        served.eventually(lambda _: MB - (64 << 10) <= used_bytes(served) <= MB + (256 << 10))
+        connection.send(request[MB:])
+        assert connection.must().status == 200
+    nothing_held(served)
+
+
+def test_a_large_body_that_has_to_wait_for_memory_is_left_to_the_application(serve_fake) -> None:
+    script = quick_script()
+    served = serve_fake({"a": script}, server={"max_request_bytes": "2MB", "max_decoding_bytes": "4MB"})
+    warm(served, "a")
+    values = numbers(MB + MB // 2)
+    request = infer_binary("a", values)
+    budget = served.app.infer.inference.budget
+    others = served.on_loop(budget.hold)
+    with counting(served) as ways, wire(served, request[: MB // 2]) as connection:
+        served.eventually(lambda _: used_bytes(served) >= MB // 4)
+        assert served.on_loop(lambda: others.try_grow(budget.free_bytes))
+        connection.send(request[MB // 2 : MB])
+        served.eventually(lambda _: budget.waiting == 1)
+        served.on_loop(others.end)
+        connection.send(request[MB:])
+        answer = connection.must()
+        assert np.array_equal(answer.raw, values * 2)
+        assert (ways.socket, ways.application) == (0, 1)
+        connection.send(infer("a"))
+        assert connection.must().data == [2]
+        assert ways.socket == 1
+    nothing_held(served)
+
+
+def test_a_large_body_without_room_in_one_piece_is_left_to_the_application(
+    serve_fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise MemoryError("Unable to allocate 1. MiB")
+
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    monkeypatch.setattr(served.app.infer.inference.buffers, "take", refuse)
+    with counting(served) as ways, wire(served, infer_binary("a", numbers(MB))) as connection:
+        assert connection.must().status == 200
+        assert (ways.socket, ways.application) == (0, 1)
+    nothing_held(served)
+
+
+def test_buffers_may_be_given_back_by_another_thread_while_one_is_looked_for(
+    serve_fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    buffers = served.app.infer.inference.buffers
+    kept = [served.on_loop(lambda: buffers.take(MB)) for _ in range(3)]
+    assert buffers.size_bytes == 3 * MB
+
+    def clear_and_count(kept: list[Array], index: int) -> int:
+        clearing = threading.Thread(target=buffers.clear)  # as the memory thread does when memory is wanted
+        clearing.start()
+        clearing.join()
+        return references(kept, index)
+
+    references = vars(inspect.getmodule(BufferPool))["_references"]
+    monkeypatch.setattr("modelhost.api.buffers._references", clear_and_count)
+    assert served.on_loop(lambda: buffers.take(MB)).nbytes == MB
+    assert buffers.size_bytes == MB
+    del kept
+
+
+def test_a_body_at_the_limit_is_taken_and_one_byte_more_is_413_before_it_is_read(serve_fake) -> None:
+    served = serve_fake({"a": quick_script()}, server={"max_request_bytes": "1MB", "max_decoding_bytes": "8MB"})
+    with wire(served, infer("a", size=MB)) as connection:
+        assert connection.must().data == [2]
+    with wire(served, head("/v2/models/a/infer", f"Content-Length: {MB + 1}")) as connection:
+        assert connection.must().status == 413
+    nothing_held(served)
+
+
+@pytest.mark.parametrize("length", ["3", "9" * 5000, "x", "4194304"])
+def test_a_large_body_whose_header_length_is_wrong_is_400(serve_fake, length: str) -> None:
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    content = binary(numbers(MB))[0] + b"x"
+    lines = (f"Content-Length: {len(content)}", f"Inference-Header-Content-Length: {length}")
+    with wire(served, head("/v2/models/a/infer", *lines) + content) as connection:
+        assert connection.must().status == 400
+        connection.send(infer("a"))
+        assert connection.must().data == [2]
+    nothing_held(served)
+
+
+# --- pauses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [0, 1, 70_000])
+@pytest.mark.parametrize("key", ["receive_timeout_s", "request_timeout_s"])
+def test_a_body_that_pauses_is_503_and_its_rest_is_no_request(serve_fake, sent: int, key: str) -> None:
+    script = quick_script()
+    served = serve_fake({"a": script}, server={key: 0.1})
+    with wire(served, head("/v2/models/a/infer", "Content-Length: 100000") + b" " * sent) as connection:
+        answer = connection.must()
+        assert (answer.status, answer.json["code"]) == (503, "timeout")
+        assert "receiving the body" in answer.json["error"]
+        assert answer.header("connection") == "close"
+        with contextlib.suppress(OSError):  # closed: what follows is not looked at
+            connection.send(infer("a"), infer("a"))
+        assert connection.answer() is None
+    nothing_held(served)
+    assert script.runs == 0
+    assert 'outcome="timeout"' in served.get("/metrics").text
+
+
+def test_a_body_that_goes_on_is_not_a_pause(serve_fake) -> None:
+    served = serve_fake({"a": quick_script()}, server={"receive_timeout_s": 0.3})
+    request = infer("a", size=3000)
+    step = -(-len(request) // 40)
+    waiting = threading.Event()
+    with wire(served) as connection:
+        for begin in range(0, len(request), step):
+            connection.send(request[begin : begin + step])
+            waiting.wait(0.015)
+        assert connection.must().data == [2]

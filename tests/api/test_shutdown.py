@@ -1,0 +1,134 @@
+"""A shutdown with requests on the short cut: those in flight are answered, in time, or told that the host closes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import MB, Served, fake_host, head, serve
+from wire import infer, infer_binary, quick_script, warm, wire
+
+from modelhost.runtime.fake import FakeScript
+
+pytestmark = pytest.mark.timeout(60)
+
+GRACE_S = 0.5
+
+
+@pytest.fixture
+def serve_short(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Returns a function that serves fake models, which end half a second after they are asked to."""
+    with ExitStack() as stack:
+
+        def serve_scripts(scripts: dict[str, FakeScript]) -> Served:
+            host = fake_host(tmp_path, scripts, server={"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"})
+            return stack.enter_context(serve(host, timeout_graceful_shutdown=GRACE_S))
+
+        yield serve_scripts
+
+
+def shut_down(served: Served) -> None:
+    served.http.close()
+    served.server.should_exit = True
+    connections = served.server.server_state.connections
+    served.eventually(lambda _: all(one.cycle is None or not one.cycle.keep_alive for one in connections))
+
+
+def test_a_run_on_a_thread_is_answered_and_its_connection_closed(serve_short) -> None:
+    script = quick_script()
+    served = serve_short({"a": script})
+    warm(served, "a", runs=1)
+    script.run_may_end = threading.Event()
+    script.run_started.clear()
+    with wire(served, infer("a")) as connection, wire(served) as idle:
+        assert script.run_started.wait(10)
+        shut_down(served)
+        assert idle.answer() is None
+        script.run_may_end.set()
+        (answer,) = connection.answers()
+        assert (answer.data, answer.header("connection")) == ([2], "close")
+
+
+def test_a_load_is_waited_for(serve_short) -> None:
+    script = quick_script(load_may_end=threading.Event())
+    served = serve_short({"a": script})
+    with wire(served, infer("a")) as connection:
+        assert script.load_started.wait(10)
+        shut_down(served)
+        script.load_may_end.set()
+        (answer,) = connection.answers()
+        assert (answer.data, answer.header("connection")) == ([2], "close")
+
+
+@pytest.mark.parametrize("size", [8, 2 * MB])
+def test_a_body_that_is_still_coming_is_waited_for(serve_short, size: int) -> None:
+    served = serve_short({"a": quick_script()})
+    warm(served, "a", runs=1)
+    values = np.arange(size // 4, dtype="<f4")
+    request = infer_binary("a", values)
+    with wire(served, request[: len(request) // 2]) as connection:
+        served.eventually(lambda _: len(served.app.short_cut.receiving) == 1)
+        shut_down(served)
+        connection.send(request[len(request) // 2 :])
+        (answer,) = connection.answers()
+        assert np.array_equal(answer.raw, values * 2)
+        assert answer.header("connection") == "close"
+
+
+def test_a_body_that_is_left_to_the_application_during_a_shutdown_ends_the_connection_too(serve_short) -> None:
+    served = serve_short({"a": quick_script()})
+    warm(served, "a", runs=1)
+    values = np.arange(MB // 4, dtype="<f4")
+    request = infer_binary("a", values)
+    budget = served.app.infer.inference.budget
+    others = served.on_loop(budget.hold)
+    with wire(served, request[:1000]) as connection:
+        served.eventually(lambda _: len(served.app.short_cut.receiving) == 1)
+        shut_down(served)
+        assert served.on_loop(lambda: others.try_grow(budget.free_bytes))
+        connection.send(request[1000:600_000])
+        served.eventually(lambda _: budget.waiting == 1)
+        served.on_loop(others.end)
+        connection.send(request[600_000:])
+        (answer,) = connection.answers()
+        assert answer.status == 200
+        assert answer.header("connection") == "close"
+
+
+@pytest.mark.parametrize("where", ["thread", "load", "body", "large body"])
+def test_what_takes_longer_than_the_grace_is_told_so(serve_short, where: str) -> None:
+    script = quick_script(load_may_end=threading.Event() if where == "load" else None)
+    served = serve_short({"a": script})
+    request = infer_binary("a", np.zeros(MB, "<f4")) if where == "large body" else infer("a")
+    if where == "thread":
+        warm(served, "a", runs=1)
+        script.run_may_end = threading.Event()  # set by the cancellation only
+        script.run_started.clear()
+    cut = len(request) // 2 if "body" in where else len(request)
+    with wire(served, request[:cut]) as connection:
+        if where == "thread":
+            assert script.run_started.wait(10)
+        elif where == "load":
+            assert script.load_started.wait(10)
+        else:
+            served.eventually(lambda _: len(served.app.short_cut.receiving) == 1)
+        shut_down(served)
+        (answer,) = connection.answers()
+        assert (answer.status, answer.json["code"]) == (503, "closed")
+        assert answer.header("retry-after") == "5"
+        assert answer.header("connection") == "close"
+        if script.load_may_end is not None:
+            script.load_may_end.set()  # the host waits for what it has begun to load
+
+
+def test_a_shutdown_without_requests_is_immediate(serve_short) -> None:
+    served = serve_short({"a": quick_script()})
+    warm(served, "a")
+    with wire(served) as silent, wire(served, infer("a")) as used, wire(served, head("/v2", method="GET")) as plain:
+        assert used.must().status == plain.must().status == 200
+        shut_down(served)
+        assert silent.answer() is used.answer() is plain.answer() is None

@@ -3,8 +3,9 @@
 It is read in pieces that fit the processor's cache: simdjson parses one as a list of its own, in as many lists
 as are open where it begins, and copies its numbers out as one buffer. (Parsed whole, 8 MB of text touch 37 MB
 of fresh memory, which takes longer than parsing.) A piece holds the interpreter for a fraction of a millisecond:
-other threads wait for it no longer than for any Python code (8 MB: 5 to 10 ms at the worst, of which 5 are the
-interpreter's own interval; parsed whole 20 to 30).
+other threads wait for it no longer than for any Python code. (8 MB on two busy cores: at most 7 ms in nine runs
+of ten, of which 5 are the interpreter's own interval, or 14 where the system's scheduler adds its own; parsed
+whole, 20.)
 
 What this accepts is what the way of small documents (`json_tensors.py`) accepts, bit for bit; what it refuses
 it refuses for the same reason, and names the same element.

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelhost.api.codec import InferRequest, decode_request, large_json, list_marks, number_list
+from modelhost.api.codec import InferRequest, decode_request, large_json, list_marks, list_pieces, number_list
 from modelhost.api.codec.list_marks import ListMarks
 from modelhost.errors import InvalidRequest, InvalidTensor, ModelHostError
 from modelhost.tensors import DTYPES, TensorSpec
@@ -43,9 +43,9 @@ def large_way(piece: int) -> Iterator[list[bool]]:
     """Any document is a large one, read in pieces of that size; yields whether each was cut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_TEXT_BYTES", 0)
-        for module in (large_json, number_list):
+        for module in (large_json, list_pieces, number_list):
             patch.setattr(module, "PIECE_BYTES", piece)
-        patch.setattr(number_list, "_VALUES_BYTES", max(8, piece // 8))
+        patch.setattr(list_pieces, "_VALUES_BYTES", max(8, piece // 8))
         patch.setattr(list_marks, "_BLOCK_BYTES", piece // 4)
         cuts: list[bool] = []
         real = large_json.cut

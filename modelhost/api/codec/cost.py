@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from modelhost.api.codec.large_json import CutRequest, cut, parses_large
-from modelhost.api.codec.number_list import PIECE_BYTES
+from modelhost.api.codec.list_pieces import PIECE_BYTES
 from modelhost.tensors import DTYPES, TensorSpec
 
 _FIXED: Final = 1 << 14  # big buffers end within a page; the small objects of any request

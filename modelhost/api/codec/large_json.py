@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from modelhost.api.codec.list_pieces import PIECE_BYTES
 from modelhost.api.codec.messages import Body
-from modelhost.api.codec.number_list import PIECE_BYTES, Numbers
+from modelhost.api.codec.number_list import Numbers
 from modelhost.tensors import TensorSpec
 
 #: Requests from this size on are worth it.

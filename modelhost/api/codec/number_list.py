@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -24,15 +24,9 @@ import simdjson
 
 from modelhost.api.codec.json_tensors import ELEMENT_TYPES, array_of, decode_json
 from modelhost.api.codec.list_marks import ListMarks
-from modelhost.api.codec.messages import Body
+from modelhost.api.codec.list_pieces import PIECE_BYTES, Piece, count_bytes, pieces_of, split
 from modelhost.errors import InvalidRequest, InvalidTensor
 from modelhost.tensors import DTYPES, Array
-
-#: Text that is parsed at once. The parser's buffers for it are some fifteen times as large.
-PIECE_BYTES: Final = 64 << 10
-
-#: Text that becomes Python values at once, where the parser of pieces gives up: they take up to 200 times as much.
-_VALUES_BYTES: Final = 8 << 10
 
 _CODES: Final = {
     **dict.fromkeys(("FP32", "FP64"), "d"),
@@ -47,34 +41,6 @@ _BEHIND: Final = b"}]}"
 
 _WHITE: Final = b" \t\r\n"
 _NO_MARKS: Final = bytes(code for code in range(256) if code not in b"[],")
-
-
-class _Piece(NamedTuple):
-    """Text between two commas, or an end of the list; how many lists are open before and behind it; where it begins."""
-
-    text: bytes
-    opened: int
-    left_open: int
-    at: int
-    is_first: bool
-    is_last: bool
-
-    def closed(self) -> bytes:
-        """Returns the piece as a list of its own, with a number in place of what is before it, and behind it.
-
-        Without them a list that is empty, as its only value is missing, would look like any empty one.
-        """
-        before, behind = b"" if self.is_first else b"0,", b"" if self.is_last else b",0"
-        return b"".join((b"[" * self.opened, before, self.text, behind, b"]" * self.left_open))
-
-    def own(self, size: int) -> slice:
-        """Returns which of the `size` elements of `closed` are those of the piece."""
-        return slice(0 if self.is_first else 1, size if self.is_last else size - 1)
-
-    def parts(self) -> Iterator[_Piece]:
-        """Yields the piece in pieces that may become Python values."""
-        for part in _pieces(self.text, self.opened, self.at, _VALUES_BYTES):
-            yield part._replace(is_first=part.is_first and self.is_first, is_last=part.is_last and self.is_last)
 
 
 class Numbers:
@@ -97,7 +63,7 @@ class Numbers:
         """Raises InvalidRequest unless the text is one list in JSON, of whatever it may be."""
         parser = simdjson.Parser()
         left_open = 1
-        for piece in _pieces(self.text[1:-1], 1, 1, PIECE_BYTES):
+        for piece in pieces_of(self.text[1:-1], 1, 1, PIECE_BYTES):
             left_open = piece.left_open
             if left_open < 1:
                 raise self._not_json("more lists end than begin", piece.at)
@@ -154,23 +120,23 @@ class Numbers:
             raise _wrong_count(name, shape, found)
         return [*shape[: depth - 1], math.prod(shape[depth - 1 :])]
 
-    def _fitting(self, name: str, shape: Sequence[int], sizes: Sequence[int]) -> Iterator[_Piece]:
+    def _fitting(self, name: str, shape: Sequence[int], sizes: Sequence[int]) -> Iterator[Piece]:
         """Yields all pieces of the list. Raises InvalidTensor at the first whose brackets are not of these sizes."""
         between = self.text[1:-1]
         if len(sizes) == 1:
-            for text, at, is_last in _split(between, 1, PIECE_BYTES):
+            for text, at, is_last in split(between, 1, PIECE_BYTES):
                 if b"[" in text or b"]" in text:
                     raise _wrong_nesting(name, shape, count_bytes(self.text[:at], b","))
-                yield _Piece(text, 1, 1, at, at == 1, is_last)
+                yield Piece(text, 1, 1, at, at == 1, is_last)
             return
         marks = ListMarks(sizes)
         opened, before = 1, b"["
-        for text, at, is_last in _split(between, 1, PIECE_BYTES):
+        for text, at, is_last in split(between, 1, PIECE_BYTES):
             found = text.translate(None, _NO_MARKS)
             if not marks.follow(before + found):
                 raise _wrong_nesting(name, shape, marks.elements)
             left_open = opened + found.count(b"[") - found.count(b"]")
-            yield _Piece(text, opened, left_open, at, at == 1, is_last)
+            yield Piece(text, opened, left_open, at, at == 1, is_last)
             opened, before = left_open, b","
         if not (marks.follow(b"]") and marks.is_over()):
             raise _wrong_nesting(name, shape, marks.elements)
@@ -205,7 +171,7 @@ class Numbers:
                 first += len(values)
         return out_of_range or _wrong_count(name, shape, first)
 
-    def _check_parts(self, piece: _Piece) -> None:
+    def _check_parts(self, piece: Piece) -> None:
         """Raises InvalidRequest unless the piece is JSON to the parser of small documents."""
         for part in piece.parts():
             try:
@@ -220,45 +186,7 @@ class Numbers:
         return InvalidRequest(f"the body is not valid JSON: {reason}, at byte {self.begin + at} or soon behind it")
 
 
-def count_bytes(text: Body, char: bytes) -> int:
-    """Returns how often one character is in the text."""
-    codes = np.frombuffer(text, np.uint8)
-    return sum(
-        int(np.count_nonzero(codes[begin : begin + PIECE_BYTES] == char[0]))
-        for begin in range(0, len(codes), PIECE_BYTES)
-    )
-
-
-def _split(text: Body, at: int, size: int) -> Iterator[tuple[bytes, int, bool]]:
-    """Yields the text in pieces of about `size` bytes, where each begins if the first does `at`, and if it is the last.
-
-    Each ends before a comma, which belongs to none.
-    """
-    begin, last = 0, len(text)
-    is_last = False
-    while not is_last:
-        piece = bytes(text[begin : begin + size])
-        is_last = begin + size >= last
-        if not is_last:
-            comma = piece.rfind(b",")
-            if comma < 0:
-                piece = bytes(text[begin : begin + size + PIECE_BYTES])
-                comma = piece.find(b",")
-            is_last = comma < 0
-            piece = bytes(text[begin:]) if is_last else piece[:comma]
-        yield piece, at + begin, is_last
-        begin += len(piece) + 1
-
-
-def _pieces(text: Body, opened: int, at: int, size: int) -> Iterator[_Piece]:
-    """Yields the text in pieces, whatever its brackets are like."""
-    for piece, begin, is_last in _split(text, at, size):
-        left_open = opened + piece.count(b"[") - piece.count(b"]")
-        yield _Piece(piece, opened, left_open, begin, begin == at, is_last)
-        opened = left_open
-
-
-def _parsed(parser: Any, piece: _Piece, code: str) -> Array | None:
+def _parsed(parser: Any, piece: Piece, code: str) -> Array | None:
     """Returns the numbers of a piece, or None where there is anything else."""
     try:
         numbers = np.frombuffer(parser.parse(piece.closed()).as_buffer(of_type=code), _BUFFERS[code])
@@ -276,7 +204,7 @@ def _is_json(parser: Any, text: bytes) -> bool:
     return True
 
 
-def _read_slowly(name: str, datatype: str, piece: _Piece) -> Array | None:
+def _read_slowly(name: str, datatype: str, piece: Piece) -> Array | None:
     """Returns a piece that the parser did not take, as one with whole numbers beyond 64 bits; None if it is wrong."""
     try:
         return np.concatenate([array_of(name, datatype, _values(part)) for part in piece.parts()])
@@ -284,7 +212,7 @@ def _read_slowly(name: str, datatype: str, piece: _Piece) -> Array | None:
         return None  # what is found here need not be the first that is wrong
 
 
-def _values(piece: _Piece) -> list[object]:
+def _values(piece: Piece) -> list[object]:
     """Returns the elements of a piece. Raises orjson.JSONDecodeError."""
     values: list[object] = orjson.loads(piece.closed())
     while list in set(map(type, values)):  # as often as a shape has sizes

@@ -136,7 +136,8 @@ class BatchingSettings(_Section):
     max_rows: PositiveInt = 64
     """Most rows of a shared run."""
     max_delay: Duration = 0.0
-    """How long a request may wait for others to share its run with, at most; 0: only while all threads are busy."""
+    """How long a request may wait for others to share its run with, at most; 0: only with what has come by then,
+    and while all threads are busy."""
 
 
 class ModelOptions(_Section):

@@ -147,11 +147,11 @@ class QuickCodec:
         parts = [self._prefix]
         if request.id:
             parts += (b',"id":', orjson.dumps(request.id))
-        raws: list[bytes | memoryview] = []
+        raws: list[memoryview] = []
         for asked, text, array in zip(request.outputs, template, arrays, strict=True):
             parts.append(text)
             if asked.binary:
-                raws.append(array.tobytes())
+                raws.append(array.ravel().view(np.uint8).data)
             else:
                 data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
                 if _NULL in data:  # NaN or infinity, which JSON does not have

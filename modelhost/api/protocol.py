@@ -1,9 +1,9 @@
 """HTTP on the socket: uvicorn's protocol, with bounded heads and connections, and a short cut for inference.
 
-An inference request whose body comes with its length is collected in the parser's callbacks, answered
-when they have returned, and never becomes an ASGI scope, a task and six messages: that is half of what it costs. All else
-goes to the application by uvicorn's own code, and so does an inference request that is in any way unusual.
-What that rests on of uvicorn, which takes a protocol class as a setting, are the public attributes of its
+An inference request whose body comes with its length is collected in the parser's callbacks, answered when
+they have returned, and never becomes an ASGI scope, a task and six messages: that is half of what it costs.
+All else goes to the application by uvicorn's own code, and so does an inference request that is in any way
+unusual. What that rests on of uvicorn, which takes a protocol class as a setting, are the public attributes of its
 own one, and the callbacks of httptools' documented interface; tests/api/test_shortcut.py pins both.
 
 An exchange takes the place of uvicorn's `cycle` while it lasts: so a request that is pipelined behind it

@@ -110,25 +110,31 @@ def test_a_model_in_a_slow_run_stays_while_others_push_for_its_memory(
     models: ModelSet, host: HostProcess, client: Client
 ) -> None:
     held, *others = models.cases
-    rows = 128  # about a second and a half, and some 30 MB of activations
+    rows = 128  # some 30 MB of activations, and several times as long as a look at the memory
     answers: list[np.ndarray] = []
 
     def run_slowly() -> None:
         with Client(host.url) as slow:
             answers.append(slow.infer(held.name, repeat(held, rows)))
 
+    def push() -> None:
+        with Client(host.url) as pushing:
+            for case in others * 3:
+                if not thread.is_alive():
+                    break
+                assert case.is_right(pushing.infer(case.name, case.question))
+
     client.infer(held.name, held.question)
-    thread = threading.Thread(target=run_slowly)
+    thread, pusher = threading.Thread(target=run_slowly), threading.Thread(target=push)
     thread.start()
+    pusher.start()
     seen_while_held = 0
-    for case in others * 3:
-        if not thread.is_alive():
-            break
-        assert case.is_right(client.infer(case.name, case.question))
+    while thread.is_alive():
         entries = {model["name"]: model for model in client.memory()["models"]}
         if thread.is_alive():
             assert entries[held.name]["state"] == "ready"
             seen_while_held += entries[held.name]["leases"] > 0
+    pusher.join()
     thread.join()
     assert seen_while_held > 0
     assert client.metrics()["evictions"] > 0

@@ -233,12 +233,17 @@ def raw_body(*tensors: tuple[str, int]) -> tuple[bytes, int, dict[str, TensorSpe
 
 def copies(body: memoryview, header_length: int, specs: dict[str, TensorSpec]) -> tuple[int, int]:
     """Returns what decoding copies of the raw tensors, and the bound for that; checks the whole bound too."""
-    tracemalloc.start()
-    try:
-        decoded = decode_request(body, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=1 << 40)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for _ in range(3):  # threads that other tests have left allocate too, now and then
+        tracemalloc.start()
+        try:
+            decoded = decode_request(
+                body, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=1 << 40
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    peak = min(peaks)
     cost = decode_cost_bytes(body, header_length=header_length, inputs=specs)
     assert peak <= cost
     where = np.frombuffer(body, np.uint8)

@@ -137,10 +137,12 @@ def test_a_raw_output_takes_its_bytes_and_those_of_a_copy_only_where_it_is_not_i
     outputs = [(OutputRequest("y", True), TensorSpec("y", "FP32", None), output)]
     bound = encode_cost_bytes(outputs)
     assert 0 <= bound - (1 if is_in_order else 2) * square.nbytes <= 16 << 10
-    tracemalloc.start()
-    try:
-        encode((output, True))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak <= bound
+    peaks = []
+    for _ in range(3):  # threads that other tests have left allocate too, now and then
+        tracemalloc.start()
+        try:
+            encode((output, True))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(peaks) <= bound

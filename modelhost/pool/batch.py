@@ -110,6 +110,7 @@ class Ran:
     infer_ns: int
     output_ns: int
     output_bytes: int
+    is_shared: bool = False
 
 
 class Batch:
@@ -238,6 +239,9 @@ class Batch:
         for ran in self._ran:
             self._statistics.note_execution(ran.rows, ran.infer_ns, ran.output_ns)
             ran.figures.note(ran.infer_ns, ran.output_bytes)
+            for run in self._runs if ran.is_shared else ():
+                share_bytes = ran.output_bytes * run.timing.rows // ran.rows
+                self._demand.look(run.feeds).note_at_most(ran.infer_ns, share_bytes)
             if self._times is not None:
                 self._times.note(ran.rows, ran.infer_ns)
         self._on_end(self._rows)
@@ -304,7 +308,8 @@ class Batch:
             run.take(_cut([arrays[name] for name in run.outputs], start, end), began_ns, infer_ns)
             start = end
             output_ns += run.timing.output_ns
-        self._ran.append(Ran(self._demand.rows_like(wanted[0].feeds, total), total, infer_ns, output_ns, size_bytes))
+        figures = self._demand.rows_like(wanted[0].feeds, total)
+        self._ran.append(Ran(figures, total, infer_ns, output_ns, size_bytes, is_shared=True))
         return True
 
 

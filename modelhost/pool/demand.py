@@ -55,6 +55,13 @@ class Figures:
         if output_bytes > self.output_bytes:
             self.output_bytes = output_bytes
 
+    def note_at_most(self, took_ns: int, output_bytes: int) -> None:
+        """Takes note of a larger run: this one takes no longer. Else requests that always share a run, as they
+        come together, would never be known to be short."""
+        self.runs += 1
+        self.run_ns = min(self.run_ns, took_ns)
+        self.output_bytes = max(self.output_bytes, output_bytes)
+
 
 class RowTimes:
     """What a row takes in runs of how many, for rows of one shape: so whether sharing a run pays.

@@ -566,3 +566,14 @@ def test_rows_are_independent(
 ) -> None:
     by_name = ({one.name: one for one in specs} for specs in (inputs, outputs))
     assert rows_are_independent(*by_name, footprint, said) is expected
+
+
+async def test_requests_that_always_share_a_run_are_known_to_be_short_all_the_same(tmp_path: Path) -> None:
+    async with busy(tmp_path) as scene:
+        for number in range(4):
+            scene.ask(number)
+        await scene.answers()
+        assert scene.script.sizes == [4]
+        alone, shared = (scene.runs.demand.rows_like(row(1), rows) for rows in (1, 4))
+        assert alone.runs == 4
+        assert alone.run_ns == shared.run_ns

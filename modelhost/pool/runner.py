@@ -50,11 +50,6 @@ class Runner:
         self._queue: SimpleQueue[tuple[Job, asyncio.AbstractEventLoop] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    @property
-    def has_idle_thread(self) -> bool:
-        """Whether a job that is started now begins at once."""
-        return self.in_flight < self.threads
-
     def quiet_marker(self) -> object | None:
         """A value that changes with every job, or None while one is in flight."""
         return None if self.in_flight else self.started

@@ -45,7 +45,7 @@ _libc: Final = ctypes.CDLL(None) if os.name == "posix" else None
 def configure() -> bool:
     """Applies the settings; returns whether this C library took them. May be called again."""
     # The official wheels since 1.29 start an uploader thread unless this is set before the import.
-    # It is ONNX Runtime's own switch, not a setting of ours, so it does not belong in config.py.
+    # It is ONNX Runtime's own switch, not a setting of ours, so it does not belong in config/.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if _libc is None or not hasattr(_libc, "mallopt"):
         return False

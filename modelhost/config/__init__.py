@@ -1,0 +1,23 @@
+"""One frozen settings value, and the only reader of the settings file, `MODELHOST_*` and flags."""
+
+from modelhost.config.loading import load_settings, parse_model_options, valid_keys
+from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
+from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, PrepareSettings
+from modelhost.config.server import ServerSettings
+from modelhost.config.settings import Settings
+
+__all__ = [
+    "BatchingSettings",
+    "MemorySettings",
+    "ModelOptions",
+    "ModelsSettings",
+    "PoolSettings",
+    "PreloadEntry",
+    "PrepareSettings",
+    "RuntimeSettings",
+    "ServerSettings",
+    "Settings",
+    "load_settings",
+    "parse_model_options",
+    "valid_keys",
+]

@@ -1,0 +1,69 @@
+"""Settings of memory, and of what waits for it and runs in it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelhost.config.fields import Duration, PositiveInt, Seconds, Section, Size, SizeOrAuto, Threshold
+from modelhost.units import ThresholdSpec, parse_size
+
+
+class MemorySettings(Section):
+    """The memory that the host may use, and when it acts."""
+
+    limit: Size | None = None
+    """Upper bound; only ever lowers the limit that the kernel sets."""
+    warning: Threshold = ThresholdSpec.parse("auto")
+    """Idle models leave from here on; auto: 20 MB or 5 % of the limit, whichever is more, below critical."""
+    critical: Threshold = ThresholdSpec.parse("auto")
+    """Loads are refused from here on; auto: the limit less the room for activations."""
+    min_free: Size = parse_size("30MB")
+    """Never given to models, whatever the thresholds say."""
+    activation_ceiling: SizeOrAuto = "auto"
+    """Hard maximum of what all runs together may allocate; auto: the room above critical, at most a quarter
+    of the limit."""
+    sample_interval_s: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Time between two looks at usage."""
+    event_history: PositiveInt = 256
+    """Events kept for `GET /memory`; older ones are forgotten."""
+
+
+class PoolSettings(Section):
+    """Waiting, and patience with what fails."""
+
+    max_waiting: PositiveInt = 512
+    """Requests that may wait for models to load; one more is answered 503 `overloaded`."""
+    wait_timeout_s: Seconds = 60.0
+    """Longest wait of one request for its model."""
+    memory_wait_s: Seconds = 5.0
+    """How long a load may wait for models in use to become idle before it is refused."""
+    load_timeout_s: Seconds = 300.0
+    """A load that takes longer is cancelled and counts as failed."""
+    failure_backoff_s: Seconds = 1.0
+    """A failed load is remembered this long, twice as long after each further failure …"""
+    failure_backoff_max_s: Seconds = 60.0
+    """… and at most this long."""
+    idle_ttl: Duration = 0.0
+    """A model that nobody has used for so long leaves, and the pages of its files with it; 0: only memory
+    decides. Reloading a prepared model takes a millisecond, so that short times cost little."""
+
+
+class RuntimeSettings(Section):
+    """ONNX Runtime, process-wide."""
+
+    intra_op_threads: PositiveInt = 1
+    """Threads inside one run, shared by all models; on small machines more than 1 costs throughput."""
+
+
+class BatchingSettings(Section):
+    """Requests for one model that wait at the same time share a run, where its rows are independent."""
+
+    enabled: bool = True
+    """Off: every request runs by itself."""
+    max_rows: PositiveInt = 64
+    """Most rows of a shared run."""
+    max_delay: Duration = 0.0
+    """How long a request may wait for others to share its run with, at most; 0: only with what has come by then,
+    and while all threads are busy."""

@@ -1,0 +1,38 @@
+"""Settings of the front ends."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from modelhost.config.fields import PositiveInt, Seconds, Section, SizeOrAuto
+
+
+class ServerSettings(Section):
+    """The HTTP surface."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1 because the host has no authentication of its own."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """Port for the same protocol over gRPC, for which the extra `modelhost[grpc]` has to be installed; unset:
+    not served, 0 takes a free one."""
+    max_request_bytes: SizeOrAuto = "auto"
+    """Largest request body, before and after decompression; auto: a sixteenth of the limit, 1 to 64 MB."""
+    max_decoding_bytes: SizeOrAuto = "auto"
+    """All bodies being received, decoded or answered at one moment; auto: a quarter of the room for activations."""
+    run_threads: int = Field(0, ge=0)
+    """Inference threads; 0: one for each core."""
+    max_connections: PositiveInt = 512
+    """Open connections; each may hold 32 KB of headers."""
+    max_queue: PositiveInt = 256
+    """Requests that may wait for an inference thread; one more is answered 503 `overloaded`."""
+    request_timeout_s: Seconds = 120.0
+    """Longest time from a request's arrival to its answer; a request may ask for less (`timeout`)."""
+    compress_answers: bool = True
+    """Answers are compressed where the client asks for gzip or deflate by itself, JSON of 1 KB or more also where
+    it lists them among others."""
+    receive_timeout_s: Seconds = 10.0
+    """Longest pause of a client that is sending a body."""
+    shutdown_timeout_s: Seconds = 10.0
+    """Time that requests in flight get to finish at shutdown."""

@@ -1,0 +1,51 @@
+"""One frozen settings value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
+from modelhost.config.models import ModelsSettings, PrepareSettings
+from modelhost.config.server import ServerSettings
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with `load_settings`, or directly in a program that embeds the host."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    server: ServerSettings = ServerSettings()
+    memory: MemorySettings = MemorySettings()
+    pool: PoolSettings = PoolSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    batching: BatchingSettings = BatchingSettings()
+    models: ModelsSettings = ModelsSettings()
+    prepare: PrepareSettings = PrepareSettings()
+
+    @property
+    def artifact_cache(self) -> Path:
+        """Where prepared models lie."""
+        return self.prepare.cache or self.artifacts_beside
+
+    @property
+    def artifacts_beside(self) -> Path:
+        """Where artifacts lie that come with the models; a hidden folder is no model."""
+        return self.models.directory / ".modelhost"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leaves only the values passed in: an embedding program's environment is not ours to read.
+
+        `load_settings` merges file, environment and flags first, so that each can name its own keys
+        in errors.
+        """
+        return (init_settings,)

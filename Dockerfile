@@ -51,5 +51,5 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-ISc"
 s = socket.create_connection(('127.0.0.1', int(os.environ['MODELHOST_SERVER_PORT'])), 4)\n\
 s.sendall(b'GET /v2/health/ready HTTP/1.0\\r\\n\\r\\n')\n\
 raise SystemExit(b' 200 ' not in s.recv(64))"]
-# SIGTERM, the default, ends the host: requests in flight get server.shutdown_timeout_s to finish.
+# SIGTERM, the default, ends the host: requests in flight get server.drain_timeout to finish.
 CMD ["modelhost", "serve"]

@@ -244,7 +244,7 @@ async def read_object(request: Request, server: ServerSettings) -> dict[str, Any
     deadline = asyncio.get_running_loop().time() + server.request_timeout_s
     with ByteBudget(_MAX_OBJECT_BYTES, max_waiting=1).hold() as hold:
         body = await read_body(
-            request, hold, max_bytes=_MAX_OBJECT_BYTES, deadline=deadline, pause_s=server.receive_timeout_s
+            request, hold, max_bytes=_MAX_OBJECT_BYTES, deadline=deadline, pause_s=server.read_timeout
         )
     try:
         document = orjson.loads(body) if body else {}

@@ -192,7 +192,7 @@ class InferRoutes:
                 hold,
                 max_bytes=self._host.budgets.request_bytes,
                 deadline=started + server.request_timeout_s,
-                pause_s=server.receive_timeout_s,
+                pause_s=server.read_timeout,
             )
 
         def watch() -> Watch:

@@ -368,7 +368,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _watch_receiving(self, exchange: Exchange) -> None:
         self.short_cut.receiving.add(exchange)
         server = self.short_cut.inference.host.settings.server
-        patience_s = min(server.receive_timeout_s, server.request_timeout_s)
+        patience_s = min(server.read_timeout, server.request_timeout_s)
         self._receive_check = self.loop.call_later(patience_s, self._check_receiving)
 
     def _end_receiving(self, exchange: Exchange) -> None:
@@ -386,7 +386,7 @@ class HttpProtocol(HttpToolsProtocol):
         server = self.short_cut.inference.host.settings.server
         paused_s = self.loop.time() - self._active_at
         taken_s = (time.perf_counter_ns() - exchange.timing.arrived_ns) * 1e-9
-        remaining_s = min(server.receive_timeout_s - paused_s, server.request_timeout_s - taken_s)
+        remaining_s = min(server.read_timeout - paused_s, server.request_timeout_s - taken_s)
         if remaining_s <= 0:
             self.short_cut.refuse(exchange, DeadlineExceeded("receiving the body", waited_s=taken_s))
         else:

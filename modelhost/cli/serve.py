@@ -105,8 +105,8 @@ def _serve(settings: Settings) -> None:
             log_config=None,
             log_level="warning",
             server_header=False,
-            timeout_keep_alive=75,  # as long as common proxies; 5 s races with clients that pause
-            timeout_graceful_shutdown=max(1, round(settings.server.shutdown_timeout_s)),
+            timeout_keep_alive=settings.server.keep_alive,  # type: ignore[arg-type] # which it only adds up
+            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout)),
         )
     )
     # uvicorn ends cleanly and then raises the signal again, for handlers such as these: without them a

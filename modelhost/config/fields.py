@@ -23,6 +23,7 @@ Threshold = Annotated[ThresholdSpec, BeforeValidator(_threshold)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+PositiveDuration = Annotated[Duration, Field(gt=0)]
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from modelhost.config.fields import PositiveInt, Seconds, Section, SizeOrAuto
+from modelhost.config.fields import PositiveDuration, PositiveInt, Seconds, Section, SizeOrAuto
 
 
 class ServerSettings(Section):
@@ -32,7 +32,10 @@ class ServerSettings(Section):
     compress_answers: bool = True
     """Answers are compressed where the client asks for gzip or deflate by itself, JSON of 1 KB or more also where
     it lists them among others."""
-    receive_timeout_s: Seconds = 10.0
-    """Longest pause of a client that is sending a body."""
-    shutdown_timeout_s: Seconds = 10.0
+    read_timeout: PositiveDuration = 10.0
+    """Longest pause of a client that is sending a request."""
+    keep_alive: PositiveDuration = 75.0
+    """A connection on which nothing happens is closed after this time: as long as common proxies keep theirs, since a
+    shorter one races with clients that pause."""
+    drain_timeout: PositiveDuration = 10.0
     """Time that requests in flight get to finish at shutdown."""

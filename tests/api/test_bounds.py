@@ -111,7 +111,7 @@ def test_an_upload_that_is_announced_and_never_sent_holds_nothing(serve_fake) ->
 
 @pytest.mark.parametrize("sent", [b"", b" "])
 def test_a_client_that_pauses_for_too_long_is_answered_timeout(serve_fake, sent: bytes) -> None:
-    served = serve_fake({"a": FakeScript()}, server={"receive_timeout_s": 0.2})
+    served = serve_fake({"a": FakeScript()}, server={"read_timeout": 0.2})
     with served.connect() as connection:
         connection.settimeout(5)
         connection.sendall(head("/v2/models/a/infer", "Content-Length: 100") + sent)

@@ -218,7 +218,7 @@ def test_a_large_body_whose_header_length_is_wrong_is_400(serve_fake, length: st
 
 
 @pytest.mark.parametrize("sent", [0, 1, 70_000])
-@pytest.mark.parametrize("key", ["receive_timeout_s", "request_timeout_s"])
+@pytest.mark.parametrize("key", ["read_timeout", "request_timeout_s"])
 def test_a_body_that_pauses_is_503_and_its_rest_is_no_request(serve_fake, sent: int, key: str) -> None:
     script = quick_script()
     served = serve_fake({"a": script}, server={key: 0.1})
@@ -236,7 +236,7 @@ def test_a_body_that_pauses_is_503_and_its_rest_is_no_request(serve_fake, sent: 
 
 
 def test_a_body_that_goes_on_is_not_a_pause(serve_fake) -> None:
-    served = serve_fake({"a": quick_script()}, server={"receive_timeout_s": 0.3})
+    served = serve_fake({"a": quick_script()}, server={"read_timeout": 0.3})
     request = infer("a", size=3000)
     step = -(-len(request) // 40)
     waiting = threading.Event()

@@ -124,6 +124,11 @@ def test_sizes_and_thresholds_are_parsed(tmp_path: Path) -> None:
     assert found.server.max_decoding_bytes == "auto"
 
 
+def test_times_of_connections_are_durations(tmp_path: Path) -> None:
+    server = from_file(tmp_path, '[server]\nread_timeout = "500ms"\nkeep_alive = "2m"\ndrain_timeout = 30').server
+    assert (server.read_timeout, server.keep_alive, server.drain_timeout) == (0.5, 120, 30)
+
+
 def test_settings_are_frozen() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
@@ -181,6 +186,8 @@ def test_an_unknown_flag_names_the_nearest_valid_key() -> None:
         ("[memory]\nsample_interval_s = 2.0", ["'memory.sample_interval_s'", "0.5"]),
         ("[server]\nport = 70000", ["'server.port'", "65535", "70000"]),
         ("[pool]\nmax_waiting = 0", ["'pool.max_waiting'"]),
+        ('[server]\nread_timeout = "soon"', ["'server.read_timeout'", "500ms", "'soon'"]),
+        ("[server]\nkeep_alive = 0", ["'server.keep_alive'", "greater than 0"]),
         ("[pool]\nwait_timeout_s = 0", ["'pool.wait_timeout_s'"]),
         ('[models.options.a]\noptimization = "most"', ["'models.options.a.optimization'", "extended", "'most'"]),
         ("memory = 5", ["'memory'"]),

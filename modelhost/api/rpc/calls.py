@@ -119,7 +119,7 @@ def _message(method: str, **values: Any) -> Any:
 
 def _answering(name: str, answer: Answer, host: Host, receiving: Receiving) -> Handler:
     kind = METHODS[name][0]
-    receive_s = host.settings.server.receive_timeout_s
+    receive_s = host.settings.server.read_timeout
 
     async def handler(_: object, call: Call) -> None:
         try:

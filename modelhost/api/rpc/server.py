@@ -67,9 +67,9 @@ class RpcServer:
         self._server = server
 
     async def stop(self) -> None:
-        """Takes no more calls, and waits up to `server.shutdown_timeout_s` for those under way."""
+        """Takes no more calls, and waits up to `server.drain_timeout` for those under way."""
         if self._server is not None:
-            await self._server.stop(self._host.settings.server.shutdown_timeout_s)
+            await self._server.stop(self._host.settings.server.drain_timeout)
             self._server = None
 
     def release_port(self) -> None:

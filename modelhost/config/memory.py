@@ -66,4 +66,4 @@ class BatchingSettings(Section):
     """Most rows of a shared run."""
     max_delay: Duration = 0.0
     """How long a request may wait for others to share its run with, at most; 0: only with what has come by then,
-    and while all threads are busy."""
+    while all threads are busy, and a moment where others were there a moment ago and it pays."""

@@ -189,7 +189,7 @@ class Batch:
             self._runs.append(run)
         self._runner.admit()
         self._rows, self._bytes, self._claimed_bytes = rows, size_bytes, claimed_bytes
-        if rows == rule.max_rows:
+        if rows == min(share, rule.max_rows):
             self.start_now()
         return True
 

@@ -30,6 +30,17 @@ _TRIED_EVERY: Final = 64
 _RUNS_TO_KNOW: Final = 3
 
 
+#: The expected number of rows moves towards the present one by one part in so many with each request.
+_CROWD_FORGETS: Final = 256
+
+#: Rows are held back for others where a row then takes this share, or less, of what it would take now …
+_HOLDS_BELOW: Final = 0.7
+#: … for this share of the run's time, at most …
+_HOLD_SHARE: Final = 0.25
+#: … and not at all for less: timers of the event loop have steps of a millisecond.
+_HOLD_MIN_S: Final = 0.0005
+
+
 class Figures:
     """What a run on inputs of certain shapes takes."""
 
@@ -69,11 +80,29 @@ class RowTimes:
     By powers of two: there are enough runs of each to know. Event-loop thread.
     """
 
-    __slots__ = ("_asked", "_known")
+    __slots__ = ("_asked", "_crowd", "_known")
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, float]] = {}
         self._asked = 0
+        self._crowd = 0.0
+
+    def crowd(self, present: int) -> int:
+        """Returns how many rows are to be expected, of which `present` wait or run: as many as there were lately.
+
+        Those whose answers have just been sent come again in a moment, most of them.
+        """
+        self._crowd = present if present > self._crowd else self._crowd - (self._crowd - present) / _CROWD_FORGETS
+        return round(self._crowd)
+
+    def hold_s(self, rows: int, share: int) -> float:
+        """Returns how long `rows` may wait for the rest of their share, where both are known and it pays; else 0."""
+        runs, row_ns = self._known.get(share.bit_length(), (0, 0.0))
+        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
+        if runs < _RUNS_TO_KNOW or alone_runs < _RUNS_TO_KNOW or row_ns > _HOLDS_BELOW * alone_ns:
+            return 0.0
+        hold_s = _HOLD_SHARE * row_ns * share / 1e9
+        return hold_s if hold_s >= _HOLD_MIN_S else 0.0
 
     def note(self, rows: int, took_ns: int) -> None:
         """Takes note of a run."""

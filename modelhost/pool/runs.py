@@ -23,7 +23,8 @@ log = logging.getLogger("modelhost")
 #: handing one over to a thread and back takes some 50 us of both, and both hold the interpreter's lock.
 _IN_PLACE_NS: Final = 120_000
 
-#: With one core a thread gives nothing but a turn for others: a run may take as long as a turn may be.
+#: With one core a thread gives nothing but a turn for others, and the chance to share a run: where that cannot
+#: be, a run may take as long as a turn may be.
 _IN_PLACE_ALONE_NS: Final = 1_500_000
 
 #: Outputs of more are encoded on a thread.
@@ -61,7 +62,7 @@ class ModelRuns:
         self.has_text_inputs = any(spec.datatype == "BYTES" for spec in model.inputs.values())
         """Whether decoding takes time for each element, raw tensors too."""
         self._has_rows = bool(model.inputs) and all(spec.shape and spec.shape[0] < 0 for spec in model.inputs.values())
-        self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 else _IN_PLACE_ALONE_NS
+        self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 or rule is not None else _IN_PLACE_ALONE_NS
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
         self._waiting: dict[RowShape, Batch] = {}
         self._times: dict[RowShape, RowTimes] = {}
@@ -142,18 +143,19 @@ class ModelRuns:
     def _share(self, run: Run, shape: RowShape, rule: BatchRule) -> None:
         """Has a run join the last batch of its shape, or begins another that later ones may join."""
         rows, last = run.timing.rows, self._waiting.get(shape)
-        # No thread is left without work because one has all of it; unless whoever waits was told to.
-        share = rule.max_rows if rule.max_delay_s else -(-(self._present_rows + rows) // self.runner.threads)
-        if last is not None and last.join(run, rule, share):
-            return
         times = self._times.get(shape)
         if times is None:
             times = self._times[shape] = RowTimes()
+        # No thread is left without work because one has all of it; unless whoever waits was told to.
+        share = rule.max_rows if rule.max_delay_s else -(-times.crowd(self._present_rows + rows) // self.runner.threads)
+        share = min(share, rule.max_rows)
+        if last is not None and last.join(run, rule, share):
+            return
         batch = self._batch(run, times)
         if last is not None:
             last.start_now()  # nobody would join it any more
-        if rows < rule.max_rows:
-            batch.start_later(rule.max_delay_s)
+        if rows < share:
+            batch.start_later(rule.max_delay_s or times.hold_s(rows, share))
         else:
             batch.start()
         self._remember(shape, batch)

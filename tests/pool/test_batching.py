@@ -245,6 +245,47 @@ async def test_a_runner_that_has_closed_ends_what_waited_for_its_delay_with_an_e
         stage.check_at_rest()
 
 
+def known_times(rows_ns: dict[int, int]) -> RowTimes:
+    times = RowTimes()
+    for rows, took_ns in rows_ns.items():
+        for _ in range(3):
+            times.note(rows, took_ns)
+    return times
+
+
+async def test_who_comes_first_waits_a_moment_for_those_who_were_there_before_where_rows_then_take_much_less(
+    tmp_path: Path,
+) -> None:
+    """Their answers have just been sent, and they come again; a thread is free all the while."""
+    async with Stage(tmp_path, {"a": rowed()}, threads=2) as stage, stage.pool.lease("a") as lease:
+        times = known_times({1: 9_000_000_000, 2: 10_000_000_000})
+        times.crowd(4)
+        lease._runs._times[row(1)["x"].shape[1:],] = times
+        first = stage.begin(lease.run(row(1)))
+        await turns(5)
+        assert stage.script("a").runs == 0  # for a quarter of ten seconds, if nobody came
+        assert (await soon(lease.run(row(2))))["y"].tolist() == twice(2)  # the other half of the share of one thread
+        assert (await soon(first))["y"].tolist() == twice(1)
+        assert stage.script("a").sizes == [2]
+
+
+def test_rows_wait_for_others_only_where_both_are_known_and_it_pays() -> None:
+    assert RowTimes().hold_s(1, 2) == 0.0
+    assert known_times({1: 8_000_000, 16: 64_000_000}).hold_s(1, 16) == pytest.approx(0.016)  # a quarter of the run
+    assert known_times({1: 8_000_000}).hold_s(1, 16) == 0.0
+    assert known_times({1: 8_000_000, 16: 120_000_000}).hold_s(1, 16) == 0.0  # a row takes as long beside others
+    assert known_times({1: 100_000, 16: 160_000}).hold_s(1, 16) == 0.0  # shorter than a timer
+
+
+def test_a_crowd_is_seen_at_once_and_forgotten_slowly() -> None:
+    times = RowTimes()
+    assert times.crowd(32) == 32
+    assert times.crowd(1) == 32
+    for _ in range(2000):
+        times.crowd(1)
+    assert times.crowd(1) == 1
+
+
 # --- who is wrong, late or gone ------------------------------------------------------------------------
 
 

@@ -472,3 +472,26 @@ def test_time_grows_with_the_text_and_no_faster(name: str) -> None:
     small, large = (decoding_s(text(size), spec("FP32", rank)) for size in (4 * MB, 8 * MB))
     # Twice the text: twice the time, and some for what no longer fits the cache; four times is a square's.
     assert large < 3.5 * max(small, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "number"), [("FP32", b"1e99"), ("INT8", b"300"), ("UINT64", b"-1"), ("UINT8", b"-1")]
+)
+def test_of_numbers_out_of_range_only_the_first_ones_become_values(
+    datatype: str, number: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of nothing else, of 8 MB, would take a tenth of a second more to refuse."""
+    looked_at: list[int] = []
+    values = number_list._values
+
+    def counted(piece: list_pieces.Piece) -> list[object]:
+        found = values(piece)
+        looked_at.append(len(found))
+        return found
+
+    monkeypatch.setattr(number_list, "_values", counted)
+    count = 200_000
+    body = wrap(datatype, [count], b"[" + (number + b",") * (count - 1) + number + b"]")
+    outcome = outcome_of(body, spec(datatype, 1), None)
+    assert outcome == (InvalidTensor, 0)
+    assert 0 < sum(looked_at) <= 3 * list_pieces.PIECE_BYTES // len(number)

@@ -157,7 +157,10 @@ class Numbers:
         first = 0
         for piece in self._fitting(name, shape, sizes):
             numbers = _parsed(parser, piece, _CODES[datatype])
-            if numbers is not None and _fill(np.empty(numbers.size, DTYPES[datatype]), numbers):
+            # Numbers that were read at all are of the right type: of those out of range only the first are looked for.
+            if numbers is None and out_of_range is not None and _CODES[datatype] == "u":
+                numbers = _parsed(parser, piece, "i")
+            if numbers is not None and (out_of_range or _fill(np.empty(numbers.size, DTYPES[datatype]), numbers)):
                 first += numbers.size
                 continue
             for part in piece.parts():

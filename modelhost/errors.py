@@ -36,6 +36,21 @@ class ConfigError(ModelHostError):
     code = "config"
 
 
+# --- who asks ----------------------------------------------------------------------------------
+
+
+class Unauthenticated(ModelHostError):
+    """Keys are asked for, and the request has none that is known."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ModelHostError):
+    """The request's key is known, and not for this."""
+
+    code = "forbidden"
+
+
 # --- what the client sent ------------------------------------------------------------------------
 
 

@@ -14,13 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
 from modelhost.api import errors, memory, models, repository, server, v1
+from modelhost.api.access import Guard
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
 from modelhost.api.shortcut import ShortCut
 from modelhost.api.v1 import Predictions, predict_target
-from modelhost.errors import ConfigError, ModelNotFound
+from modelhost.errors import ConfigError, Forbidden, ModelNotFound, Unauthenticated
 from modelhost.host import Host
+from modelhost.security.ring import KeyRing
 
 if TYPE_CHECKING:
     from modelhost.api.rpc.server import RpcServer
@@ -45,11 +47,19 @@ class ModelHostApp(FastAPI):
     short_cut: ShortCut
     """For a server that answers inference requests by itself; see protocol.py."""
     predictions: Predictions
+    guard: Guard | None
+    """Lets in who has a key; None where none is asked for."""
     grpc_port: int | None = None
     """Where gRPC is answered, once the host is open."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers inference requests, and leaves everything else to the framework."""
+        """Answers inference requests, and leaves everything else to the framework; refuses who has no key for it."""
+        if self.guard is not None and scope["type"] != "lifespan":
+            try:
+                self.guard.check(scope)
+            except (Unauthenticated, Forbidden) as refused:
+                await errors.respond(refused)(scope, receive, send)
+                return
         if _names_a_slash(scope):
             error = ModelNotFound(f"{scope['path']}: an encoded slash is part of a name, and no name has one")
             await errors.respond(error)(scope, receive, send)
@@ -90,14 +100,18 @@ def _as_get(scope: Scope) -> Scope:
 def create_app(
     host: Host,
     *,
+    keys: KeyRing | None = None,
     on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None,
     on_failure: Callable[[ConfigError], None] | None = None,
 ) -> ModelHostApp:
     """Returns the application for `host`, which it opens at start-up and closes at shutdown.
 
-    `on_ready` runs beside the server once the host is open and preloaded; `on_failure` is called
-    with what stopped the start, which ends quietly then, where a server would print a traceback.
+    `keys` are those that are asked for, where those of the settings' file are not all. `on_ready` runs beside the
+    server once the host is open and preloaded; `on_failure` is called with what stopped the start, which ends
+    quietly then, where a server would print a traceback.
     """
+    keys = keys or KeyRing.of(host.settings.security)
+    guard = None if keys is None else Guard(keys)
     metrics = Metrics(host)
     inference = Inference(host, metrics)
     infer = InferRoutes(inference)
@@ -105,7 +119,7 @@ def create_app(
     predictions = Predictions(infer)
 
     async def open_all(stack: AsyncExitStack) -> None:
-        rpc = _rpc_server(host)
+        rpc = _rpc_server(host, guard)
         if rpc is not None:
             stack.callback(rpc.release_port)
         await stack.enter_async_context(host)
@@ -155,11 +169,11 @@ def create_app(
         memory.routes(host, metrics),
     ):
         app.routes.extend(router.routes)
-    app.infer, app.predictions, app.short_cut = infer, predictions, short_cut
+    app.infer, app.predictions, app.short_cut, app.guard = infer, predictions, short_cut, guard
     return app
 
 
-def _rpc_server(host: Host) -> RpcServer | None:
+def _rpc_server(host: Host, guard: Guard | None) -> RpcServer | None:
     """Takes the gRPC port where one is asked for. Raises ConfigError.
 
     Its libraries are an extra, and are imported before the host measures what it holds itself.
@@ -174,4 +188,4 @@ def _rpc_server(host: Host) -> RpcServer | None:
         raise ConfigError(
             f"server.grpc_port is set, but gRPC is not installed ({error}): pip install 'modelhost[grpc]'"
         ) from None
-    return RpcServer(host)
+    return RpcServer(host, guard)

@@ -22,6 +22,8 @@ log = logging.getLogger("modelhost")
 STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.InvalidRequest: 400,
     errors.UnrepresentableOutput: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.ModelNotFound: 404,
     errors.RequestTooLarge: 413,
     errors.RunTooLarge: 413,
@@ -79,6 +81,8 @@ def respond(error: errors.ModelHostError) -> Response:
     """Returns the answer for an error: `{"error": text, "code": ..., figures}`."""
     body = answer_of(error)
     headers = {"Retry-After": str(body["retry_after_s"])} if "retry_after_s" in body else {}
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return JsonResponse(body, status_of(error), headers)
 
 

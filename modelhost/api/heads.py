@@ -23,12 +23,13 @@ _STATUS_LINES: Final = {
 CONTENT_LENGTH: Final = b"content-length"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ACCEPT_ENCODING: Final = b"accept-encoding"
+AUTHORIZATION: Final = b"authorization"
 #: Stands for any known header that came twice: which one counts is for the application to say.
 TWICE: Final = b""
 #: With one of these a request is not for the short cut.
 UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", TWICE})
 #: Headers that the short cut looks at.
-KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING}) | (UNUSUAL - {TWICE})
+KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTHORIZATION}) | (UNUSUAL - {TWICE})
 
 Target = tuple[str, "str | None"]
 

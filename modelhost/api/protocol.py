@@ -20,9 +20,11 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from modelhost.api.access import Guard
 from modelhost.api.answers import Answer
 from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
+    AUTHORIZATION,
     CONTENT_LENGTH,
     KNOWN,
     MAX_HEAD_BYTES,
@@ -63,6 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
     cycle: Any  # uvicorn's own, or an exchange, which stands in for it
     max_connections: ClassVar[int] = 512
     short_cut: ClassVar[ShortCut]
+    guard: ClassVar[Guard | None] = None
     _targets: ClassVar[dict[bytes, Target | None]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -199,6 +202,9 @@ class HttpProtocol(HttpToolsProtocol):
         length = known.get(CONTENT_LENGTH, b"")
         if not length.isdigit() or len(length) > 18 or (len(known) > 1 and not UNUSUAL.isdisjoint(known)):
             return None
+        authorization = known.pop(AUTHORIZATION, None) if len(known) > 1 else None
+        if self.guard is not None and not self.guard.may_infer(authorization):
+            return None  # which the application refuses, as all else of this kind
         size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
         if (
             size_bytes > short_cut.max_request_bytes
@@ -490,10 +496,10 @@ def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
     return parser
 
 
-def protocol_class(max_connections: int, short_cut: ShortCut) -> Any:
-    """Returns the protocol with this bound and this short cut, for uvicorn's `http` setting."""
+def protocol_class(max_connections: int, short_cut: ShortCut, guard: Guard | None = None) -> Any:
+    """Returns the protocol with this bound, this short cut and this guard, for uvicorn's `http` setting."""
     return type(
         "HttpProtocol",
         (HttpProtocol,),
-        {"max_connections": max_connections, "short_cut": short_cut, "_targets": {}},
+        {"max_connections": max_connections, "short_cut": short_cut, "guard": guard, "_targets": {}},
     )

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
+_VARIABLE: Final = "MODELHOST_API_KEY"
 
-def request(url: str, path: str, body: Any = None, *, timeout_s: float = 120.0) -> Any:
+#: What helps where a key is what is missing.
+_ADVICE: Final = {
+    401: f"give a key in {_VARIABLE} or with --api-key-file; who runs the host makes one with `modelhost keys new`",
+    403: "ask who runs the host for a key that is for this (`modelhost keys new NAME --role ROLE`)",
+}
+
+
+def api_key(file: Path | None) -> str | None:
+    """Returns the key of a file, or of the environment where none is named. Raises click.ClickException."""
+    if file is None:
+        return os.environ.get(_VARIABLE, "").strip() or None
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    if not text or not text.isascii() or len(text.split()) != 1:
+        raise click.ClickException(f"{file}: expected an API key and nothing else, got {len(text.split())} words")
+    return text
+
+
+def request(url: str, path: str, body: Any = None, *, key: str | None = None, timeout_s: float = 120.0) -> Any:
     """Returns the answer's JSON. Raises click.ClickException that says what to do next."""
     data = None if body is None else json.dumps(body).encode()
     message = urllib.request.Request(url.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"})
+    if key is not None:
+        message.add_unredirected_header("Authorization", f"Bearer {key}")  # it is for this host and for no other
     try:
         with urllib.request.urlopen(message, timeout=timeout_s) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
-        raise click.ClickException(f"{error.code}: {_error_text(error)}") from None
+        advice = f"; {_ADVICE[error.code]}" if error.code in _ADVICE else ""
+        raise click.ClickException(f"{error.code}: {_error_text(error)}{advice}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         raise click.ClickException(

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import click
 
-from modelhost.cli.client import request
-from modelhost.cli.options import settings_options, url_option
+from modelhost.cli.client import api_key, request
+from modelhost.cli.options import settings_options, url_options
 
 if TYPE_CHECKING:
     from modelhost.tensors import Array, TensorSpec
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--set", "values", multiple=True, metavar="INPUT=VALUES", help="One input as JSON, or @FILE.npy.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the outputs to this .npz.")
 @click.option("--in-process", is_flag=True, help="Load the model here instead of asking a running host.")
-@url_option
+@url_options
 @settings_options
 def command(
     name: str,
@@ -40,6 +40,7 @@ def command(
     output: Path | None,
     in_process: bool,
     url: str,
+    api_key_file: Path | None,
     models_directory: Path | None,
     config_file: Path | None,
 ) -> None:
@@ -56,7 +57,7 @@ def command(
     if in_process or models_directory is not None:
         outputs = asyncio.run(_in_process(name, version, file, values, models_directory, config_file))
     else:
-        outputs = _over_http(url, name, version, file, values)
+        outputs = _over_http(url, api_key(api_key_file), name, version, file, values)
     if output is not None:
         import numpy as np
 
@@ -78,7 +79,7 @@ def _stored_dtype(dtype: Any) -> Any:
 
 
 def _over_http(
-    url: str, name: str, version: str | None, file: Path | None, values: tuple[str, ...]
+    url: str, key: str | None, name: str, version: str | None, file: Path | None, values: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{version}" if version else "")
     if file is not None and file.suffix == ".json" and "inputs" in (document := _read_json(file)):
@@ -88,10 +89,10 @@ def _over_http(
 
         specs = {
             entry["name"]: TensorSpec(entry["name"], entry["datatype"], tuple(entry["shape"]))
-            for entry in request(url, path)["inputs"]
+            for entry in request(url, path, key=key)["inputs"]
         }
-        body = {"inputs": [_wire(specs[key], value) for key, value in _feeds(specs, file, values).items()]}
-    outputs: list[dict[str, Any]] = request(url, f"{path}/infer", body)["outputs"]
+        body = {"inputs": [_wire(specs[given], value) for given, value in _feeds(specs, file, values).items()]}
+    outputs: list[dict[str, Any]] = request(url, f"{path}/infer", body, key=key)["outputs"]
     return outputs
 
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "prepare": "modelhost.cli.prepare",
     "infer": "modelhost.cli.infer",
     "memory": "modelhost.cli.memory",
+    "keys": "modelhost.cli.keys",
 }
 
 
@@ -48,6 +49,7 @@ def cli() -> None:
       modelhost prepare                        make them load in milliseconds, from file pages
       modelhost infer digits --set 'image=@digit.npy'
       modelhost memory                         what a running host holds
+      modelhost keys new app --role infer      a key, for a host that others can reach
     """
 
 

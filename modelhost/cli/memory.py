@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
-from modelhost.cli.client import request
-from modelhost.cli.options import url_option
+from modelhost.cli.client import api_key, request
+from modelhost.cli.options import url_options
 from modelhost.cli.table import format_table
 from modelhost.units import format_bytes
 
@@ -17,13 +18,14 @@ _BAR_WIDTH = 60
 
 
 @click.command("memory", short_help="Show what a running host holds.")
-@url_option
+@url_options
 @click.option("--json", "as_json", is_flag=True, help="The host's own JSON.")
 @click.option("--cleanup", is_flag=True, help="Unload every idle model that is not pinned first.")
 @click.option("--events", default=5, show_default=True, type=click.IntRange(0), help="How many events to show.")
-def command(url: str, as_json: bool, cleanup: bool, events: int) -> None:
+def command(url: str, api_key_file: Path | None, as_json: bool, cleanup: bool, events: int) -> None:
     """Show limit, usage, thresholds, page cache, models and the last events of a running host."""
-    answer = request(url, "/memory/cleanup", {})["memory"] if cleanup else request(url, "/memory")
+    key = api_key(api_key_file)
+    answer = request(url, "/memory/cleanup", {}, key=key)["memory"] if cleanup else request(url, "/memory", key=key)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return

@@ -28,12 +28,18 @@ def settings_options(command: F) -> F:
     return models(config(command))
 
 
-def url_option(command: F) -> F:
-    """Adds `--url`."""
-    return click.option(
+def url_options(command: F) -> F:
+    """Adds `--url` and `--api-key-file`."""
+    url = click.option(
         "--url",
         default="http://127.0.0.1:8080",
         show_default=True,
         envvar="MODELHOST_URL",
         help="A running host.",
-    )(command)
+    )
+    key = click.option(
+        "--api-key-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File with the API key, where the host asks for one. [default: the key in MODELHOST_API_KEY]",
+    )
+    return url(key(command))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from modelhost.host import Host
+    from modelhost.security.keys import Key
 
 
 @click.command("serve", short_help="Serve a directory of models over HTTP.")
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--memory-limit", metavar="SIZE", help='Upper bound such as "256MB"; only lowers the kernel\'s own limit.'
 )
+@click.option("--insecure", is_flag=True, default=None, help="Ask for no keys where other machines can reach the host.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
@@ -41,6 +44,7 @@ def command(
     port: int | None,
     grpc_port: int | None,
     memory_limit: str | None,
+    insecure: bool | None,
     log_level: str,
 ) -> None:
     """Serve a directory of models over HTTP (the V2 inference protocol).
@@ -62,6 +66,9 @@ def command(
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
     )
+    from modelhost.security.ring import take_from
+
+    keys = take_from(os.environ)  # before there is a child that would inherit them
     settings = load_settings(
         file=config_file,
         flags={
@@ -70,18 +77,23 @@ def command(
             "server.port": port,
             "server.grpc_port": grpc_port,
             "memory.limit": memory_limit,
+            "security.insecure": insecure,
         },
     )
-    _serve(settings)
+    _serve(settings, keys)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
     import uvicorn
 
     from modelhost.api.app import create_app
     from modelhost.api.protocol import protocol_class
     from modelhost.host import Host
+    from modelhost.security.exposure import check_exposure
+    from modelhost.security.ring import KeyRing
 
+    keys = KeyRing.of(settings.security, fixed_keys)
+    check_exposure(settings.server.host, has_keys=keys is not None, insecure=settings.security.insecure)
     host = Host(settings)
     listener = _bind(settings.server.host, settings.server.port)
     server: uvicorn.Server
@@ -92,12 +104,17 @@ def _serve(settings: Settings) -> None:
         # The server would print the framework's traceback for what is one line of ours.
         logging.getLogger("uvicorn.error").disabled = True
 
-    app = create_app(host, on_ready=lambda: _announce(host, server, listener, app.grpc_port), on_failure=on_failure)
+    app = create_app(
+        host,
+        keys=keys,
+        on_ready=lambda: _announce(host, server, listener, app.grpc_port),
+        on_failure=on_failure,
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             loop=_loop(),
-            http=protocol_class(settings.server.max_connections, app.short_cut),
+            http=protocol_class(settings.server.max_connections, app.short_cut, app.guard),
             ws="none",
             lifespan="on",
             access_log=False,

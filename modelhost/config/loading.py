@@ -25,9 +25,9 @@ from modelhost.errors import ConfigError
 ENV_PREFIX: Final = "MODELHOST_"
 DEFAULT_FILE: Final = Path("modelhost.toml")
 
-#: Variables with our prefix that are no settings: the file's name, the client commands' host, and
-#: what asks the tests for their full size.
-_OTHER_VARIABLES: Final = {"CONFIG", "URL", "TEST_FULL"}
+#: Variables with our prefix that are no settings: the file's name, the client commands' host and key, the
+#: host's keys, which no settings value has, and what asks the tests for their full size.
+_OTHER_VARIABLES: Final = {"CONFIG", "URL", "API_KEY", "API_KEYS", "TEST_FULL"}
 
 
 def load_settings(

@@ -11,7 +11,7 @@ class ServerSettings(Section):
     """The HTTP surface."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 127.0.0.1 because the host has no authentication of its own."""
+    """Address to listen on; one that other machines can reach is refused without API keys (section `security`)."""
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     grpc_port: int | None = Field(None, ge=0, le=65535)

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.models import ModelsSettings, PrepareSettings
+from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 
 
@@ -17,6 +18,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     server: ServerSettings = ServerSettings()
+    security: SecuritySettings = SecuritySettings()
     memory: MemorySettings = MemorySettings()
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -25,6 +25,7 @@ from modelhost.config import (
     ModelsSettings,
     PoolSettings,
     RuntimeSettings,
+    SecuritySettings,
     ServerSettings,
     Settings,
 )
@@ -44,6 +45,7 @@ def settings(directory: Path, **sections: dict[str, Any]) -> Settings:
         memory=MemorySettings(**({"sample_interval_s": 0.02} | sections.get("memory", {}))),
         pool=PoolSettings(**({"memory_wait_s": 0.05} | sections.get("pool", {}))),
         runtime=RuntimeSettings(),
+        security=SecuritySettings(**sections.get("security", {})),
         batching=BatchingSettings(**sections.get("batching", {})),
         models=ModelsSettings(**({"directory": directory} | sections.get("models", {}))),
     )
@@ -147,7 +149,7 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=protocol_class(400, app.short_cut),
+            http=protocol_class(400, app.short_cut, app.guard),
             ws="none",
             lifespan="on",
             access_log=False,

@@ -52,7 +52,7 @@ PIXELS = np.arange(64, dtype=np.float32) % 17
 # --- help ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["serve", "models", "infer", "memory"])
+@pytest.mark.parametrize("command", ["serve", "models", "infer", "memory", "keys"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_each_command_explains_itself(run: Terminal, command: str, flag: str) -> None:
     ended = run(command, flag)

@@ -72,6 +72,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
     texts |= {
         "on_load": "no",
         "enabled": "no",
+        "insecure": "yes",
         "compress_answers": "no",
         "warning": "1MB",
         "critical": "2MB",

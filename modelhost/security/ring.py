@@ -1,0 +1,98 @@
+"""The keys in force: from a file, which may be read again, and from the environment, once."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import stat
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Final
+
+from modelhost.config import SecuritySettings
+from modelhost.errors import ConfigError
+from modelhost.security.keys import Key, digest_of, is_long_enough, parse_file, parse_variable, unambiguous
+
+log = logging.getLogger("modelhost")
+
+#: Holds keys as they are: `NAME:ROLE[,ROLE...]:KEY`, with spaces between.
+VARIABLE: Final = "MODELHOST_API_KEYS"
+
+#: A key takes about 100 bytes, and each of them a comparison for each request.
+_MAX_FILE_BYTES: Final = 1 << 20
+
+
+class KeyRing:
+    """The keys in force. `find` from any thread; `reload` puts others in place in one step."""
+
+    def __init__(self, file: Path | None, fixed: tuple[Key, ...] = ()) -> None:
+        """Reads the file, where there is one. Raises ConfigError."""
+        self._file, self._fixed = file, fixed
+        self._keys = self._read()
+
+    @classmethod
+    def of(cls, settings: SecuritySettings, fixed: tuple[Key, ...] = ()) -> KeyRing | None:
+        """Returns the keys of the settings with those that are `fixed`; None where no keys are configured.
+
+        Raises ConfigError.
+        """
+        return cls(settings.keys_file, fixed) if settings.keys_file is not None or fixed else None
+
+    def find(self, credential: bytes) -> Key | None:
+        """Returns the key that was sent, None for any other text.
+
+        Every key is compared, and all of its SHA-256: how long this takes tells nothing of any of them.
+        """
+        if not is_long_enough(credential):
+            return None
+        digest, found = digest_of(credential), None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+    def reload(self) -> None:
+        """Reads the file again; who uses a key that has gone is refused from the next request on.
+
+        Raises ConfigError, and keeps the keys as they were, where the file is not what it has to be.
+        """
+        former, self._keys = self._keys, self._read()
+        gone = sorted({key.name for key in former} - {key.name for key in self._keys})
+        log.info("%d API keys are in force%s", len(self._keys), f"; gone: {', '.join(gone)}" if gone else "")
+
+    def _read(self) -> tuple[Key, ...]:
+        if self._file is None:
+            return self._fixed
+        keys = unambiguous((*_read_file(self._file), *self._fixed), where=str(self._file))
+        if not keys:
+            raise ConfigError(f"security.keys_file {self._file} has no keys; `modelhost keys new` makes one")
+        return keys
+
+
+def take_from(environ: MutableMapping[str, str]) -> tuple[Key, ...]:
+    """Takes the keys out of the environment, so that no child process inherits them. Raises ConfigError.
+
+    What the process was started with can still be read by its own user and by root, in /proc/PID/environ.
+    """
+    return parse_variable(environ.pop(VARIABLE, ""), where=VARIABLE)
+
+
+def _read_file(file: Path) -> tuple[Key, ...]:
+    try:
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"security.keys_file {file} is not a regular file")
+            data = stream.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read security.keys_file {file}: {error.strerror}") from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise ConfigError(f"security.keys_file {file} has more than {_MAX_FILE_BYTES} bytes")
+    others = [word for bits, word in ((0o044, "read"), (0o022, "change")) if status.st_mode & bits]
+    if others:
+        log.warning("security.keys_file %s: others may %s it; chmod 600 it", file, " and ".join(others))
+    try:
+        return parse_file(data.decode(), where=str(file))
+    except UnicodeDecodeError:
+        raise ConfigError(f"security.keys_file {file} is not text in UTF-8") from None

@@ -1,8 +1,9 @@
 # modelhost with the models of models/, for a container with little memory:
 #
 #   docker build -t modelhost .
-#   docker run --memory 256m --memory-swap 256m -p 8080:8080 modelhost
+#   docker run --memory 256m --memory-swap 256m -p 127.0.0.1:8080:8080 -e MODELHOST_SECURITY_INSECURE=true modelhost
 #
+# Without the last setting it wants API keys: -e MODELHOST_SECURITY_KEYS_FILE=/run/secrets/keys, and the file mounted.
 # Your own models: -v /path/to/repository:/models:ro. Settings: -e MODELHOST_SECTION_KEY=value, or a
 # modelhost.toml mounted at /app/modelhost.toml.
 
@@ -35,8 +36,8 @@ WORKDIR /app
 RUN python -c "import modelhost.cli.serve, modelhost.api.app, modelhost.runtime.ort, \
 uvicorn.lifespan.on, uvicorn.loops.uvloop, uvicorn.protocols.http.httptools_impl"
 COPY models /models
-# 0.0.0.0, because the container's own network is what the host is reachable from; publish the port
-# with care, the host has no authentication.
+# 0.0.0.0, because the container's own network is what the host is reachable from. So it starts only with
+# API keys, or where MODELHOST_SECURITY_INSECURE says that none are needed: see docs/security.md.
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MODELHOST_SERVER_HOST=0.0.0.0 \

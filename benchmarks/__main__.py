@@ -127,7 +127,8 @@ def pressure(
 
     \b
     Against a container:
-      docker run --memory 256m -v $(python -m benchmarks models):/models:ro -p 8080:8080 modelhost
+      docker run --memory 256m -v $(python -m benchmarks models):/models:ro -p 127.0.0.1:8080:8080 \\
+        -e MODELHOST_SECURITY_INSECURE=true modelhost
       python -m benchmarks pressure --url http://127.0.0.1:8080
     """
     from benchmarks import pressure as case

@@ -22,8 +22,8 @@ _LOOKED_AT = 5
 _MAX_ELEMENTS = 256
 
 
-async def example_curl(pool: Pool, url: str) -> str | None:
-    """Returns one `curl` line for the model whose inputs are the shortest to write, or None."""
+async def example_curl(pool: Pool, url: str, curl: str) -> str | None:
+    """Returns one line that begins with `curl` for the model whose inputs are the shortest to write, or None."""
     best: tuple[int, str] | None = None
     for name in pool.catalog.names[:_LOOKED_AT]:
         try:
@@ -36,7 +36,7 @@ async def example_curl(pool: Pool, url: str) -> str | None:
             continue
         body = json.dumps({"inputs": example_inputs(inputs)}, separators=(",", ":"))
         target = shlex.quote(f"{url}/v2/models/{quote(file.name, safe='')}/infer")
-        line = f"curl -s {target} -d {shlex.quote(body)}"
+        line = f"{curl} {target} -d {shlex.quote(body)}"
         if best is None or len(line) < best[0]:
             best = (len(line), line)
     return None if best is None else best[1]

@@ -23,7 +23,7 @@ def command() -> None:
     "roles",
     multiple=True,
     required=True,
-    type=click.Choice([*Role]),
+    type=click.Choice([role.value for role in Role]),
     help="What the key is for: infer runs models, manage loads and unloads, observe sees memory and metrics. "
     "May be given several times.",
 )

@@ -21,6 +21,7 @@ from modelhost.errors import ConfigError
 if TYPE_CHECKING:
     import uvicorn
 
+    from modelhost.api.app import ModelHostApp
     from modelhost.host import Host
     from modelhost.security.keys import Key
 
@@ -84,16 +85,18 @@ def command(
 
 
 def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
-    import uvicorn
-
-    from modelhost.api.app import create_app
-    from modelhost.api.protocol import protocol_class
-    from modelhost.host import Host
     from modelhost.security.exposure import check_exposure
     from modelhost.security.ring import KeyRing
 
     keys = KeyRing.of(settings.security, fixed_keys)
     check_exposure(settings.server.host, has_keys=keys is not None, insecure=settings.security.insecure)
+
+    import uvicorn
+
+    from modelhost.api.app import create_app
+    from modelhost.api.protocol import protocol_class
+    from modelhost.host import Host
+
     host = Host(settings)
     listener = _bind(settings.server.host, settings.server.port)
     server: uvicorn.Server
@@ -107,7 +110,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
     app = create_app(
         host,
         keys=keys,
-        on_ready=lambda: _announce(host, server, listener, app.grpc_port),
+        on_ready=lambda: _announce(host, server, listener, app),
         on_failure=on_failure,
     )
     server = uvicorn.Server(
@@ -159,7 +162,7 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket, grpc_port: int | None) -> None:
+async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket, app: ModelHostApp) -> None:
     """Says where the host listens once it really does."""
     gc.freeze()  # what start-up has made stays; collections need not look at it again
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
@@ -167,11 +170,12 @@ async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket,
     address, port = listener.getsockname()[:2]
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # where a request can go to
     shown = f"[{address}]" if ":" in address else address
-    for line in await _welcome(host, f"http://{shown}:{port}", None if grpc_port is None else f"{shown}:{grpc_port}"):
+    rpc_address = None if app.grpc_port is None else f"{shown}:{app.grpc_port}"
+    for line in await _welcome(host, f"http://{shown}:{port}", rpc_address, has_keys=app.guard is not None):
         click.echo(line)
 
 
-async def _welcome(host: Host, url: str, rpc_address: str | None) -> list[str]:
+async def _welcome(host: Host, url: str, rpc_address: str | None, *, has_keys: bool) -> list[str]:
     from modelhost.cli.example import example_curl
     from modelhost.units import format_bytes
 
@@ -185,5 +189,6 @@ async def _welcome(host: Host, url: str, rpc_address: str | None) -> list[str]:
         f"baseline {format_bytes(info.baseline_bytes)}, warning {format_bytes(info.warning_bytes)}, "
         f"critical {format_bytes(info.critical_bytes)}",
     ]
-    example = await example_curl(host.pool, url) or f"curl -s -X POST {url}/v2/repository/index"
+    curl = 'curl -s -H "Authorization: Bearer $MODELHOST_API_KEY"' if has_keys else "curl -s"
+    example = await example_curl(host.pool, url, curl) or f"{curl} -X POST {url}/v2/repository/index"
     return [*lines, "Try it:", f"  {example}"]

@@ -161,7 +161,6 @@ def test_what_is_no_key_is_401(guarded: Guarded) -> None:
     for sent in (
         "",
         "Bearer",
-        "Bearer ",
         f"Basic {key}",
         key,
         f"Bearer {key}x",

@@ -11,20 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from modelhost.memory import allocator
 from modelhost.prepare.failures import PrepareFailed, is_no_memory
+from modelhost.prepare.processes import anonymous_bytes, child_environment, family
 from modelhost.units import format_bytes
 
 #: The module that a child runs; it imports ONNX Runtime, which this one does not.
 _BUILDER: Final = "modelhost.runtime.build"
-
-#: What a child inherits: all that an interpreter may need to find itself and its libraries.
-_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 #: A report has a few kilobytes; of what a child complains about, the end says why it ended.
 _REPORT_BYTES: Final = 4 << 20
@@ -57,7 +52,7 @@ class Child:
     def committed_bytes(self) -> int:
         """Returns the memory of the child and its forks now, 0 where there is none. Takes up to milliseconds."""
         process = self._process
-        return sum(map(_anonymous_bytes, _family(process.pid))) if process is not None else 0
+        return sum(map(anonymous_bytes, family(process.pid))) if process is not None else 0
 
     def report(self, job: bytes, bounds: Bounds) -> bytes:
         """Runs a child on a job and returns what it reports; blocks. Raises PrepareFailed."""
@@ -121,22 +116,9 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        env=_environment(),
+        env=child_environment(),
         start_new_session=True,  # Ctrl-C is for us, and we end it
     )
-
-
-def _environment() -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return inherited | {
-        "ORT_DISABLE_TELEMETRY": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would only hold memory
-        # What `allocator.configure` does here, the C library does there before it allocates anything.
-        "MALLOC_MMAP_THRESHOLD_": str(allocator.MMAP_THRESHOLD_BYTES),
-        "MALLOC_TRIM_THRESHOLD_": str(allocator.TRIM_THRESHOLD_BYTES),
-        "MALLOC_ARENA_MAX": str(allocator.ARENAS),
-    }
 
 
 class _Talk:
@@ -196,26 +178,3 @@ class _Talk:
         part = os.read(descriptor, _CHUNK_BYTES)
         self._log = (self._log + part)[-_LOG_BYTES:]
         return bool(part)
-
-
-# --- memory of a family of processes -------------------------------------------------------------------
-
-
-def _family(pid: int) -> Iterator[int]:
-    """Yields a process and all that descend from it; those that end meanwhile are left out."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                yield from _family(int(child))
-
-
-def _anonymous_bytes(pid: int) -> int:
-    """Returns a process's own memory, of shared pages its share; 0 where it is gone."""
-    # Kernels without the first have the second, which counts a page for every fork that shares it.
-    for file, wanted in (("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
-            for line in stream:
-                if line.startswith(wanted):
-                    return int(line.split()[1]) * 1024
-    return 0

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import platform
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelhost.config import ModelOptions
-from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, RunFailed, RunTooLarge
 from modelhost.memory import allocator
 from modelhost.prepare import Identity
 from modelhost.prepare.failures import is_no_memory
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
+from modelhost.runtime.face import inputs_of, outputs_of
 from modelhost.runtime.preparing import Preparer
+from modelhost.runtime.run_errors import ARENA_FULL, reason_of, run_error
 from modelhost.runtime.structured import StructuredSession
-from modelhost.tensors import Array, TensorSpec, check_shared_dims
-from modelhost.units import format_bytes
+from modelhost.tensors import Array, check_shared_dims
 
 allocator.configure()  # before onnxruntime allocates: see the allocator's own words
 
 import onnxruntime as ort  # noqa: E402
 
 from modelhost.runtime.engine import (  # noqa: E402
-    BF16_TYPE,
     PROVIDERS,
     Arena,
     NotRunnable,
@@ -43,30 +41,6 @@ from modelhost.runtime.engine import (  # noqa: E402
 )
 
 log = logging.getLogger("modelhost")
-
-#: `tensor(float)` and so on to V2 datatypes.
-_DATATYPES: Final = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-    BF16_TYPE: "BF16",
-}
-
-#: What begins the types that are no tensors and have a form on the wire; sparse tensors have none.
-_STRUCTURED: Final = ("seq(", "map(", "optional(")
-
-#: What BFCArena says when the ceiling is reached.
-_ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +109,9 @@ class OrtRuntime:
             session = ort.InferenceSession(str(plan.artifact or file), options, providers=PROVIDERS)
         except Exception as error:
             if plan.artifact is None or cancel.is_cancelled or is_no_memory(str(error)):
-                raise LoadError(_reason(error)) from None
+                raise LoadError(reason_of(error)) from None
             self.preparer.reject(plan)
-            raise ArtifactUnusable(_reason(error)) from None
+            raise ArtifactUnusable(reason_of(error)) from None
         model = OrtModel(session, inspection, self, plan, mapped)
         if self._preparer is not None:
             self._preparer.opened(plan)
@@ -168,12 +142,8 @@ class OrtModel:
         self._plan = plan
         self.mapped_files = mapped
         self.run_footprint = plan.run
-        for arg in session.get_inputs():
-            if arg.type not in _DATATYPES:
-                raise LoadError(f"input '{arg.name}' is {arg.type}, which the V2 protocol cannot carry")
-        self.inputs = _specs(session.get_inputs(), inspection.inputs)
-        servable = [arg for arg in session.get_outputs() if arg.type in _DATATYPES or arg.type.startswith(_STRUCTURED)]
-        self.outputs = _specs(servable, inspection.outputs)
+        self.inputs = inputs_of(session.get_inputs(), inspection.inputs)
+        self.outputs = outputs_of(session.get_outputs(), inspection.outputs)
         # Chosen here: the runs of ordinary models do not pay for the others'.
         try:
             self._session = runnable(session)
@@ -194,14 +164,14 @@ class OrtModel:
             # ONNX Runtime does not hold inputs to a dimension that they share by name, the operators
             # do, in words of their own. Only looked at now: some exporters reuse names carelessly.
             check_shared_dims(self.inputs, feeds)
-            raise _run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
+            raise run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
 
     def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str], options: Any) -> list[Array]:
         """Runs; where the arena is full, once more without what earlier runs left in it, in pieces."""
         try:
             results: list[Array] = self._session.run(list(outputs), feeds, options)
         except Exception as error:
-            full = _ARENA_FULL.search(str(error))
+            full = ARENA_FULL.search(str(error))
             if full is None or int(full[2]) > self._runtime.activation_ceiling_bytes:
                 raise
         else:
@@ -243,45 +213,6 @@ def _advise(path: Path, advice: str) -> None:
             os.close(descriptor)
 
 
-def _specs(arguments: Sequence[Any], declared: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """Copies names and shapes out of NodeArgs, each of which would keep the session alive."""
-    return {arg.name: _spec(arg.name, arg.type, arg.shape, declared.get(arg.name)) for arg in arguments}
-
-
-def _spec(name: str, kind: str, dims: Sequence[int | str | None], declared: TensorSpec | None) -> TensorSpec:
-    if kind.startswith(_STRUCTURED):
-        return TensorSpec.structured(name)
-    datatype = _DATATYPES[kind]
-    if not dims and declared is not None and declared.shape is None:
-        return TensorSpec(name, datatype, None)  # [] here means "scalar" and "rank not stated" alike
-    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)
-    return TensorSpec(name, datatype, shape, tuple(dim if isinstance(dim, str) else "" for dim in dims))
-
-
-def _reason(error: Exception) -> str:
-    """ONNX Runtime's own words, without its prefix and its build machine's paths."""
-    text = str(error).strip()
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"/onnxruntime_src/\S+?:\d+ (?:[\w:*&<>~ ]+\([^)]*\)(?: const)? )?", "", text)
-    return text or type(error).__name__
-
-
-def _arena_full(available_bytes: int, needed_bytes: int, ceiling_bytes: int) -> ActivationsFull | RunTooLarge:
-    needs = f"one step of this run needs {format_bytes(needed_bytes)} for activations"
-    if needed_bytes > ceiling_bytes:
-        return RunTooLarge(
-            f"{needs}, memory.activation_ceiling is {format_bytes(ceiling_bytes)}",
-            needed_bytes=needed_bytes,
-            available_bytes=ceiling_bytes,
-        )
-    return ActivationsFull(
-        f"{needs}, {format_bytes(available_bytes)} of {format_bytes(ceiling_bytes)} (memory.activation_ceiling) "
-        "are free, others' runs hold the rest",
-        needed_bytes=needed_bytes,
-        available_bytes=available_bytes,
-    )
-
-
 class _Terminate:
     """Stops the run that has these options, at its next node."""
 
@@ -292,17 +223,6 @@ class _Terminate:
 
     def __call__(self) -> None:
         self._options.terminate = True
-
-
-def _run_error(error: Exception, cancel: CancelToken | None, ceiling_bytes: int) -> Exception:
-    if cancel is not None and cancel.is_cancelled:
-        return DeadlineExceeded("the run", waited_s=0.0)
-    text = _reason(error)
-    if full := _ARENA_FULL.search(text):
-        return _arena_full(int(full[1]), int(full[2]), ceiling_bytes)
-    if type(error).__name__ == "InvalidArgument" or isinstance(error, (ValueError, TypeError)):
-        return InvalidRequest(f"ONNX Runtime refuses the input: {text}")
-    return RunFailed(f"the run failed: {text}")
 
 
 def identity() -> Identity:

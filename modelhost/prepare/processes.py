@@ -1,0 +1,48 @@
+"""Other processes of ours: what they inherit, and what they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from modelhost.memory import allocator
+
+#: What a child inherits: all that an interpreter may need to find itself and its libraries.
+_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+
+
+def child_environment() -> dict[str, str]:
+    """Returns the environment of a child: nothing of ours that is not named here, keys least of all."""
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would only hold memory
+        # What `allocator.configure` does here, the C library does there before it allocates anything.
+        "MALLOC_MMAP_THRESHOLD_": str(allocator.MMAP_THRESHOLD_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(allocator.TRIM_THRESHOLD_BYTES),
+        "MALLOC_ARENA_MAX": str(allocator.ARENAS),
+    }
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yields a process and all that descend from it; those that end meanwhile are left out."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                yield from family(int(child))
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Returns a process's own memory, of shared pages its share; 0 where it is gone."""
+    # Kernels without the first have the second, which counts a page for every fork that shares it.
+    for file, wanted in (("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
+            for line in stream:
+                if line.startswith(wanted):
+                    return int(line.split()[1]) * 1024
+    return 0

@@ -24,7 +24,7 @@ _ABOUT: Final = """Serves many ONNX models from little memory.
 Tensors are JSON, or binary behind the JSON part of a body whose length `Inference-Header-Content-Length` states.
 Bodies may come in gzip or deflate (`Content-Encoding`). Every failure is `{"error": ..., "code": ..., figures}`;
 any request may meet 400 or 431 where it is no HTTP, 405, and 503 where there are too many. Where the host asks for API
-keys (`Authorization: Bearer KEY`), any but those for health may meet 401 without one, and 403 with one for other things."""
+keys (`Authorization: Bearer KEY`), any but those for health may meet 401 without one, 403 with one for other things."""
 
 _MEANINGS: Final = {
     400: "The request is wrong, or JSON cannot carry an output; the text says what was expected and what came.",

@@ -50,6 +50,7 @@ EXPOSE 8080
 # A bare socket, since this runs inside the memory limit: 5 MB instead of the 20 of urllib with TLS.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-ISc", "import os, socket\n\
 s = socket.create_connection(('127.0.0.1', int(os.environ['MODELHOST_SERVER_PORT'])), 4)\n\
+if os.environ.get('MODELHOST_SERVER_TLS_CERTIFICATE'):\n import ssl; s = ssl._create_unverified_context().wrap_socket(s)\n\
 s.sendall(b'GET /v2/health/ready HTTP/1.0\\r\\n\\r\\n')\n\
 raise SystemExit(b' 200 ' not in s.recv(64))"]
 # SIGTERM, the default, ends the host: requests in flight get server.drain_timeout to finish.

@@ -48,6 +48,9 @@ def request(url: str, path: str, body: Any = None, *, key: str | None = None, ti
         raise click.ClickException(f"{error.code}: {_error_text(error)}{advice}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            text = f"the certificate of {url} is signed by nobody that is trusted here; name its file in SSL_CERT_FILE"
+            raise click.ClickException(text) from None
         raise click.ClickException(
             f"no host answers at {url} ({reason}); start one with `modelhost serve`, or name it with --url"
         ) from None

@@ -87,7 +87,9 @@ def command(
 def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
     from modelhost.security.exposure import check_exposure
     from modelhost.security.ring import KeyRing
+    from modelhost.security.tls import check_tls
 
+    check_tls(settings.server.tls_certificate, settings.server.tls_key)
     keys = KeyRing.of(settings.security, fixed_keys)
     check_exposure(settings.server.host, has_keys=keys is not None, insecure=settings.security.insecure)
 
@@ -125,6 +127,8 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
             log_config=None,
             log_level="warning",
             server_header=False,
+            ssl_certfile=settings.server.tls_certificate,
+            ssl_keyfile=settings.server.tls_key,
             timeout_keep_alive=settings.server.keep_alive,  # type: ignore[arg-type] # which it only adds up
             timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout)),
         )
@@ -171,7 +175,8 @@ async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket,
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # where a request can go to
     shown = f"[{address}]" if ":" in address else address
     rpc_address = None if app.grpc_port is None else f"{shown}:{app.grpc_port}"
-    for line in await _welcome(host, f"http://{shown}:{port}", rpc_address, has_keys=app.guard is not None):
+    scheme = "http" if host.settings.server.tls_certificate is None else "https"
+    for line in await _welcome(host, f"{scheme}://{shown}:{port}", rpc_address, has_keys=app.guard is not None):
         click.echo(line)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from modelhost.config.fields import PositiveDuration, PositiveInt, Seconds, Section, SizeOrAuto
@@ -17,6 +19,10 @@ class ServerSettings(Section):
     grpc_port: int | None = Field(None, ge=0, le=65535)
     """Port for the same protocol over gRPC, for which the extra `modelhost[grpc]` has to be installed; unset:
     not served, 0 takes a free one."""
+    tls_certificate: Path | None = None
+    """Certificate in PEM, with those that signed it, for TLS over HTTP and gRPC; unset: no TLS."""
+    tls_key: Path | None = None
+    """Its key in PEM, without a password; unset: it is in the certificate's file."""
     max_request_bytes: SizeOrAuto = "auto"
     """Largest request body, before and after decompression; auto: a sixteenth of the limit, 1 to 64 MB."""
     max_decoding_bytes: SizeOrAuto = "auto"

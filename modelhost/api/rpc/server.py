@@ -14,8 +14,10 @@ from modelhost.api.rpc.calls import handlers
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import SERVICE
 from modelhost.api.rpc.receiving import Receiving
+from modelhost.config import ServerSettings
 from modelhost.errors import ConfigError
 from modelhost.host import Host
+from modelhost.security.tls import check_tls
 
 #: A connection without a call leaves after this time; clients open another by themselves.
 _IDLE_MS: Final = 300_000
@@ -63,7 +65,10 @@ class RpcServer:
         address = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.release_port()
         try:
-            server.add_insecure_port(f"{address}:{self.port}")
+            if settings.tls_certificate is None:
+                server.add_insecure_port(f"{address}:{self.port}")
+            else:
+                server.add_secure_port(f"{address}:{self.port}", _credentials(settings))
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}:{self.port} for gRPC: {error}") from None
         await server.start()
@@ -78,6 +83,15 @@ class RpcServer:
     def release_port(self) -> None:
         """Gives the port back where it never came to `start`; harmless otherwise."""
         self._reserved.close()
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
+    """Reads certificate and key. Raises ConfigError."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    check_tls(certificate, key)
+    assert certificate is not None
+    chain = certificate.read_bytes()
+    return grpc.ssl_server_credentials(((chain if key is None else key.read_bytes(), chain),))
 
 
 def _reserve(address: str, port: int) -> socket.socket:

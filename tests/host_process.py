@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,12 +47,15 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_host(directory: Path, models: Path = MODELS, *flags: str, **settings: str) -> Iterator[HostProcess]:
-    """Runs a host on a free port until the scope is left; `directory` gets its log."""
+def running_host(
+    directory: Path, models: Path = MODELS, *flags: str, through: Sequence[str] = (), **settings: str
+) -> Iterator[HostProcess]:
+    """Runs a host on a free port until the scope is left; `directory` gets its log. `through` is a command that
+    becomes the one behind it."""
     errors = directory / "serve.log"
     with errors.open("w") as stream:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--models", str(models), "--port", "0", *flags],
+            [*through, *COMMAND, "serve", "--models", str(models), "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,

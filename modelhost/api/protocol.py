@@ -17,11 +17,11 @@ import time
 from typing import Any, ClassVar, Final
 
 import httptools
-import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelhost.api.access import Guard
 from modelhost.api.answers import Answer
+from modelhost.api.connection import Connection
+from modelhost.api.connections import Door
 from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
     AUTHORIZATION,
@@ -38,6 +38,7 @@ from modelhost.api.heads import (
     without_upgrade,
 )
 from modelhost.api.infer import PLAIN_HEAD
+from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
 from modelhost.errors import DeadlineExceeded
 from modelhost.pool import Timing
@@ -59,36 +60,22 @@ _QUEUED_REQUESTS: Final = 16
 _UNKNOWN_BYTES: Final = 1 << 40
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection. Event-loop thread."""
+class HttpProtocol(Connection):
+    """What comes on one connection. Event-loop thread."""
 
-    cycle: Any  # uvicorn's own, or an exchange, which stands in for it
-    max_connections: ClassVar[int] = 512
-    short_cut: ClassVar[ShortCut]
     guard: ClassVar[Guard | None] = None
     _targets: ClassVar[dict[bytes, Target | None]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Takes the connection, or answers 503 where there are too many."""
-        super().connection_made(transport)
-        self._in_head, self._head_bytes = True, 0
+        """Takes the connection."""
         self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
-        self._exchange: Exchange | None = None
         self._due = False
-        self._running: Any = None  # the application's cycle that is being answered, or was the last
-        self._refusal: bytes | None = None
-        self._active_at = self.loop.time()
-        self._idle_check = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
         self._receive_check: asyncio.TimerHandle | None = None
-        self._unsent: Answer | None = None
-        self._send_check: asyncio.TimerHandle | None = None
-        if len(self.connections) > self.max_connections:
-            self._refuse(503, "overloaded", f"{self.max_connections} connections are open, which is the limit")
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends what the client has left, and every timer."""
-        self._idle_check.cancel()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._end_receiving(exchange)
@@ -100,7 +87,6 @@ class HttpProtocol(HttpToolsProtocol):
             running.disconnected = True  # uvicorn tells the last one that came
             running.message_event.set()
         self.pipeline.clear()
-        self._sent()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -254,7 +240,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _receive_in_place(self, exchange: Exchange) -> None:
         """Has the rest of a body written where it is wanted, without the parser, which would copy it twice."""
-        self._read_with(_Receiver(self, exchange))
+        self._read_with(BodyReceiver(self, exchange))
 
     def note_activity(self) -> None:
         """Notes that the client is sending."""
@@ -314,7 +300,10 @@ class HttpProtocol(HttpToolsProtocol):
             else:
                 self._sent()
         if not exchange.keep_alive:
-            transport.close()
+            if exchange.is_received:
+                transport.close()
+            else:
+                self._linger()
         elif self.pipeline:
             self.on_response_complete()
         else:
@@ -335,41 +324,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._refusal is not None:
                 self._end_refused(self._refusal)
 
-    def resume_writing(self) -> None:
-        """Goes on when the client has taken nearly all of what was sent."""
-        super().resume_writing()
-        self._sent()
-
-    def _sent(self) -> None:
-        """Ends the claim of an answer that has gone, or will never go."""
-        answer, self._unsent = self._unsent, None
-        if answer is not None and answer.hold is not None:
-            answer.hold.end()
-        if self._send_check is not None:
-            self._send_check.cancel()
-            self._send_check = None
-
     # --- time ----------------------------------------------------------------------------------------
-
-    @property
-    def _is_busy(self) -> bool:
-        """Whether an answer is due."""
-        running = self._running
-        return self._exchange is not None or bool(self.pipeline) or not (running is None or running.response_complete)
-
-    def _check_idle(self) -> None:
-        """Closes a connection on which nothing has come for a while. One timer, not one for each request."""
-        patience_s, is_closing = float(self.timeout_keep_alive), self.transport.is_closing()
-        idle_s = 0.0 if self._is_busy and not is_closing else self.loop.time() - self._active_at
-        if is_closing:  # and the client has yet to take what was sent last
-            patience_s = self.short_cut.inference.host.settings.server.request_timeout_s
-            if idle_s >= patience_s:
-                self.transport.abort()
-                return
-        elif idle_s >= patience_s:
-            self.transport.close()
-            idle_s = 0.0
-        self._idle_check = self.loop.call_later(patience_s - idle_s, self._check_idle)
 
     def _watch_receiving(self, exchange: Exchange) -> None:
         self.short_cut.receiving.add(exchange)
@@ -403,7 +358,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _check_unfinished(self, segment_bytes: int) -> None:
         """Refuses a head that is over the limit before it has ended; `segment_bytes` have just come."""
         if self._head_bytes in (segment_bytes, _UNKNOWN_BYTES):
-            self._active_at = self.loop.time()  # all of it has to come in the time that a client may idle
+            self._expect_head()
         if self._head_bytes == _UNKNOWN_BYTES:
             self._head_bytes += head_bytes(self.url, self.headers)
         if self._head_bytes % _UNKNOWN_BYTES > MAX_HEAD_BYTES:
@@ -415,78 +370,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             self._refuse(400, "invalid_request", "Invalid HTTP request received.")
-
-    def _refuse_head(self) -> None:
-        self._refuse(431, "request_too_large", f"request line and headers are over {MAX_HEAD_BYTES} bytes")
-
-    def _refuse(self, status: int, code: str, text: str) -> None:
-        """Refuses all that comes on this connection from here on; answers that are due go before."""
-        answer = Answer(status, orjson.dumps({"error": text, "code": code}))
-        if status == 503:
-            answer.extra = ((b"retry-after", b"1"),)
-        head = answer_head(answer, self.server_state.default_headers, keep_alive=False)
-        self._refusal = refusal = head + answer.body
-        if not self._in_head:  # what is wrong is in the body of a request that was begun
-            if self.pipeline and self.pipeline[0][0] is self.cycle:
-                self.pipeline.popleft()
-            elif self.cycle.response_complete or self.cycle.response_started:
-                self.transport.close()  # one answer for each request
-                return
-            else:
-                self._end_refused(refusal)
-                return
-        if not self._is_busy:
-            self._end_refused(refusal)
-
-    def _end_refused(self, refusal: bytes) -> None:
-        self._active_at = self.loop.time()
-        self.transport.write(refusal)
-        self.transport.close()
-
-
-class _Receiver(asyncio.BufferedProtocol):
-    """Stands in for the connection while a large body comes, which then lands where it is wanted."""
-
-    def __init__(self, connection: HttpProtocol, exchange: Exchange) -> None:
-        self._connection, self._exchange = connection, exchange
-        self._parsed_bytes = exchange.received_bytes
-        self._is_stuck = False
-        self._spill = bytearray(1)
-
-    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
-        """Returns room for what comes next."""
-        room = None if self._exchange.response_complete else self._exchange.room()
-        self._is_stuck = room is None
-        return self._spill if room is None else room
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Takes note of what has come."""
-        exchange, connection = self._exchange, self._connection
-        if exchange.response_complete:
-            return  # refused: what still comes in is not looked at
-        connection.note_activity()
-        if self._is_stuck:
-            connection.cannot_receive(exchange, self._parsed_bytes)
-            connection.data_received(bytes(self._spill))
-            return
-        exchange.received_bytes += nbytes
-        if exchange.is_received:
-            connection.received(exchange)
-
-    def eof_received(self) -> None:
-        """Leaves it to the connection's end."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the connection."""
-        self._connection.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Tells the connection."""
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Tells the connection."""
-        self._connection.resume_writing()
 
 
 def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
@@ -501,5 +384,5 @@ def protocol_class(max_connections: int, short_cut: ShortCut, guard: Guard | Non
     return type(
         "HttpProtocol",
         (HttpProtocol,),
-        {"max_connections": max_connections, "short_cut": short_cut, "guard": guard, "_targets": {}},
+        {"door": Door(max_connections), "short_cut": short_cut, "guard": guard, "_targets": {}},
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelhost.cli.options import settings_options
-from modelhost.config import Settings, load_settings
+from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from modelhost.api.app import ModelHostApp
     from modelhost.host import Host
     from modelhost.security.keys import Key
+
+log = logging.getLogger("modelhost")
 
 
 @click.command("serve", short_help="Serve a directory of models over HTTP.")
@@ -99,7 +101,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
     from modelhost.api.protocol import protocol_class
     from modelhost.host import Host
 
-    host = Host(settings)
+    host, connections = Host(settings), _connections(settings.server)
     listener = _bind(settings.server.host, settings.server.port)
     server: uvicorn.Server
     failure: list[ConfigError] = []
@@ -119,7 +121,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
         uvicorn.Config(
             app,
             loop=_loop(),
-            http=protocol_class(settings.server.max_connections, app.short_cut, app.guard),
+            http=protocol_class(connections, app.short_cut, app.guard),
             ws="none",
             lifespan="on",
             access_log=False,
@@ -146,6 +148,20 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
         listener.close()
     if failure:
         raise failure[0]
+
+
+def _connections(server: ServerSettings) -> int:
+    """Returns how many connections there may be; says so where that is fewer than the settings have."""
+    from modelhost.api.connections import connection_limit
+
+    limit = connection_limit(server)
+    if limit < server.max_connections:
+        log.warning(
+            "%d connections at most, not %d (server.max_connections): this process may not open more files (ulimit -n)",
+            limit,
+            server.max_connections,
+        )
+    return limit
 
 
 def _loop() -> str:

@@ -30,7 +30,8 @@ class ServerSettings(Section):
     run_threads: int = Field(0, ge=0)
     """Inference threads; 0: one for each core."""
     max_connections: PositiveInt = 512
-    """Open connections; each may hold 32 KB of headers."""
+    """Open connections, or fewer where the process may not open as many files; each may hold 32 KB of headers. One
+    more takes the place of one that idles, or is answered 503."""
     max_queue: PositiveInt = 256
     """Requests that may wait for an inference thread; one more is answered 503 `overloaded`."""
     request_timeout_s: Seconds = 120.0
@@ -39,7 +40,7 @@ class ServerSettings(Section):
     """Answers are compressed where the client asks for gzip or deflate by itself, JSON of 1 KB or more also where
     it lists them among others."""
     read_timeout: PositiveDuration = 10.0
-    """Longest pause of a client that is sending a request."""
+    """Longest pause of a client that is sending a body, and all the time that a request's head has."""
     keep_alive: PositiveDuration = 75.0
     """A connection on which nothing happens is closed after this time: as long as common proxies keep theirs, since a
     shorter one races with clients that pause."""

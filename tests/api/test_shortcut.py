@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import Server, ServerState
 from wire import counting, infer, nothing_held, post, quick_script, warm, wire
 
+from modelhost.api.connection import Connection
 from modelhost.api.heads import target_of
 from modelhost.api.protocol import HttpProtocol
 
@@ -58,13 +59,13 @@ def test_the_attributes_of_the_servers_protocol_are_there(serve_fake) -> None:
         assert isinstance(protocol.cycle.message_event, asyncio.Event)
 
 
-#: What exchanges and the receiver of large bodies call.
-OWN = {"send", "received", "cannot_receive", "note_activity"}
+#: What exchanges, the receiver of large bodies and the door call.
+OWN = {"send", "received", "cannot_receive", "note_activity", "idle_s", "slow_s", "spare"}
 
 
 def test_every_callback_of_ours_is_one_of_the_servers_protocol() -> None:
-    callbacks = [name for name in vars(HttpProtocol) if not name.startswith("_") and name not in OWN]
-    ours = {name for name in callbacks if inspect.isfunction(vars(HttpProtocol)[name])}
+    named = vars(Connection) | vars(HttpProtocol)
+    ours = {name for name in named if not name.startswith("_") and name not in OWN and inspect.isfunction(named[name])}
     assert ours == {
         "connection_made",
         "connection_lost",

@@ -8,6 +8,7 @@ from typing import Final
 import grpc
 
 from modelhost.api.access import Guard
+from modelhost.api.connections import connection_limit
 from modelhost.api.inference import Inference
 from modelhost.api.rpc.access import KeyCheck
 from modelhost.api.rpc.calls import handlers
@@ -55,7 +56,7 @@ class RpcServer:
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_receive_message_length", host.budgets.request_bytes),  # decompressed, too
                 ("grpc.max_send_message_length", -1),  # answers are bounded by what may be held
-                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_allowed_incoming_connections", connection_limit(settings)),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.keepalive_time_ms", _PING_AFTER_MS),
                 ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),

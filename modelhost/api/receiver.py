@@ -1,0 +1,78 @@
+"""Large bodies on their way in: they land where they are wanted, past the parser, which would copy them twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from modelhost.api.exchange import Exchange
+
+
+class Receiving(Protocol):
+    """The connection that a receiver stands in for."""
+
+    def note_activity(self) -> None:
+        """Notes that the client is sending."""
+
+    def received(self, exchange: Exchange) -> None:
+        """Goes on with a request whose body is there."""
+
+    def cannot_receive(self, exchange: Exchange, unparsed_from: int) -> None:
+        """Leaves a request to the application, since its next bytes would have to wait for a claim."""
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes as they come on the socket."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Notes that the connection has ended."""
+
+    def pause_writing(self) -> None:
+        """Notes that the client does not take what is sent."""
+
+    def resume_writing(self) -> None:
+        """Notes that it does again."""
+
+
+class BodyReceiver(asyncio.BufferedProtocol):
+    """Stands in for the connection while a large body comes."""
+
+    def __init__(self, connection: Receiving, exchange: Exchange) -> None:
+        self._connection, self._exchange = connection, exchange
+        self._parsed_bytes = exchange.received_bytes
+        self._is_stuck = False
+        self._spill = bytearray(1)
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        """Returns room for what comes next."""
+        room = None if self._exchange.response_complete else self._exchange.room()
+        self._is_stuck = room is None
+        return self._spill if room is None else room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Takes note of what has come."""
+        exchange, connection = self._exchange, self._connection
+        if exchange.response_complete:
+            return  # refused: what still comes in is not looked at
+        connection.note_activity()
+        if self._is_stuck:
+            connection.cannot_receive(exchange, self._parsed_bytes)
+            connection.data_received(bytes(self._spill))
+            return
+        exchange.received_bytes += nbytes
+        if exchange.is_received:
+            connection.received(exchange)
+
+    def eof_received(self) -> None:
+        """Leaves it to the connection's end."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the connection."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Tells the connection."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tells the connection."""
+        self._connection.resume_writing()

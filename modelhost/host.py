@@ -79,7 +79,7 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
     from modelhost.runtime.preparing import Preparer
 
-    models, made_for = settings.models.directory, identity()
+    models, made_for = settings.models.directory, identity(settings.runtime.custom_op_libraries)
     store = ArtifactStore(settings.artifact_cache, models, made_for)
     came_along = settings.artifacts_beside
     beside = ArtifactStore(came_along, models, made_for) if came_along != store.cache else None
@@ -87,6 +87,7 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
         preparer=Preparer(store, settings.prepare, beside=beside),
         activation_ceiling_bytes=budgets.activation_ceiling_bytes,
         intra_op_threads=settings.runtime.intra_op_threads,
+        custom_op_libraries=settings.runtime.custom_op_libraries,
     )
 
 

@@ -58,7 +58,9 @@ def _prepare(settings: Settings, names: tuple[str, ...], *, check: bool, again: 
 
     repository = Repository(settings.models.directory)
     repository.scan()
-    store = ArtifactStore(settings.artifact_cache, settings.models.directory, identity())
+    store = ArtifactStore(
+        settings.artifact_cache, settings.models.directory, identity(settings.runtime.custom_op_libraries)
+    )
     if not check:
         store.clean_up()
     files = [

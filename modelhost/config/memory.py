@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -55,6 +56,9 @@ class RuntimeSettings(Section):
 
     intra_op_threads: PositiveInt = 1
     """Threads inside one run, shared by all models; on small machines more than 1 costs throughput."""
+    custom_op_libraries: tuple[Path, ...] = ()
+    """Shared libraries with operators of your own, which every session gets. They are code that runs in the host:
+    none is loaded that is not named here, whatever a model says."""
 
 
 class BatchingSettings(Section):

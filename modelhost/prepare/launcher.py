@@ -41,7 +41,9 @@ def prepare(
     former = store.stamp(key)
     try:
         with store.aside() as folder:
-            job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes) | {"is_last": is_last}
+            libraries = store.identity.custom_op_libraries
+            job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes, libraries=libraries)
+            job["is_last"] = is_last
             manifest = _reported(job, bounds, child or Child())
             if _key(store, file, external, sizes) != key:
                 raise PrepareFailed("the model's files changed while it was prepared", "changed")
@@ -58,13 +60,15 @@ def measure(
     *,
     optimization: str = "all",
     dimensions: Mapping[str, int] | None = None,
+    custom_op_libraries: tuple[Path, ...] = (),
     child: Child | None = None,
 ) -> Manifest:
     """Has a child open and run a model as it is, from the heap; writes nothing. Raises PrepareFailed.
 
     The manifest's key is empty. `optimization` is "all", "extended", "basic" or "none".
     """
-    job = _job(file, bounds, folder=None, optimization=optimization, dimensions=dimensions or _NO_SIZES)
+    sizes = dimensions or _NO_SIZES
+    job = _job(file, bounds, folder=None, optimization=optimization, dimensions=sizes, libraries=custom_op_libraries)
     return _reported(job, bounds, child or Child())
 
 
@@ -76,7 +80,13 @@ def _key(store: ArtifactStore, file: Path, external: tuple[str, ...], sizes: Map
 
 
 def _job(
-    file: Path, bounds: Bounds, *, folder: Path | None, optimization: str, dimensions: Mapping[str, int]
+    file: Path,
+    bounds: Bounds,
+    *,
+    folder: Path | None,
+    optimization: str,
+    dimensions: Mapping[str, int],
+    libraries: tuple[Path, ...],
 ) -> dict[str, Any]:
     try:
         summary = read_summary(file)
@@ -93,6 +103,7 @@ def _job(
         "weight_bytes": summary.weight_bytes,
         "dimensions": dict(dimensions),
         "optimization": optimization,
+        "custom_op_libraries": [str(library) for library in libraries],
         "ceiling_bytes": bounds.memory_bytes,
         "is_last": True,
         "parent": os.getpid(),

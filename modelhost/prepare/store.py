@@ -50,6 +50,8 @@ class Identity:
     runtime: str
     cpu: str
     options: str = ""
+    custom_op_libraries: tuple[Path, ...] = ()
+    """Where the libraries with added operators are; `options` has their content."""
 
     def key_for(self, content: str, dimensions: Dimensions = _NONE) -> str:
         """Returns the name of the artifact for a model of this content (a digest), measured with these sizes."""

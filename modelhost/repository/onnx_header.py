@@ -115,7 +115,7 @@ def read_summary(path: Path) -> OnnxSummary:
         if head.startswith(b"version ") and b"git-lfs" in head:
             raise OnnxFormatError("a Git LFS pointer, not the model; `git lfs pull` fetches it")
         wire = WireReader(file, size_bytes)
-        return _ModelReader(wire, TensorReader(wire, path.parent), size_bytes).read()
+        return _ModelReader(wire, TensorReader(wire, path), size_bytes).read()
 
 
 @dataclass(slots=True)

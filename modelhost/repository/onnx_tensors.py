@@ -55,9 +55,9 @@ class TensorReader:
     appear only when the model is loaded.
     """
 
-    def __init__(self, wire: WireReader, folder: Path) -> None:
+    def __init__(self, wire: WireReader, file: Path) -> None:
         self._wire = wire
-        self._folder = folder
+        self._file, self._folder = file, file.parent
         self._external_sizes: dict[str, int] = {}  # by location
         self.inline_bytes = 0
         self.external_bytes = 0
@@ -157,6 +157,8 @@ class TensorReader:
                     key = self._wire.text(value, last)
                 elif tag == _VALUE:
                     text = self._wire.text(value, last)
+            if key in wanted:  # which of the two a reader takes is its own affair
+                raise OnnxFormatError(f"tensor {shown(name)} has two values for '{key[:40]}' of its external data")
             wanted[key] = text
         location = wanted.get("location", "")
         offset = _size(wanted.get("offset"), 0, name)
@@ -186,8 +188,17 @@ class TensorReader:
             raise OnnxFormatError(f"external file '{location}' is missing") from None
         if not stat.S_ISREG(found.st_mode):
             raise OnnxFormatError(f"external file '{location}' is not a regular file")
+        if not self._is_own(location):
+            raise OnnxFormatError(f"external file '{location}' is a link to a file outside the model's folder")
         self._external_sizes[location] = found.st_size
         return found.st_size
+
+    def _is_own(self, location: str) -> bool:
+        """Says whether a file, where its links have led, is in the model's folder: the one that the model file is in,
+        or is linked from, as in stores that keep each file once and link to it."""
+        real = os.path.realpath(self._folder / location)
+        folders = (os.path.realpath(self._folder), os.path.dirname(os.path.realpath(self._file)))
+        return any(os.path.commonpath((real, folder)) == folder for folder in folders)
 
 
 def dense_bytes(dims: Sequence[int], element_type: int, name: bytes) -> int:

@@ -63,7 +63,7 @@ def main() -> None:
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     stand_back()
-    engine = Engine(job.ceiling_bytes)
+    engine = Engine(job.ceiling_bytes, job.custom_op_libraries)
     limit_memory(job.ceiling_bytes)
     try:
         report.write(_Build(job, engine).run().to_json())

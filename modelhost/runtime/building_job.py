@@ -22,6 +22,7 @@ class Job:
     weight_bytes: int
     dimensions: Mapping[str, int]
     optimization: str
+    custom_op_libraries: tuple[Path, ...]
     ceiling_bytes: int
     is_last: bool
     """Whether no higher ceiling will come, so that a variant that met it is done without."""
@@ -40,6 +41,7 @@ class Job:
             folder=None if folder is None else Path(folder),
             inputs=tuple(inputs),
             non_tensor_inputs=tuple(table.pop("non_tensor_inputs")),
+            custom_op_libraries=tuple(map(Path, table.pop("custom_op_libraries"))),
             **table,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +39,8 @@ class Opened:
 class Engine:
     """ONNX Runtime set up as in the host. Once in a process."""
 
-    def __init__(self, ceiling_bytes: int) -> None:
-        set_up(ceiling_bytes)
+    def __init__(self, ceiling_bytes: int, custom_op_libraries: Sequence[Path] = ()) -> None:
+        set_up(ceiling_bytes, custom_op_libraries=custom_op_libraries)
         self._arena = Arena()
 
     def trim(self) -> None:

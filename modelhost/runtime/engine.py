@@ -7,11 +7,13 @@ a ceiling. Imports nothing of the host's: it would cost a child as much time as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
 
+from modelhost.errors import ConfigError
 from modelhost.prepare.manifest import Variant
 from modelhost.tensors import BF16, Array
 
@@ -46,8 +48,15 @@ _IDENTITY: Final = bytes.fromhex(
 )
 
 
-def set_up(ceiling_bytes: int, *, intra_op_threads: int = 1) -> None:
-    """Registers the arena that all sessions share; before the first session, and once in a process."""
+#: What every session gets, by absolute path: the system would look for a bare name in folders of its own.
+_custom_op_libraries: Final[list[str]] = []
+
+
+def set_up(ceiling_bytes: int, *, intra_op_threads: int = 1, custom_op_libraries: Sequence[Path] = ()) -> None:
+    """Registers the arena and the operators that all sessions share; before the first session, and once in a process.
+
+    Raises ConfigError where a library with operators cannot be loaded.
+    """
     # Messages of failed loads reach the client and our own log; ONNX Runtime need not print them too.
     ort.set_default_logger_severity(4)
     if intra_op_threads > 1:
@@ -58,6 +67,12 @@ def set_up(ceiling_bytes: int, *, intra_op_threads: int = 1) -> None:
     # kSameAsRequested (1): the arena grows by what is asked, not by powers of two up to the ceiling.
     arena = ort.OrtArenaCfg({"max_mem": ceiling_bytes, "arena_extend_strategy": 1})
     ort.create_and_register_allocator(memory_info, arena)
+    for library in custom_op_libraries:
+        try:
+            ort.SessionOptions().register_custom_ops_library(str(library.resolve()))
+        except Exception as error:
+            raise ConfigError(f"runtime.custom_op_libraries: {library} cannot be loaded: {error}") from None
+    _custom_op_libraries[:] = [str(library.resolve()) for library in custom_op_libraries]
 
 
 def session_options(optimization: str, variant: Variant = "heap", *, intra_op_threads: int = 1) -> Any:
@@ -73,6 +88,8 @@ def session_options(optimization: str, variant: Variant = "heap", *, intra_op_th
         options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a pattern pre-allocates for each shape seen, and keeps it
     options.log_severity_level = 4
+    for library in _custom_op_libraries:
+        options.register_custom_ops_library(library)
     return options
 
 

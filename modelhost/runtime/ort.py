@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelhost.config import ModelOptions
+from modelhost.errors import ConfigError
 from modelhost.memory import allocator
 from modelhost.prepare import Identity
 from modelhost.prepare.failures import is_no_memory
+from modelhost.prepare.store import digest_of
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
 from modelhost.runtime.face import inputs_of, outputs_of
 from modelhost.runtime.preparing import Preparer
@@ -49,6 +51,7 @@ class _Process:
 
     activation_ceiling_bytes: int
     intra_op_threads: int
+    custom_op_libraries: tuple[Path, ...]
 
 
 #: What was set, by the first runtime; a list so that it is filled, not rebound.
@@ -60,10 +63,16 @@ class OrtRuntime:
     """Loads and runs models with ONNX Runtime on the CPU."""
 
     def __init__(
-        self, *, activation_ceiling_bytes: int, intra_op_threads: int = 1, preparer: Preparer | None = None
+        self,
+        *,
+        activation_ceiling_bytes: int,
+        intra_op_threads: int = 1,
+        custom_op_libraries: tuple[Path, ...] = (),
+        preparer: Preparer | None = None,
     ) -> None:
+        """Sets ONNX Runtime up, where nothing in this process has. Raises ConfigError."""
         self._preparer = preparer
-        process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads))
+        process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads, custom_op_libraries))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
         self._arena = Arena(intra_op_threads=process.intra_op_threads)
@@ -190,7 +199,11 @@ def _configure_process(wanted: _Process) -> _Process:
     """Sets up ONNX Runtime; returns what is in force, which is the first caller's wish."""
     with _configuring:
         if not _configured:
-            set_up(wanted.activation_ceiling_bytes, intra_op_threads=wanted.intra_op_threads)
+            set_up(
+                wanted.activation_ceiling_bytes,
+                intra_op_threads=wanted.intra_op_threads,
+                custom_op_libraries=wanted.custom_op_libraries,
+            )
             _configured.append(wanted)
         elif _configured[0] != wanted:
             log.warning("ONNX Runtime is already set up in this process: %s stays in force", _configured[0])
@@ -225,10 +238,22 @@ class _Terminate:
         self._options.terminate = True
 
 
-def identity() -> Identity:
-    """Returns what artifacts depend on here: ONNX Runtime's version, and the CPU's kind and features."""
+def identity(custom_op_libraries: Sequence[Path] = ()) -> Identity:
+    """Returns what artifacts depend on here: ONNX Runtime's version, the CPU's kind and features, added operators.
+
+    Raises ConfigError where the libraries of those cannot be read.
+    """
     features = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return Identity(runtime=f"onnxruntime {ort.__version__}", cpu=f"{platform.machine()} {features}")
+    try:
+        operators = "\n".join(digest_of(library) for library in custom_op_libraries)
+    except OSError as error:
+        raise ConfigError(f"runtime.custom_op_libraries: cannot read {error.filename}: {error.strerror}") from None
+    return Identity(
+        runtime=f"onnxruntime {ort.__version__}",
+        cpu=f"{platform.machine()} {features}",
+        options=operators,
+        custom_op_libraries=tuple(library.resolve() for library in custom_op_libraries),
+    )

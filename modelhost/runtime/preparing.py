@@ -6,6 +6,7 @@ prepares it, once for all hosts to come; elsewhere it only measures, and this pr
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
@@ -147,13 +148,21 @@ class Preparer:
     def _measure(self, file: Path, options: ModelOptions, bounds: Bounds, child: Child) -> None:
         """Measures at the wanted optimisation, or else at one that needs less at its peak."""
         wanted: Optimization = options.optimization or "all"
+        as_here = functools.partial(
+            measure,
+            file,
+            bounds,
+            dimensions=options.dimensions,
+            custom_op_libraries=self.store.identity.custom_op_libraries,
+            child=child,
+        )
         try:
-            manifest = measure(file, bounds, optimization=wanted, dimensions=options.dimensions, child=child)
+            manifest = as_here(optimization=wanted)
         except PrepareFailed as error:
             if error.kind != "memory" or options.optimization is not None:
                 raise
             wanted = "extended"
-            manifest = measure(file, bounds, optimization=wanted, dimensions=options.dimensions, child=child)
+            manifest = as_here(optimization=wanted)
         with self._lock:
             self._measured[_measured_key(file, options)] = _heap_plan(manifest, wanted)
 

@@ -438,6 +438,53 @@ def test_external_data_that_cannot_be_read_are_an_error(tmp_path: Path, entries:
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("link", ["m/w.bin", "m/data"])
+@pytest.mark.parametrize("target", ["secret", "m-not-this", "m/data/../../secret"])
+def test_links_do_not_lead_external_data_out_of_the_models_folder(tmp_path: Path, link: str, target: str) -> None:
+    (tmp_path / "m").mkdir()
+    for folder in ("secret", "m-not-this"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.bin").write_bytes(bytes(99))
+    location = "w.bin" if link == "m/w.bin" else "data/w.bin"
+    place = tmp_path / target.replace("m/data/../../", "")
+    (tmp_path / link).symlink_to(place / "w.bin" if link == "m/w.bin" else place)
+
+    with pytest.raises(OnnxFormatError, match=f"'{location}' is a link to a file outside the model's folder"):
+        summary_of(external_model(location=location), tmp_path / "m")
+
+
+def test_links_within_a_models_folder_and_to_where_the_model_is_linked_from_are_followed(tmp_path: Path) -> None:
+    onnx_model = external_model(location="w.bin")
+    # As Kubernetes mounts a ConfigMap: names lead through ..data to a folder of the moment.
+    moment = tmp_path / "map/..2026_11_25"
+    moment.mkdir(parents=True)
+    summary_file = moment / "model.onnx"
+    summary_file.write_bytes(onnx_model.SerializeToString())
+    (moment / "w.bin").write_bytes(bytes(40))
+    (tmp_path / "map/..data").symlink_to(moment.name)
+    for name in ("model.onnx", "w.bin"):
+        (tmp_path / "map" / name).symlink_to(f"..data/{name}")
+    assert read_summary(tmp_path / "map/model.onnx").external_weight_bytes == 40
+    # As stores do that keep each content once.
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for name, blob in (("model.onnx", "aa"), ("w.bin", "bb")):
+        (tmp_path / "blobs" / blob).write_bytes((moment / name).read_bytes())
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{blob}")
+    assert read_summary(tmp_path / "snapshot/model.onnx").external_weight_bytes == 40
+    # The folder itself may be a link.
+    (tmp_path / "linked").symlink_to(tmp_path / "map")
+    assert read_summary(tmp_path / "linked/model.onnx").external_weight_bytes == 40
+
+
+def test_external_data_with_two_places_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(40))
+    model = external_model(location="w.bin")
+    model.graph.initializer[0].external_data.add(key="location", value="../w.bin")
+    with pytest.raises(OnnxFormatError, match="two values for 'location'"):
+        summary_of(model, tmp_path)
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 

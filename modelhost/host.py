@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modelhost.conditions import Conditions
 from modelhost.config import Settings
 from modelhost.errors import ConfigError, ModelHostError
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
@@ -108,6 +109,8 @@ class Host:
     ) -> None:
         self.settings = settings or Settings()
         self.is_ready = False
+        self.conditions = Conditions()
+        """What is not as it should be while the host serves on."""
         self._runtime_factory = runtime_factory
         self._probe = probe
 

@@ -59,6 +59,7 @@ async def _memory(host: Host) -> dict[str, object]:
         "raw": info.raw,
         "page_cache": _page_cache(weights, host.memory.pressure()),
         "models": [_model(model, weights) for model in snapshot.models],
+        "conditions": [condition.as_dict() for condition in host.conditions.snapshot()],
         "waiting": snapshot.waiting,
         "runs_in_flight": snapshot.in_flight,
         "events": [event.as_dict() for event in host.memory.history.snapshot()],

@@ -75,6 +75,7 @@ class _HostCollector:
     def collect(self) -> Iterator[Metric]:
         """Yields memory, ledger, page cache, activation and pool figures."""
         yield self._requests()
+        yield self._conditions()
         yield from self._memory()
         yield from self._page_cache()
         yield from self._activations()
@@ -90,6 +91,14 @@ class _HostCollector:
                 continue
             requests.add_metric([outcome], times.buckets(), times.sum_s)
         return requests
+
+    def _conditions(self) -> Metric:
+        held = GaugeMetricFamily(
+            "modelhost_condition", "1 for what is not as it should be while the host serves on.", labels=["name"]
+        )
+        for condition in self._host.conditions.snapshot():
+            held.add_metric([condition.name], 1)
+        return held
 
     def _memory(self) -> Iterator[Metric]:
         memory = self._host.memory

@@ -81,7 +81,7 @@ _V2: Final[dict[str, Schema]] = {
     "Server": obj({"name": _STRING, "version": _STRING, "extensions": array(_STRING)}),
     "Alive": obj({"status": _const("alive")}),
     "Live": obj({"live": _const(True)}),
-    "Ready": obj({"ready": _BOOLEAN}, {"name": _STRING}),
+    "Ready": obj({"ready": _BOOLEAN}, {"name": _STRING, "conditions": array(_STRING)}),
     "ModelMetadata": obj(
         {
             "name": _STRING,
@@ -265,6 +265,7 @@ _OPERATORS: Final[dict[str, Schema]] = {
             "activations": obj({"ceiling_bytes": _COUNT, "claimed_bytes": _COUNT, "waiting": _COUNT}),
             "page_cache": obj({"weights_bytes": _COUNT, "cached_bytes": _SIZE, "is_thrashing": _BOOLEAN}),
             "models": array(_MODEL),
+            "conditions": array(obj({"name": _STRING, "text": _STRING, "since": _NUMBER})),
             "events": array(obj({"at": _NUMBER, "kind": _STRING, "level": _STRING, "usage_bytes": _COUNT})),
         }
     ),

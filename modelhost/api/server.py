@@ -32,8 +32,8 @@ def routes(host: Host) -> APIRouter:
 
     @router.get("/v2/health/ready")
     async def ready() -> Response:
-        """Whether requests are served: 200 or 503."""
-        return JsonResponse({"ready": host.is_ready}, 200 if host.is_ready else 503)
+        """Whether requests are served: 200 or 503, with the names of `conditions` where any hold."""
+        return JsonResponse(views.readiness(host), 200 if host.is_ready else 503)
 
     @router.get("/v2/logging")
     async def logging() -> Response:

@@ -28,6 +28,12 @@ _PLATFORM: Final = "onnxruntime_onnx"
 _NEVER_ASKED: Final = ModelStatistics()
 
 
+def readiness(host: Host) -> dict[str, Any]:
+    """Returns whether requests are served, and by name what is not as it should be; anybody may ask."""
+    names = [condition.name for condition in host.conditions.snapshot()]
+    return {"ready": host.is_ready, **({"conditions": names} if names else {})}
+
+
 def server_metadata() -> dict[str, Any]:
     """Returns name, version and extensions of the server."""
     return {"name": "modelhost", "version": __version__, "extensions": EXTENSIONS}

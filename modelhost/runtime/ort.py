@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from modelhost.config import ModelOptions
 from modelhost.errors import ConfigError
+from modelhost.files import digest_of
 from modelhost.memory import allocator
 from modelhost.prepare import Identity
 from modelhost.prepare.failures import is_no_memory
-from modelhost.prepare.store import digest_of
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
 from modelhost.runtime.face import inputs_of, outputs_of
 from modelhost.runtime.preparing import Preparer

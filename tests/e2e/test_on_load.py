@@ -142,6 +142,7 @@ def test_a_damaged_artifact_is_reported_made_again_and_never_served(tmp_path: Pa
     weights = artifact / "model.bin"
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 4096] = os.urandom(4096)
+    weights.chmod(0o644)
     weights.write_bytes(damaged)
     with running_host(tmp_path, models) as host:
         assert answer(host.url, "dense", row, [1, len(row)]) == pytest.approx(expected, rel=1e-4)

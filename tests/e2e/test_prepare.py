@@ -933,8 +933,10 @@ def test_without_a_whole_artifact_the_original_is_served(models: Path, tmp_path:
     elif damage == "flipped":
         data = bytearray(weights.read_bytes())
         data[_MB] ^= 0x40
+        weights.chmod(0o644)
         weights.write_bytes(data)
     else:
+        weights.chmod(0o644)
         os.truncate(weights, _MB)
     with host(models, tmp_path, **UNPREPARED) as running:
         assert [output["shape"] for output in answers(running, "conv")] == [[2, 128, 4, 4]]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from modelhost import files
 from modelhost.prepare import Artifact, ArtifactStore, Identity, Manifest
-from modelhost.prepare import store as store_module
 from modelhost.prepare.manifest import VariantFigures
 
 IDENTITY = Identity("onnxruntime 1.0", "x86_64 avx2")
@@ -70,13 +70,13 @@ def stage(tmp_path: Path) -> Stage:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose content was read through, as it happens."""
     names: list[str] = []
-    digest_of = store_module.digest_of
+    digest_of = files.digest_of
 
     def counted(file: Path) -> str:
         names.append(file.name)
         return digest_of(file)
 
-    monkeypatch.setattr(store_module, "digest_of", counted)
+    monkeypatch.setattr(files, "digest_of", counted)
     return names
 
 
@@ -202,15 +202,23 @@ def test_a_copied_artifact_is_read_once_and_used(stage: Stage, tmp_path: Path, r
 # --- damaged ---------------------------------------------------------------------------------------------
 
 
+def allow(artifact: Artifact) -> None:
+    """Lets the owner write to it: a disk that loses bits asks nobody."""
+    for file in artifact.directory.iterdir():
+        file.chmod(0o644)
+
+
 def flip_byte(artifact: Artifact) -> None:
     data = bytearray((artifact.directory / "model.bin").read_bytes())
     data[100] ^= 1
+    allow(artifact)
     (artifact.directory / "model.bin").write_bytes(data)
     touch(artifact.directory / "model.bin")
 
 
 def cut_short(artifact: Artifact) -> None:
     stat = (artifact.directory / "model.bin").stat()
+    allow(artifact)
     os.truncate(artifact.directory / "model.bin", stat.st_size - 1)
     os.utime(artifact.directory / "model.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -326,7 +334,7 @@ def test_an_unusable_artifact_is_rejected(stage: Stage) -> None:
 
 def test_a_model_replaced_while_it_is_read_is_not_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     file = stage.model("a")
-    digest_of = store_module.digest_of
+    digest_of = files.digest_of
 
     def slow(path: Path) -> str:
         digest = digest_of(path)
@@ -335,7 +343,7 @@ def test_a_model_replaced_while_it_is_read_is_not_remembered(stage: Stage, monke
         return digest
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "digest_of", slow)
+        patch.setattr(files, "digest_of", slow)
         before = stage.store().key_of(file)
     assert stage.store().key_of(file) != before
 
@@ -389,12 +397,13 @@ def test_what_a_crash_left_is_removed_and_what_is_being_made_is_not(stage: Stage
     left = stage.cache / "tmp-crashed"
     left.mkdir()
     (left / "model.bin").write_bytes(WEIGHTS)
-    (stage.cache / "index" / "abc.json.4711").write_text("{")
+    (stage.cache / "tmp-4711").write_text("{")
     with stage.store().aside() as folder:
         (folder / "model.bin").write_bytes(WEIGHTS)
         assert stage.store().clean_up() >= len(WEIGHTS)
         assert (folder / "model.bin").exists()
     assert not left.exists()
+    assert not (stage.cache / "tmp-4711").exists()
     assert not folder.exists()
     assert len(list((stage.cache / "index").iterdir())) == 1
     assert stage.store().find(file) == made
@@ -410,7 +419,7 @@ def test_a_folder_aside_goes_when_building_fails(stage: Stage) -> None:
 def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, seen = store_module.fcntl.flock, list[Path]()
+    lock, seen = files.fcntl.flock, list[Path]()
 
     def late(descriptor: int, operation: int) -> None:
         if not seen:
@@ -418,7 +427,7 @@ def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_
             seen[0].rmdir()
         lock(descriptor, operation)
 
-    monkeypatch.setattr(store_module.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     with stage.store().aside() as folder:
         assert folder.is_dir()
         assert folder != seen[0]
@@ -430,7 +439,9 @@ def test_an_artifact_can_be_read_by_whom_the_umask_lets(stage: Stage) -> None:
         made = stage.prepare(stage.model("a"))
     finally:
         os.umask(umask)
-    assert {path.stat().st_mode & 0o777 for path in made.directory.iterdir()} == {0o644}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in made.directory.iterdir()}
+    # What is mapped nobody is to write to; the manifest is only ever replaced.
+    assert modes == {"manifest.json": 0o644, "model.onnx": 0o444, "model.bin": 0o444}
     assert made.directory.stat().st_mode & 0o777 == 0o755
 
 
@@ -440,8 +451,12 @@ def test_an_artifact_that_was_rejected_and_cannot_be_removed_is_not_used_until_i
     file = stage.model("a")
     made = stage.prepare(file)
     store = stage.store()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
     with monkeypatch.context() as patched:
-        patched.setattr(store_module.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(Path, "rename", refuse)
         store.reject(made.manifest.key)
     assert made.model_file.exists()
     assert store.find(file) is None
@@ -460,7 +475,7 @@ def test_what_the_index_cannot_take_is_remembered_and_leaves_nothing_behind(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     store = stage.store()
     read.clear()
     assert [store.find(file, ()), store.find(file, ()), store.find(file)] == [made] * 3
@@ -510,14 +525,15 @@ def test_a_cache_that_cannot_be_written_is_used_as_it_is(stage: Stage, monkeypat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    for name in ("utime", "replace", "unlink", "rmdir", "mkdir"):
-        monkeypatch.setattr(store_module.os, name, refuse)
+    for name in ("utime", "rename", "replace", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(files.os, name, refuse)
     monkeypatch.setattr(Path, "open", refuse_writing(Path.open))
     store = stage.store()
     assert store.find(file) == made
     assert store.clean_up(max_bytes=0) == 0
     with pytest.raises(OSError, match="Read-only"), store.aside():
         pass
+    assert made.model_file.exists()
 
 
 def refuse_writing(original: Callable[..., Any]) -> Callable[..., Any]:

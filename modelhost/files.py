@@ -1,0 +1,216 @@
+"""Files that are there whole or not at all, whatever ends the process; and what a crash left of others.
+
+Everything is written aside, under a name that begins with `tmp-`, and renamed into its place when the disk has it.
+What is being written is locked: the lock ends with its process, so that leftovers can be told from work in progress,
+that of other processes included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_ASIDE: Final = "tmp-"
+_CHUNK_BYTES: Final = 1 << 20
+
+#: What has no lock, as the file system has none, is left by a crash where nobody has touched it for so long.
+_ABANDONED_S: Final = 3600.0
+
+#: What file systems say that cannot sync a folder; they have nothing to lose.
+_NOTHING_TO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)
+
+
+def write_whole(file: Path, data: bytes, *, aside_in: Path | None = None) -> None:
+    """Writes a small file so that it is there whole or as it was before. Raises OSError.
+
+    It is written in `aside_in` first (of the same file system; by default the file's own folder), which
+    somebody has to clean with `remove_left`.
+    """
+    aside, descriptor = _make_file(file.parent if aside_in is None else aside_in)
+    try:
+        try:
+            with open(descriptor, "wb", closefd=False) as stream:
+                stream.write(data)
+            os.fsync(descriptor)
+            aside.replace(file)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def folder_aside(parent: Path) -> Iterator[Path]:
+    """Yields a new folder to build something in; what is left of it at the end is removed. Raises OSError.
+
+    It is locked meanwhile. Others may read it as the umask says.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    folder, lock = _make_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def new_aside(parent: Path) -> Path:
+    """Returns a path that nobody has used: by chance, as hosts in containers are all process number 1."""
+    return parent / f"{_ASIDE}{secrets.token_hex(8)}"
+
+
+def is_aside(entry: Path) -> bool:
+    """Says whether a file or folder is one that is being written, or was left by a crash."""
+    return entry.name.startswith(_ASIDE)
+
+
+def sync_file(file: Path) -> None:
+    """Returns when the disk has a file's content. Raises OSError."""
+    _sync(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the disk has a folder's names. Raises OSError."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _NOTHING_TO_SYNC:
+            raise
+
+
+def digest_of(file: Path) -> str:
+    """Returns the SHA-256 of a file. Raises OSError."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def size_bytes(entry: Path) -> int:
+    """Returns the bytes of the files in a folder, or of a file; what goes meanwhile has none."""
+    total = 0
+    for path in (entry, *entry.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def entries(folder: Path) -> list[Path]:
+    """Returns what is in a folder, sorted; nothing where it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+# --- removing ------------------------------------------------------------------------------------------
+
+
+def remove(entry: Path) -> int:
+    """Removes a folder or a file as far as that is allowed; returns the bytes that went.
+
+    It is out of its place at once: a process that is killed meanwhile leaves no half of it there.
+    """
+    size, aside = size_bytes(entry), new_aside(entry.parent)
+    try:
+        if not is_aside(entry):
+            entry.rename(aside)
+            entry = aside
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+    except OSError:
+        return size - size_bytes(entry)
+    return size - size_bytes(entry)
+
+
+def remove_left(folder: Path) -> int:
+    """Removes what crashes left aside in a folder, and nothing that a process is at work on; returns the bytes."""
+    return sum(_remove_left(entry) for entry in entries(folder) if is_aside(entry))
+
+
+def _remove_left(entry: Path) -> int:
+    try:
+        descriptor = os.open(entry, os.O_RDONLY)
+    except OSError:
+        return 0 if _is_young(entry) else remove(entry)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        except OSError:  # a file system without locks
+            if _is_young(entry):
+                return 0
+        return remove(entry)  # locked: who has just made it sees that it is gone
+    finally:
+        os.close(descriptor)
+
+
+def _is_young(entry: Path) -> bool:
+    """Says whether somebody may still be at work on it; a time to come is one of a clock that was wrong."""
+    newest = 0.0
+    for path in (entry, *entry.rglob("*")):
+        with contextlib.suppress(OSError):
+            newest = max(newest, path.stat().st_mtime)
+    return abs(time.time() - newest) < _ABANDONED_S
+
+
+# --- making --------------------------------------------------------------------------------------------
+
+
+def _make_file(parent: Path) -> tuple[Path, int]:
+    """Makes and locks a file aside, which others may read as the umask says. Raises OSError."""
+    while True:
+        aside = new_aside(parent)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if _has_lock(aside, descriptor):
+            return aside, descriptor
+
+
+def _make_folder(parent: Path) -> tuple[Path, int]:
+    """Makes and locks a folder aside. Raises OSError."""
+    while True:
+        aside = new_aside(parent)
+        aside.mkdir()
+        try:
+            descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another process's cleaning came before it could be opened
+            continue
+        except OSError:
+            aside.rmdir()
+            raise
+        if _has_lock(aside, descriptor):
+            return aside, descriptor
+
+
+def _has_lock(aside: Path, descriptor: int) -> bool:
+    """Locks what has just been made; returns False, closed, where another process's cleaning came first."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if aside.exists():
+        return True
+    os.close(descriptor)
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

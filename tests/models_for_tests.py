@@ -139,6 +139,15 @@ def pair(element_type: int, shape: Sequence[str | int]) -> onnx.ModelProto:
     )
 
 
+def pair_of_reciprocals() -> onnx.ModelProto:
+    """`y` is a sequence: `1 / x` twice, which has infinity where `x` has zero."""
+    return _model_of(
+        [helper.make_node("Reciprocal", ["x"], ["r"]), helper.make_node("SequenceConstruct", ["r", "r"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_value_info("y", helper.make_sequence_type_proto(_tensor_type()))],
+    )
+
+
 def optionals() -> onnx.ModelProto:
     """`some` is `x`, `none` nothing, `several` a sequence with `x`; all are optionals, and `empty` is a sequence."""
     tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n"])

@@ -38,6 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     build.save(build.pair(TensorProto.FLOAT, []), directory, "pair_of_scalars")
     build.save(build.optionals(), directory, "optionals")
     build.save(build.map_input(), directory, "map_input")
+    build.save(build.pair_of_reciprocals(), directory, "to_infinity")
     with serve(Host(settings(directory, memory={"limit": 400 << 20}))) as running:
         yield running
 
@@ -68,6 +69,27 @@ def test_a_classifiers_maps_are_objects_in_the_order_of_the_rows(served: Served,
     assert probabilities["name"] == "probabilities"
     rows = [(0.25, 0.75), (0.5, 0.5), (1, 0)]
     assert elements(probabilities) == [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def test_v1_has_them_as_json_itself(served: Served) -> None:
+    rows = [[0.25, 0.75], [1, 0]]
+    wanted = [{"-5": 0.25, "7": 0.75}, {"-5": 1.0, "7": 0.0}]
+    by_row = served.post("/v1/models/by_number:predict", {"instances": rows})
+    assert by_row.json() == {
+        "predictions": [
+            {"label": label, "probabilities": element} for label, element in zip([1, 0], wanted, strict=True)
+        ]
+    }
+    whole = served.post("/v1/models/by_number:predict", {"inputs": rows})
+    assert whole.json() == {"outputs": {"label": [1, 0], "probabilities": wanted}}
+    tensors = served.post("/v1/models/pair:predict", {"inputs": [[[1.5]], [[2]]]})
+    assert tensors.json() == {"outputs": [[[[1.5]], [[2]]]] * 2}
+
+
+def test_v1_says_which_element_json_cannot_carry(served: Served) -> None:
+    assert served.post("/v1/models/pair_FP32:predict", {"inputs": [3e38]}).json() == {"outputs": [[3e38], [3e38]]}
+    wrong = served.post("/v1/models/to_infinity:predict", {"inputs": [0]})
+    assert "element 0 holds inf" in error_of(wrong, 400)["error"]
 
 
 def test_no_rows_are_no_elements(served: Served) -> None:

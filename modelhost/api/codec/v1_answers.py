@@ -11,6 +11,7 @@ import orjson
 
 from modelhost.api.codec.messages import EncodedResponse, OutputRequest
 from modelhost.api.codec.response import encode_cost_bytes
+from modelhost.api.codec.structured import json_values
 from modelhost.errors import UnrepresentableOutput
 from modelhost.tensors import Array, TensorSpec, datatype_of
 
@@ -53,7 +54,10 @@ def encode_predictions(outputs: Outputs, rows: int | None) -> EncodedResponse:
 
 
 def _checked(name: str, spec: TensorSpec, array: Array) -> Array:
-    """Returns the array as JSON can carry it."""
+    """Returns the array as JSON can carry it; elements of outputs that are no tensors as values, not as texts."""
+    if spec.is_structured:
+        values = json_values(name, array)
+        return np.fromiter(values, np.object_, len(values))
     datatype = datatype_of(array.dtype)
     if datatype is None:
         raise UnrepresentableOutput(f"output '{name}' ({spec.describe()}): JSON has no numpy {array.dtype}")

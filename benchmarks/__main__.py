@@ -407,6 +407,35 @@ def loading(
         case.run(report, [workloads.make(name, cache=cache) for name in names], models, plan)
 
 
+@cli.command()
+@click.option("--minutes", type=click.FloatRange(0.1), default=30, show_default=True, help="Length of the rough phase.")
+@_count(60, "Models of all kinds, six of them always in use.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of who asks what, and what goes wrong when.")
+@click.option("--fault", "faults", multiple=True, help="Only this one; may be given several times.")
+@_limit
+@_cache
+@_out
+def soak(
+    minutes: float,
+    count: int,
+    seed: int,
+    faults: tuple[str, ...],
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Everything at once, for as long as one likes: does anything get killed, lost, wrong, slow, or larger?
+
+    Six models are always in use and measured; dozens of others come and go; clients leave, files are
+    replaced, preparing is killed, senders are slow, the limit is lowered. Every answer is checked.
+    """
+    from benchmarks.soak import run as case
+
+    plan = case.Plan(seconds=60 * minutes, models=count, limit_bytes=limit_bytes, seed=seed, faults=faults)
+    with _report("soak", out, minutes=minutes, models=count, seed=seed, **_limits(limit_bytes)) as report:
+        case.run(report, plan, cache=cache)
+
+
 @cli.command("peers")
 @click.argument("names", nargs=-1)
 @click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")

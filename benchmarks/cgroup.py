@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,17 @@ class MemoryCgroup:
                 raise OSError(f"{self.path} could not be removed, processes {self.pids()} are in it")
             time.sleep(0.02)
 
+    def change_limit(self, limit_bytes: int) -> None:
+        """Changes the limit while the group is in use; `limit_bytes` stays what it was made with.
+
+        Raises OSError on v1 where the kernel cannot take back so much; v2 kills then.
+        """
+        _limit(self.path, self.version, limit_bytes, is_raised=limit_bytes >= self._limit_now())
+
+    def _limit_now(self) -> int:
+        text = (self.path / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")).read_text().strip()
+        return sys.maxsize if text == "max" else int(text)
+
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Returns the command that runs `arguments` inside the group, from its first instruction on."""
         return ["/bin/sh", "-c", _ENTER, str(self.path), *arguments]
@@ -140,13 +152,15 @@ def available() -> str | None:
         return f"no memory cgroup can be made here ({error}); it takes root or a delegated group"
 
 
-def _limit(path: Path, version: int, limit_bytes: int) -> None:
+def _limit(path: Path, version: int, limit_bytes: int, *, is_raised: bool = False) -> None:
     if version == 2:
         (path / "memory.max").write_text(str(limit_bytes))
         swap, value = path / "memory.swap.max", 0
     else:
-        (path / "memory.limit_in_bytes").write_text(str(limit_bytes))
         swap, value = path / "memory.memsw.limit_in_bytes", limit_bytes
+        if is_raised and swap.exists():  # never below that of memory alone
+            swap.write_text(str(value))
+        (path / "memory.limit_in_bytes").write_text(str(limit_bytes))
     if swap.exists():  # not where the kernel was built or booted without swap accounting
         swap.write_text(str(value))
 

@@ -1,0 +1,125 @@
+"""What a soak has shown: pure, from what was seen."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from benchmarks.soak.record import LOST, OK, WRONG, Asked, percentile
+
+#: Must show 1.
+MAX_DRIFT: Final = 0.01
+MAX_SLOWER: Final = 2.0
+#: Fewer readings say nothing about a slope, fewer answers nothing about a percentile.
+MIN_READINGS: Final = 5
+MIN_ANSWERS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Memory at a moment at which nothing was loaded and nobody asked."""
+
+    at: float
+    committed_bytes: int
+    """Anonymous memory of the host's process."""
+    usage_bytes: int
+    """Of its group, children and kernel included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How memory has changed by itself between the first reading and the last."""
+
+    bytes: float
+    share: float
+    readings: int
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there were enough readings to say."""
+        return self.readings >= MIN_READINGS
+
+
+def drift(readings: Sequence[Reading]) -> Drift:
+    """Returns the drift by Theil and Sen: the median of the slopes between all pairs of readings, over the whole time.
+
+    One reading that is off, the first or the last one too, does not change it.
+    """
+    if len(readings) < 2:
+        return Drift(0.0, 0.0, len(readings))
+    slope = statistics.median(
+        (later.committed_bytes - earlier.committed_bytes) / (later.at - earlier.at)
+        for earlier, later in combinations(readings, 2)
+    )
+    grown = slope * (readings[-1].at - readings[0].at)
+    return Drift(grown, grown / statistics.median(reading.committed_bytes for reading in readings), len(readings))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long one resident model took, calm and while things went wrong."""
+
+    model: str
+    answers: int
+    calm_p50_ms: float
+    calm_p99_ms: float
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def slower(self) -> float:
+        """By how much the 99th percentile has grown."""
+        return self.p99_ms / self.calm_p99_ms if self.calm_p99_ms else 0.0
+
+
+def paces(calm: Sequence[Asked], rough: Sequence[Asked]) -> list[Pace]:
+    """Returns the pace of each resident model, and of all together as `all`; only answers count."""
+    found = []
+    for model in [*sorted({asked.model for asked in calm}), "all"]:
+        before, after = (
+            [asked.latency_s * 1e3 for asked in seen if asked.outcome == OK and model in (asked.model, "all")]
+            for seen in (calm, rough)
+        )
+        figures = [percentile(values, share) for values in (before, after) for share in (0.5, 0.99)]
+        found.append(Pace(model, len(after), *(round(figure, 3) for figure in figures)))
+    return found
+
+
+def violations(
+    *,
+    outcomes: Mapping[str, int],
+    oom_kills: int,
+    is_alive: bool,
+    unmet: Sequence[str],
+    drift: Drift,
+    paces: Sequence[Pace],
+    is_short: bool,
+) -> Iterator[str]:
+    """Yields what should not have been. A short soak has too few readings and answers for drift and times."""
+    if not is_alive:
+        yield "the host has ended"
+    if oom_kills:
+        yield f"the kernel killed {oom_kills} processes"
+    if wrong := outcomes.get(WRONG, 0):
+        yield f"{wrong} answers were wrong"
+    if lost := sum(count for outcome, count in outcomes.items() if outcome.startswith(LOST)):
+        yield f"{lost} requests were lost"
+    yield from (f"a fault was not met: {text}" for text in unmet)
+    if is_short:
+        return
+    if not drift.is_known:
+        yield f"{drift.readings} readings of idle memory say nothing about drift, {MIN_READINGS} would"
+    elif drift.share >= MAX_DRIFT:
+        grown = f"{drift.share:.2%} ({drift.bytes / 1024:.0f} KB)"
+        yield f"idle memory drifted by {grown}, under {MAX_DRIFT:.0%} is allowed"
+    for pace in paces:
+        if pace.answers < MIN_ANSWERS:
+            yield f"{pace.model}: {pace.answers} answers say nothing about a p99, {MIN_ANSWERS} would"
+        elif pace.slower > MAX_SLOWER:
+            yield (
+                f"{pace.model}: p99 was {pace.p99_ms:.1f} ms, {pace.slower:.1f} times the calm "
+                f"{pace.calm_p99_ms:.1f} ms, {MAX_SLOWER:g} times is allowed"
+            )

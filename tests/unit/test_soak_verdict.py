@@ -1,0 +1,148 @@
+"""How a soak is judged: drift that one odd reading cannot hide or fake, times, and what counts as lost."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.soak.forms import FORMS, outputs, request
+from benchmarks.soak.models import Case, Question, agrees
+from benchmarks.soak.record import OK, WRONG, Asked, judged
+from benchmarks.soak.verdict import Drift, Pace, Reading, drift, paces, violations
+from benchmarks.soak.wire import Reply
+
+_MB = 1 << 20
+
+
+def readings(*committed: float) -> list[Reading]:
+    return [Reading(60.0 * index, int(size), int(size)) for index, size in enumerate(committed)]
+
+
+def test_memory_that_sways_has_no_drift() -> None:
+    sway = random.Random(1)
+    found = drift(readings(*(60 * _MB + sway.uniform(-_MB, _MB) for _ in range(20))))
+    assert abs(found.share) < 0.01
+    assert found.is_known
+
+
+def test_memory_that_grows_by_a_little_each_time_has_drifted_by_all_of_it() -> None:
+    found = drift(readings(*(60 * _MB + 40_000 * index for index in range(21))))
+    assert found.bytes == pytest.approx(800_000)
+    assert found.share == pytest.approx(800_000 / (60 * _MB + 400_000))
+
+
+@pytest.mark.parametrize("at", [0, 5, 19])
+def test_one_reading_that_is_off_changes_nothing(at: int) -> None:
+    sizes = [60 * _MB] * 20
+    sizes[at] += 30 * _MB
+    assert drift(readings(*sizes)).bytes == 0
+
+
+def test_few_readings_say_nothing() -> None:
+    assert drift([]) == Drift(0, 0, 0)
+    assert not drift(readings(1, 2, 3, 4)).is_known
+
+
+def asked(model: str, *latencies_ms: float, outcome: str = OK) -> list[Asked]:
+    return [Asked(0.0, model, latency / 1e3, 0.0, outcome) for latency in latencies_ms]
+
+
+def test_paces_are_of_answers_alone_by_model_and_of_all() -> None:
+    calm = asked("a", *[1.0] * 99, 5.0) + asked("b", *[10.0] * 100)
+    rough = asked("a", *[2.0] * 98, 8.0, 8.0) + asked("b", *[10.0] * 100) + asked("a", 900, outcome="503 overloaded")
+    by_model = {pace.model: pace for pace in paces(calm, rough)}
+    assert by_model["a"] == Pace("a", 100, 1.0, 5.0, 2.0, 8.0)
+    assert by_model["a"].slower == 1.6
+    assert by_model["all"].answers == 200
+
+
+def broken(**changes: Any) -> list[str]:
+    seen: dict[str, Any] = {
+        "outcomes": {OK: 1000, "503 overloaded": 3, "left": 5},
+        "oom_kills": 0,
+        "is_alive": True,
+        "unmet": (),
+        "drift": Drift(0.009 * 60 * _MB, 0.009, 10),
+        "paces": [Pace("a", 1000, 1, 10, 1, 20)],
+        "is_short": False,
+    }
+    return list(violations(**seen | changes))
+
+
+def test_a_soak_within_its_bounds_passes() -> None:
+    assert broken() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"outcomes": {WRONG: 1}}, "1 answers were wrong"),
+        ({"outcomes": {"lost": 1, "lost: 500 run_failed": 2}}, "3 requests were lost"),
+        ({"oom_kills": 1}, "the kernel killed 1"),
+        ({"is_alive": False}, "the host has ended"),
+        ({"unmet": ["hot swap: no"]}, "hot swap: no"),
+        ({"drift": Drift(_MB, 0.011, 10)}, "drifted by 1.10%"),
+        ({"drift": Drift(0, 0, 4)}, "say nothing about drift"),
+        ({"paces": [Pace("a", 1000, 1, 10, 1, 21)]}, "2.1 times the calm"),
+        ({"paces": [Pace("a", 199, 1, 10, 1, 10)]}, "say nothing about a p99"),
+    ],
+)
+def test_what_must_not_be_is_said(changes: dict[str, Any], words: str) -> None:
+    (said,) = broken(**changes)
+    assert words in said
+
+
+def test_a_short_soak_is_not_judged_by_drift_and_times() -> None:
+    assert broken(drift=Drift(_MB, 1, 2), paces=[Pace("a", 1, 1, 1, 9, 9)], is_short=True) == []
+
+
+# --- answers -----------------------------------------------------------------------------------------
+
+
+QUESTION = Question(
+    {"x": np.array([[1.5]], np.float32)},
+    ({"y": np.array([[2.0]], np.float32), "s": [{"a": 0.5}]}, {"y": np.array([[7.0]], np.float32), "s": [{"a": 0.25}]}),
+)
+CASE = Case("m", "dense", (QUESTION,), ())  # type: ignore[arg-type]
+
+
+def reply(y: Any, s: Any, status: int = 200) -> Reply:
+    entries = [
+        {"name": "y", "datatype": "FP32", "shape": [1, 1], "data": y},
+        {"name": "s", "datatype": "BYTES", "shape": [1], "data": s},
+    ]
+    return Reply(status, {}, json.dumps({"outputs": entries}).encode())
+
+
+def test_an_answer_is_right_if_it_is_one_of_the_variants_that_may_answer() -> None:
+    sent = request(CASE, QUESTION, "json")
+    first, second, mixed = reply([2.0], ['{"a":0.5}']), reply([7.0], ['{"a":0.25}']), reply([2.0], ['{"a":0.25}'])
+    assert judged(sent, first)[0] == OK
+    assert judged(sent, second)[0] == WRONG
+    assert judged(sent, second, (0, 1))[0] == OK
+    assert judged(sent, mixed, (0, 1))[0] == WRONG
+    assert judged(sent, reply([2.0], ['{"b":0.5}']))[0] == WRONG
+    assert judged(sent, Reply(200, {}, b"{"))[0] == WRONG
+
+
+def test_a_documented_refusal_is_none_of_the_losses_and_all_else_is() -> None:
+    sent = request(CASE, QUESTION, "json")
+    assert judged(sent, Reply(503, {}, b'{"code":"overloaded"}')) == ("503 overloaded", "")
+    for status, body in ((500, b'{"code":"run_failed"}'), (400, b'{"code":"invalid_request"}'), (503, b"gone")):
+        outcome, text = judged(sent, Reply(status, {}, body))
+        assert outcome.startswith("lost: ")
+        assert "m (json)" in text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_carries_the_question(form: str) -> None:
+    assert b"/m" in request(CASE, QUESTION, form).data.partition(b"\r\n")[0]
+
+
+def test_v1_answers_have_their_names() -> None:
+    body = json.dumps({"outputs": {"y": [[2.0]], "s": [{"a": 0.5}]}}).encode()
+    assert agrees(QUESTION.answers[0], outputs(Reply(200, {}, body), request(CASE, QUESTION, "v1")))

@@ -227,11 +227,13 @@ class InferRoutes:
             inference.refuse_exhausted()
             file, face = await self._host.pool.describe(name, version)
             with inference.budget.hold() as hold:
-                decoded, encoding = await self._receive(head, read, hold, face, timing, decode or self.decode)
+                body = await self._decompressed(head, await read(hold), hold)
+                file, face = await self._host.pool.describe_again(name, version, file, face)
+                decoded, encoding = await self._decoded(head, body, hold, face, timing, decode or self.decode)
+                del body  # of which the tensors keep what they need
+                deadline = self._deadline(started, decoded)
                 with watch() as gone:
-                    encoded = await inference.run(
-                        file, decoded, hold, encoding, deadline=self._deadline(started, decoded), timing=timing
-                    )
+                    encoded = await inference.run(file, face, decoded, hold, encoding, deadline=deadline, timing=timing)
                 if gone.is_gone:
                     answer, outcome = _GONE, "client_gone"
                 else:
@@ -253,11 +255,10 @@ class InferRoutes:
         timeout_s = self._host.settings.server.request_timeout_s
         return started + (timeout_s if decoded.timeout_s is None else min(timeout_s, decoded.timeout_s))
 
-    async def _receive(
-        self, head: Head, read: Read, hold: ByteHold, face: Face, timing: Timing, decode: Decode
+    async def _decoded(
+        self, head: Head, body: Body, hold: ByteHold, face: Face, timing: Timing, decode: Decode
     ) -> tuple[InferRequest, Encoding[EncodedResponse]]:
-        """Reads and decodes the body; what is held afterwards is the tensors."""
-        body = await self._decompressed(head, await read(hold), hold)
+        """Decodes the body; what is held afterwards is the tensors."""
         began_ns = time.perf_counter_ns()
         decoded, encoding = await decode(head, body, hold, face)
         timing.input_ns = time.perf_counter_ns() - began_ns

@@ -18,7 +18,7 @@ from modelhost.pool import Kept, Lease, ModelKey, Timing
 from modelhost.pool.statistics import ModelStatistics
 from modelhost.repository import ModelFile
 from modelhost.runtime.base import CancelToken, Inspection, LoadedModel
-from modelhost.tensors import Array, TensorSpec
+from modelhost.tensors import Array, TensorSpec, check_feeds, check_outputs
 from modelhost.units import format_bytes
 
 T = TypeVar("T")
@@ -116,6 +116,7 @@ class Inference:
     async def run(
         self,
         file: ModelFile,
+        face: Face,
         decoded: InferRequest,
         hold: ByteHold,
         encoding: Encoding[A],
@@ -125,11 +126,13 @@ class Inference:
     ) -> A:
         """Returns the answer, loading the model where it is not loaded; a large one is claimed in `hold`.
 
-        `deadline` is on the event loop's clock. Raises what Pool.acquire and Lease.run_checked raise, and
-        UnrepresentableOutput, RequestTooLarge and Overloaded for the answer.
+        `face` is what the request was decoded for, `deadline` is on the event loop's clock. Raises what
+        Pool.acquire and Lease.run_checked raise, InvalidRequest and InvalidTensor where the model has another
+        face now, and UnrepresentableOutput, RequestTooLarge and Overloaded for the answer.
         """
         lease = await self.host.pool.acquire_file(file, deadline=deadline)
         try:
+            fit(decoded, face, lease)
             # Loading and waiting until here is the queue's, too.
             timing.queue_ns = time.perf_counter_ns() - timing.arrived_ns - timing.input_ns
             return await self._run(lease, decoded, hold, encoding, deadline, timing)
@@ -255,6 +258,22 @@ class Inference:
 def _no_room(cost_bytes: int, free_bytes: int) -> Overloaded:
     text = f"the answer takes {format_bytes(cost_bytes)}, {format_bytes(free_bytes)} are free for answers now"
     return Overloaded("answers", waiting=0, limit=0, text=text)
+
+
+def fit(decoded: InferRequest, face: Face, lease: Lease) -> None:
+    """Has a request that was decoded for `face` ask what a lease is on, whose files may be newer.
+
+    So that no answer is of both. Raises InvalidRequest or InvalidTensor where it does not fit that.
+    """
+    inputs, outputs = lease.inputs, lease.outputs
+    if inputs is face.inputs or (inputs == face.inputs and outputs == face.outputs):
+        return
+    check_feeds(inputs, decoded.feeds)
+    asked = [out.name for out in decoded.outputs]
+    if asked == list(face.outputs):  # all that there were, and so all that there are
+        decoded.outputs = tuple([OutputRequest(name, decoded.outputs[0].binary) for name in outputs])
+    else:
+        check_outputs(outputs, asked)
 
 
 def kept_bytes(decoded: InferRequest, body_bytes: int) -> int:

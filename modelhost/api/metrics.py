@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
@@ -198,6 +199,8 @@ class _HostCollector:
                 "Bytes that loads were predicted to hold and did not.",
             ),
             ("expiries", counters.expiries, "Models that left because nobody had used them for pool.idle_ttl."),
+            ("swaps", counters.swaps, "Changed files and new versions that have taken over."),
+            ("swap_failures", counters.swap_failures, "Those that could not be opened or run, and are not served."),
             ("preparations", counters.preparations, "Models that a child process opened first."),
             ("preparation_failures", counters.preparation_failures, "Models that no child process could open."),
             ("preparation_seconds", counters.preparation_seconds, "Time that child processes took."),
@@ -210,7 +213,10 @@ class _HostCollector:
         committed = GaugeMetricFamily(
             "modelhost_model_committed_bytes", "Memory held by each loaded model.", labels=["model", "version"]
         )
-        for model in snapshot.models:
-            if model.committed_bytes:
-                committed.add_metric([model.name, model.version], model.committed_bytes)
+        held: Counter[tuple[str, str]] = Counter()
+        for model in snapshot.models:  # one that is being replaced is there twice
+            held[model.name, model.version] += model.committed_bytes
+        for labels, size_bytes in held.items():
+            if size_bytes:
+                committed.add_metric([*labels], size_bytes)
         yield committed

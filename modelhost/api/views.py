@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 from modelhost import __version__
@@ -81,7 +82,7 @@ async def model_config(host: Host, name: str, version: str | None = None) -> dic
         "max_batch_size": batch,
         "input": [_configured(spec, batch) for spec in face.inputs.values()],
         "output": [_configured(spec, batch) for spec in face.outputs.values()],
-        "version_policy": {"all": {}},
+        "version_policy": host.pool.catalog.policy(name).as_config(),
         **shared,
     }
 
@@ -99,7 +100,9 @@ async def model_statistics(host: Host, name: str | None = None, version: str | N
     clients index without looking. Raises ModelNotFound or ModelBroken.
     """
     pool = host.pool
-    committed = {ModelKey(model.name, model.version): model.committed_bytes for model in pool.snapshot().models}
+    committed: Counter[ModelKey] = Counter()
+    for model in pool.snapshot().models:  # one that is being replaced is there twice
+        committed[ModelKey(model.name, model.version)] += model.committed_bytes
     if name is None:
         keys = sorted({key for key, _ in pool.statistics} | committed.keys(), key=_by_version)
     else:

@@ -6,6 +6,7 @@ from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, 
 from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 from modelhost.config.settings import Settings
+from modelhost.config.versions import VersionPolicy
 
 __all__ = [
     "BatchingSettings",
@@ -19,6 +20,7 @@ __all__ = [
     "SecuritySettings",
     "ServerSettings",
     "Settings",
+    "VersionPolicy",
     "load_settings",
     "parse_model_options",
     "valid_keys",

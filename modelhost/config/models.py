@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from modelhost.config.fields import PositiveInt, Seconds, Section, Size, SizeOrAuto
+from modelhost.config.fields import Duration, PositiveInt, Seconds, Section, Size, SizeOrAuto
+from modelhost.config.versions import VersionPolicy, Versions
 
 
 class ModelOptions(Section):
@@ -27,6 +28,8 @@ class ModelOptions(Section):
     dimensions: dict[str, PositiveInt] = Field(default_factory=dict)
     """Sizes to prepare and measure with, for dimensions of any size: by their name in the model, or as
     `INPUT:AXIS` where they have none."""
+    version_policy: Versions | None = None
+    """Which versions are served: "all", {latest = 2} or {specific = [1, 3]}; unset: as in `models.version_policy`."""
     max_batch_size: int = Field(0, ge=0)
     """Told to clients that ask (`/config`); 0: the model has no batch dimension that they may fill."""
 
@@ -60,11 +63,22 @@ class ModelsSettings(Section):
     """Names of models that are never evicted."""
     options: dict[str, ModelOptions] = Field(default_factory=dict)
     """Options by model name."""
+    version_policy: Versions = VersionPolicy()
+    """Which versions of models are served that do not say so themselves; see the option of that name."""
+    watch: bool = False
+    """Looks for new, changed and removed models by itself, every `watch_interval`; else when it is told to (SIGHUP,
+    `POST /v2/repository/index`), and for a model that it does not know."""
+    watch_interval: Annotated[Duration, Field(gt=0)] = 2.0
+    """Time between two looks; more where one takes longer than a twentieth of it."""
 
     def options_for(self, name: str, own: ModelOptions) -> ModelOptions:
         """Returns a model's own options with these on top, key by key; a name among the pins is pinned."""
         override = self.options.get(name)
-        options = own if override is None else own.model_copy(update=override.model_dump(exclude_unset=True))
+        options = (
+            own
+            if override is None
+            else own.model_copy(update={key: getattr(override, key) for key in override.model_fields_set})
+        )
         if name in self.pinned and not options.pinned:
             options = options.model_copy(update={"pinned": True})
         return options

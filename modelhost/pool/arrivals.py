@@ -15,14 +15,16 @@ from typing import Any, Final
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits
 from modelhost.memory import MemoryManager
+from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.departures import Departures
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
 from modelhost.pool.loader import Footprints, Settled
-from modelhost.pool.slot import Slot, SlotState
+from modelhost.pool.slot import Refused, Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable
+from modelhost.pool.trial import Trial
 from modelhost.runtime.base import (
     ArtifactUnusable,
     CancelToken,
@@ -59,12 +61,16 @@ class Arrivals:
         counters: PoolCounters,
         settings: PoolSettings,
         departures: Departures,
+        background: Background,
         clock: Callable[[], float],
         again: Callable[[Slot], None],
     ) -> None:
         self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
         self._faces, self._failures, self._counters, self._settings = faces, failures, counters, settings
         self._departures, self._clock, self._again = departures, clock, again
+        self._background, self._trial = background, Trial(table)
+        self.served: Callable[[Slot], None] = lambda slot: None
+        """Called with a slot that has just become ready."""
         self.footprints = Footprints()
         self._child: tuple[Slot, CancelToken] | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="modelhost-prepare")
@@ -102,7 +108,7 @@ class Arrivals:
         self._table.queue.remove(slot)
         slot.reservation = self._memory.ledger.reserve(f"preparing {slot.key}", ceiling_bytes)
         self._child = slot, cancel
-        file, options = slot.file, self._catalog.options(slot.file)
+        file, options = slot.file, slot.options
         log.info("preparing %s, which nobody has opened yet; up to %s", slot.key, format_bytes(ceiling_bytes))
 
         def work() -> None:
@@ -146,7 +152,7 @@ class Arrivals:
     def look_again(self, slot: Slot) -> None:
         """Queues a slot whose model has to be looked at anew, at the head; drops it where nobody waits."""
         self._faces.forget(slot.key)
-        if not slot.waiters:
+        if not slot.is_needed:
             self._table.drop(slot, HostClosed("nobody waits for it"))
         elif slot.looks > _MAX_LOOKS:
             self.fail(slot, LoadError(f"its figures were not settled after {slot.looks} looks"))
@@ -171,11 +177,16 @@ class Arrivals:
         slot.move(SlotState.LOADING)
         self._table.queue.remove(slot)
         slot.reservation = self._memory.ledger.reserve(str(slot.key), plan.peak_bytes)
-        cancel, inspection, file = CancelToken(), slot.inspection, slot.file
+        cancel, inspection, file, stamp = CancelToken(), slot.inspection, slot.file, slot.stamp
         assert inspection is not None
 
         def work() -> LoadedModel:
-            return self._runtime.load(file.path, plan, inspection, cancel)
+            model = self._runtime.load(file.path, plan, inspection, cancel)
+            # A prepared model's files are its own; others may have been written to while they were read.
+            if plan.artifact is None and self._runtime.stamp(file.path) != stamp:
+                model.close()
+                raise ArtifactUnusable("its files changed while it was loaded")
+            return model
 
         async def run() -> None:
             timer = asyncio.get_running_loop().call_later(self._settings.load_timeout_s, cancel.cancel)
@@ -204,19 +215,57 @@ class Arrivals:
         return run()
 
     def _loaded(self, slot: Slot, model: LoadedModel, settled: Settled, took_s: float) -> None:
-        """Settles the reservation and grants the waiters, those that are still there."""
+        """Settles the reservation, and has the model serve, or be tried first where another one still serves."""
         assert slot.reservation is not None
         slot.reservation.settle(settled.size_bytes)
         slot.model = model
         slot.looks, slot.child_bytes = 0, None
-        self._table.ready(slot)
-        if slot.departures:  # somebody asked for its unload while it was loading
-            self._departures.let_go(slot, cause="unload")
-        self._failures.forget(slot.key)
         self._counters.loads += 1
         self._counters.load_seconds += took_s
         self._counters.note_error(settled.error_bytes)
         log.info("loaded %s in %.0f ms, %s", slot.key, took_s * 1e3, format_bytes(settled.size_bytes))
+        if slot.is_unproven and not slot.departures and not self._is_closed:
+            slot.move(SlotState.TRIAL)
+            self._background.spawn(self._try(slot))
+        elif self._table.has_place(slot):
+            self._serve(slot)
+        else:
+            slot.move(SlotState.TRIAL)
+            self._discard(slot, HostClosed(f"{slot.key} was unloaded"))
+
+    async def _try(self, slot: Slot) -> None:
+        """Has a loaded model run once, and serve where that went well."""
+        error = await self._trial.fails(slot)
+        if self._is_closed:
+            return  # it is unloaded with all the others
+        if not self._table.has_place(slot):
+            self._discard(slot, HostClosed(f"{slot.key} was unloaded"))
+        elif error is None or slot.departures:
+            self._serve(slot)
+        else:
+            self._report(slot, error)
+            self._discard(slot, error)
+
+    def _discard(self, slot: Slot, error: ModelHostError) -> None:
+        """Lets go of a loaded model that never served."""
+        waiters, slot.waiters = slot.waiters, []
+        for waiter in waiters:
+            waiter.fail(error)
+        slot.is_wanted = False
+        self._departures.depart(slot, cause="it will not serve")
+
+    def _serve(self, slot: Slot) -> None:
+        """Makes a loaded slot ready, in the place of what it replaces; grants the waiters that are still there."""
+        is_unproven, replaced = slot.is_unproven, self._table.succeed(slot)
+        self._table.ready(slot)
+        self._failures.forget(slot.key)
+        self._departures.replace(replaced)
+        if is_unproven:
+            self._counters.swaps += 1
+            log.info("%s answers from its new files", slot.key)
+        if slot.departures:  # somebody asked for its unload while it was loading
+            self._departures.let_go(slot, cause="unload")
+        self.served(slot)
 
     async def _note_error(self, slot: Slot, plan: LoadPlan, settled: Settled) -> None:
         """Records a wrong prediction; the figure grows to the truth, for other hosts and starts too."""
@@ -246,9 +295,22 @@ class Arrivals:
             reason = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
             reported = ModelBroken(slot.key.name, slot.key.version, reason)
         self._counters.load_failures += 1
-        self._failures.note(slot.key, reported, self._clock())
-        log.warning("%s", reported)
+        self._report(slot, reported)
         self._table.drop(slot, reported)
+
+    def _report(self, slot: Slot, error: ModelHostError) -> None:
+        """Remembers why a model cannot be loaded, or why a change of its files is not served."""
+        served = slot.predecessor
+        if served is None:
+            self._failures.note(slot.key, error, self._clock(), slot.stamp)
+            log.warning("%s", error)
+            if not slot.is_wanted:
+                return
+        else:
+            served.refused = Refused(slot.stamp, slot.options, error)
+            log.warning("%s goes on with what it has loaded, its new files are not served: %s", slot.key, error)
+        self._counters.swap_failures += 1
+        self._memory.record("swap_failed", cause=f"new files of {slot.key}", details={"reason": str(error)})
 
     def _end_reservation(self, slot: Slot) -> None:
         if slot.reservation is not None:

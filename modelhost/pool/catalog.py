@@ -1,4 +1,9 @@
-"""Which models there are: the repository's index, kept fresh, with the settings' options on top."""
+"""Which models there are: the repository's index, kept fresh, with the settings' options on top.
+
+What is served can differ from what is on disk for a while: a version whose files are being replaced, and
+the default version of a model while a newer one has not been opened yet. Both are said from outside
+(`keep`, `hold`); see changes.py.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from modelhost.config import ModelOptions, ModelsSettings
-from modelhost.errors import ModelNotFound
+from modelhost.config import ModelOptions, ModelsSettings, VersionPolicy
+from modelhost.errors import ModelHostError, ModelNotFound
 from modelhost.pool.key import ModelKey
-from modelhost.repository import ModelFile, Repository
+from modelhost.repository import Index, ModelFile, Repository
 
 T = TypeVar("T")
 
@@ -43,12 +48,19 @@ class Catalog:
         self._found: dict[tuple[str, str | None], ModelFile] = {}
         self.known_keys: dict[tuple[str, str | None], ModelKey] = {}
         """Which model a name and a version mean, for those that were found since the last scan."""
-        self._scan: asyncio.Future[None] | None = None
+        self.before_scan_counts: Callable[[], None] = lambda: None
+        self.after_scan: Callable[[], None] = lambda: None
+        """Called on both sides of the step that makes what a scan has found known."""
+        self._held: dict[str, str] = {}
+        self._kept: dict[ModelKey, ModelFile] = {}
+        self._scan: asyncio.Future[Index] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all models that can be served, sorted."""
-        return tuple(self._repository.names())
+        found = self._repository.names()
+        kept = {key.name for key in self._kept if key.name not in self._repository}
+        return tuple(sorted({*found, *kept})) if kept else found
 
     @property
     def problems(self) -> Mapping[str, str]:
@@ -56,19 +68,39 @@ class Catalog:
         return self._repository.problems
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """The versions of a model, lowest first. Raises ModelNotFound."""
-        return self._repository.versions(name)
+        """The versions of a model that are served, lowest first. Raises ModelNotFound or ModelBroken."""
+        kept = [key.version for key in self._kept if key.name == name]
+        try:
+            on_disk = self._repository.versions(name)
+        except ModelHostError:
+            if kept:
+                return tuple(sorted(kept, key=int))
+            raise
+        served = {*self.policy(name).choose(on_disk), *kept}
+        if name in self._held:
+            served.add(self._held[name])
+        return tuple(sorted(served, key=int))
 
     def find(self, name: str, version: str | None = None) -> ModelFile:
-        """Looks a model up; the highest version by default. Raises ModelNotFound or ModelBroken."""
+        """Looks a model up; where no version is named, the highest one that is served, or what `hold` says.
+
+        Raises ModelNotFound or ModelBroken.
+        """
         file = self._found.get((name, version))
         if file is None:
-            file = self._repository.find(name, version)
+            file = self._look_up(name, version)
             if len(self._found) >= _FOUND_KEPT:
                 self._forget()
             self._found[name, version] = file
             self.known_keys[name, version] = ModelKey.of(file)
         return file
+
+    def newest(self, name: str) -> str:
+        """Returns the highest version that the disk and the policy have. Raises ModelNotFound or ModelBroken."""
+        served = self.policy(name).choose(self._repository.versions(name))
+        if not served:
+            raise self._left_out(name, None)
+        return served[-1]
 
     def known(self, target: tuple[str, str | None]) -> ModelFile | None:
         """Looks a model up that was found before; None for another one, which need not mean that there is none."""
@@ -77,6 +109,61 @@ class Catalog:
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
         return self._settings.options_for(file.name, file.options)
+
+    def policy(self, name: str) -> VersionPolicy:
+        """Returns which of a model's versions are served."""
+        options = self._settings.options_for(name, self._repository.options(name))
+        return options.version_policy or self._settings.version_policy
+
+    def use(self, settings: ModelsSettings) -> None:
+        """Has other settings from here on."""
+        self._settings = settings
+        self._forget()
+
+    # --- what is served though the disk says something else --------------------------------------------
+
+    @property
+    def held(self) -> Mapping[str, str]:
+        """The versions that are the default of their model though there are newer ones."""
+        return self._held
+
+    def hold(self, name: str, version: str | None) -> None:
+        """Makes a version the default one until it is released, with None."""
+        if self._held.get(name) != version:
+            if version is None:
+                del self._held[name]
+            else:
+                self._held[name] = version
+            self._forget()
+
+    def keep(self, file: ModelFile) -> None:
+        """Has a version found though its files cannot be served any more: it is loaded."""
+        self._kept[ModelKey.of(file)] = file
+        self._forget()
+
+    def unkeep(self, key: ModelKey) -> None:
+        """Ends `keep`; harmless where there is nothing to end."""
+        if self._kept.pop(key, None) is not None:
+            self._forget()
+
+    def is_kept(self, key: ModelKey) -> bool:
+        """Whether `keep` has it found."""
+        return key in self._kept
+
+    def fault(self, key: ModelKey) -> ModelHostError | None:
+        """Returns why the disk and the policy would not have a version served; None where they would."""
+        try:
+            self._repository.find(*key)
+            self._check_policy(*key)
+        except ModelHostError as error:
+            return error
+        return None
+
+    def is_absent(self, key: ModelKey) -> bool:
+        """Whether nothing of a version is on disk, or the policy leaves it out."""
+        return self._repository.is_absent(*key) or isinstance(self.fault(key), ModelNotFound)
+
+    # --- scans -----------------------------------------------------------------------------------------
 
     async def find_fresh(self, name: str, version: str | None = None) -> ModelFile:
         """Like `find`, but looks at the disk again, within reason, before it says that there is none."""
@@ -94,10 +181,11 @@ class Catalog:
             begun = self._scan
             await asyncio.wait([begun])
             if self._scan is not None and self._scan is not begun:  # another caller was first
-                return await asyncio.shield(self._scan)
+                await asyncio.shield(self._scan)
+                return
         self._scan = asyncio.get_running_loop().run_in_executor(self._executor, self._scan_timed)
         self._scan.add_done_callback(self._scanned)
-        return await asyncio.shield(self._scan)
+        await asyncio.shield(self._scan)
 
     async def on_disk(self, work: Callable[[], T]) -> T:
         """Runs `work`, which reads files, on the disk thread."""
@@ -107,15 +195,56 @@ class Catalog:
         self._found.clear()
         self.known_keys.clear()
 
-    def _scan_timed(self) -> None:
+    def _scan_timed(self) -> Index:
         started = self._clock()
-        self._repository.scan()
+        index = self._repository.look()
         took_s = self._clock() - started
         self._next_scan = self._clock() + max(_RESCAN_MIN_S, took_s / _RESCAN_SHARE)
+        return index
 
-    def _scanned(self, scan: asyncio.Future[None]) -> None:
+    def _scanned(self, scan: asyncio.Future[Index]) -> None:
         if self._scan is scan:
             self._scan = None
-        self._forget()  # on the loop, where look-ups fill it
-        if not scan.cancelled():
-            scan.exception()  # the callers that wait have it; without any it is not worth a warning
+        # The callers that wait have an error; without any it is not worth a warning.
+        if scan.cancelled() or scan.exception() is not None:
+            return
+        self.before_scan_counts()
+        self._repository.take(scan.result())  # on the loop, where look-ups fill what is remembered
+        self._forget()
+        self.after_scan()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _look_up(self, name: str, version: str | None) -> ModelFile:
+        if version is None:
+            version = self._held.get(name) or self._default(name)
+        kept = self._kept.get(ModelKey(name, version))
+        if kept is not None:
+            return kept
+        file = self._repository.find(name, version)
+        if self._held.get(name) != version:
+            self._check_policy(name, version)
+        return file
+
+    def _check_policy(self, name: str, version: str) -> None:
+        """Raises ModelNotFound where the policy leaves a version out that is on disk."""
+        policy = self.policy(name)
+        if not policy.is_all and version not in policy.choose(self._repository.versions(name)):
+            raise self._left_out(name, version)
+
+    def _default(self, name: str) -> str:
+        """Returns the version to answer where none was asked for. Raises ModelNotFound or ModelBroken."""
+        kept = [key.version for key in self._kept if key.name == name]
+        try:
+            return max([self.newest(name), *kept], key=int)
+        except ModelHostError:
+            if kept:
+                return max(kept, key=int)
+            raise
+
+    def _left_out(self, name: str, version: str | None) -> ModelNotFound:
+        policy, on_disk = self.policy(name), self._repository.versions(name)
+        what = f"model '{name}'" if version is None else f"version {version} of model '{name}'"
+        return ModelNotFound(
+            f"{what} is not served by its version policy, {policy}; on disk are {', '.join(on_disk[-10:])}"
+        )

@@ -49,6 +49,8 @@ class Departures:
         self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
         self._background, self._counters, self._settings = background, counters, settings
         self._clock, self._wanted_again = clock, wanted_again
+        self.departed: Callable[[Slot], None] = lambda slot: None
+        """Called with a slot that has gone."""
         self._is_closed = False
 
     def close(self) -> None:
@@ -63,6 +65,11 @@ class Departures:
             slot.move(SlotState.DRAINING)
         else:
             self.depart(slot, cause=cause)
+
+    def replace(self, slot: Slot | None) -> None:
+        """Lets go of what a successor has taken the place of, as soon as its leases have ended."""
+        if slot is not None and slot.state is SlotState.READY:
+            self.let_go(slot, cause="its files changed")
 
     def depart(self, slot: Slot, *, cause: str) -> None:
         """Takes an idle slot out of reach at once and gives its memory back; its departures are told."""
@@ -128,6 +135,7 @@ class Departures:
             assert slot.reservation is not None
             models.append(slot.model)
             slot.model = None
+            slot.refused = None
             slot.reservation.leave()
 
         def act() -> None:
@@ -152,17 +160,26 @@ class Departures:
             assert slot.reservation is not None
             slot.reservation.end()
             slot.reservation = None
+            is_replaced = self._table.get(slot.key) is not slot
+            if (successor := slot.successor) is not None:
+                self._table.succeed(successor)
+                is_replaced = True
+                if successor.state is SlotState.QUEUED and not successor.is_needed:
+                    self._table.drop(successor, HostClosed("nobody waits for it"))
             if not slot.waiters or self._is_closed:
-                if slot.idle_since <= cold_since:
+                if slot.idle_since <= cold_since and not is_replaced:
                     cold.append(slot.file.path)
                 self._table.drop(slot, HostClosed("the host is shutting down"))
+                self.departed(slot)
                 continue
             try:  # the files and their options may be others now
                 slot.file = self._catalog.find(slot.key.name, slot.key.version)
             except ModelHostError as error:
                 self._table.drop(slot, error)
+                self.departed(slot)
                 continue
-            slot.pinned = self._catalog.options(slot.file).pinned
+            slot.options = self._catalog.options(slot.file)
+            slot.pinned, slot.refused = slot.options.pinned, None
             self._table.requeue(slot)
             self._wanted_again(slot)
         if cold and not self._is_closed:

@@ -11,6 +11,7 @@ from modelhost.pool.key import ModelKey
 @dataclass(frozen=True, slots=True)
 class _Failure:
     error: ModelHostError
+    stamp: tuple[int, ...]
     count: int
     until: float
 
@@ -22,12 +23,15 @@ class Failures:
         self._backoff_s, self._backoff_max_s = backoff_s, backoff_max_s
         self._failures: dict[ModelKey, _Failure] = {}
 
-    def note(self, key: ModelKey, error: ModelHostError, now: float) -> None:
-        """Remembers a failure: `backoff_s` the first time, twice as long after each further one."""
+    def note(self, key: ModelKey, error: ModelHostError, now: float, stamp: tuple[int, ...] = ()) -> None:
+        """Remembers a failure: `backoff_s` the first time, twice as long after each further one.
+
+        `stamp` says what the files were.
+        """
         count = self._failures[key].count + 1 if key in self._failures else 1
         # The exponent is bounded so that the float is.
         wait_s = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(count - 1, 60))
-        self._failures[key] = _Failure(error, count, now + wait_s)
+        self._failures[key] = _Failure(error, stamp, count, now + wait_s)
 
     def recent(self, key: ModelKey, now: float) -> ModelHostError | None:
         """Returns the error of a failure that is too fresh to try again."""
@@ -38,6 +42,10 @@ class Failures:
         """Returns the error of the last load where it failed, however long ago."""
         failure = self._failures.get(key)
         return failure.error if failure is not None else None
+
+    def stamps(self) -> dict[ModelKey, tuple[int, ...]]:
+        """Returns what failed, and what its files were then."""
+        return {key: failure.stamp for key, failure in self._failures.items()}
 
     def forget(self, key: ModelKey) -> None:
         """Forgets what is remembered of `key`: it loaded, or somebody asks for another try."""

@@ -139,10 +139,15 @@ class Pool:
         self._table.touch(slot)
 
     async def _wait_for_grant(self, file: ModelFile, deadline: float | None) -> Lease:
+        self._check_waiting()
+        return await self._wait_for_slot(self._slot(file), deadline)
+
+    async def _wait_for_slot(self, slot: Slot, deadline: float | None) -> Lease:
         loop = asyncio.get_running_loop()
         started = loop.time()
         until = started + self._settings.wait_timeout_s
-        slot, waiter = self._join(file)
+        waiter: Waiter[Lease] = Waiter()
+        slot.waiters.append(waiter)
         try:
             async with asyncio.timeout_at(until if deadline is None else min(deadline, until)):
                 lease = await waiter.wait()
@@ -157,25 +162,25 @@ class Pool:
             raise
         return lease
 
-    def _join(self, file: ModelFile) -> tuple[Slot, Waiter[Lease]]:
-        """Adds a waiter to the model's slot, and a slot where there is none."""
+    def _check_waiting(self) -> None:
+        """Raises Overloaded where too many wait already."""
         waiting = self._table.waiting
         if waiting >= self._settings.max_waiting:
             self._scheduler.counters.refuse(Overloaded.code)
             raise Overloaded("the queue for models", waiting=waiting, limit=self._settings.max_waiting)
+
+    def _slot(self, file: ModelFile) -> Slot:
+        """Returns the model's slot, a new one where there is none. Raises an error that is fresh."""
         key = ModelKey.of(file)
         slot = self._table.get(key)
         if slot is None:
             failure = self._scheduler.failures.recent(key, self._clock())
             if failure is not None:
                 raise failure.twin()
-            options = self.catalog.options(file)
-            slot = Slot(key, file, pinned=options.pinned, batching=options.batching)
+            slot = self._scheduler.changes.slot_for(file)
             self._table.add(slot)
             self._scheduler.enqueue(slot)
-        waiter: Waiter[Lease] = Waiter()
-        slot.waiters.append(waiter)
-        return slot, waiter
+        return slot
 
     def _leave(self, slot: Slot, waiter: Waiter[Lease]) -> None:
         """Ends a wait without a lease: gives back one that was just handed over, drops a load that
@@ -183,10 +188,11 @@ class Pool:
         lease = waiter.leave()
         if lease is not None:
             lease.end()
-        if waiter in slot.waiters:
-            slot.waiters.remove(waiter)
-            if not slot.waiters and slot.state is SlotState.QUEUED:
-                self._scheduler.forget(slot)
+        for held_by in (slot, self._table.get(slot.key)):  # another one may have taken its place, and those who wait
+            if held_by is not None and waiter in held_by.waiters:
+                held_by.waiters.remove(waiter)
+                if not held_by.waiters and held_by.state is SlotState.QUEUED:
+                    self._scheduler.forget(held_by)
 
     # --- explicit load and unload ------------------------------------------------------------------
 
@@ -200,12 +206,15 @@ class Pool:
         file = self.catalog.find(name, version)
         key = ModelKey.of(file)
         self._scheduler.failures.forget(key)
-        slot = self._table.get(key)
-        if slot is not None and slot.state is SlotState.READY and (loaded_as := slot.inspection) is not None:
-            on_disk = await self.catalog.on_disk(lambda: self._runtime.fingerprint(file.path))
-            if on_disk != loaded_as.fingerprint:
-                await self._unload_slot(slot, cause="files changed")
-        lease = await self.acquire_file(file)
+        slot, changes = self._table.get(key), self._scheduler.changes
+        if slot is not None and slot.state is SlotState.READY and await changes.is_changed(slot):
+            if slot.state is SlotState.READY and self._table.get(key) is slot:
+                slot = changes.replace(slot)
+                lease = await self._wait_for_slot(slot, None)
+            else:  # somebody was faster
+                lease = await self.acquire_file(file)
+        else:
+            lease = await self.acquire_file(file)
         slot = self._table.get(key)
         assert slot is not None  # the lease holds it
         lease.end()
@@ -224,6 +233,8 @@ class Pool:
             await self.catalog.find_fresh(name, version)
         if version is None:
             self._table.unloaded.add(name)
+        for slot in slots:
+            self._scheduler.changes.abandon(slot)
         recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
         await self._forget_pages(name, version)
         return tuple(recovery for recovery in recoveries if recovery is not None)
@@ -274,8 +285,11 @@ class Pool:
     def state_of(self, key: ModelKey) -> tuple[str, str]:
         """Returns state and reason of a version, in the repository extension's words."""
         slot = self._table.get(key)
+        if slot is not None and slot.refused is not None:
+            return "READY", f"its new files are not served: {slot.refused.error}"
         if slot is not None and slot.state is not SlotState.QUEUED:
-            return _WIRE_STATES.get(slot.state, "UNLOADING"), ""
+            waits = slot.successor is not None and slot.successor.blocked_since is not None
+            return _WIRE_STATES.get(slot.state, "UNLOADING"), "its new files wait for memory" if waits else ""
         failure = self._scheduler.failures.last(key)
         if failure is not None:
             return "UNAVAILABLE", str(failure)
@@ -292,6 +306,16 @@ class Pool:
         if slot is not None and slot.model is not None:
             return file, slot.model
         return file, await self._scheduler.faces.inspect(file)
+
+    async def describe_again(
+        self, name: str, version: str | None, file: ModelFile, face: LoadedModel | Inspection
+    ) -> tuple[ModelFile, LoadedModel | Inspection]:
+        """Returns what `describe` gave, or gives now where that is something else."""
+        slot = self._table.get(ModelKey.of(file))
+        is_loaded_as = slot is None or slot.model is None or slot.model is face
+        if is_loaded_as and self.catalog.known((name, version)) is file:
+            return file, face
+        return await self.describe(name, version)
 
     def batch_rule(self, file: ModelFile, face: LoadedModel | Inspection) -> BatchRule | None:
         """Returns how requests for a version share runs, from what `describe` gave; None where they do not."""
@@ -339,4 +363,9 @@ class Pool:
             raise HostClosed("the host is shutting down")
 
 
-_WIRE_STATES = {SlotState.PREPARING: "LOADING", SlotState.LOADING: "LOADING", SlotState.READY: "READY"}
+_WIRE_STATES = {
+    SlotState.PREPARING: "LOADING",
+    SlotState.LOADING: "LOADING",
+    SlotState.TRIAL: "LOADING",
+    SlotState.READY: "READY",
+}

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from modelhost.config import PoolSettings
@@ -21,6 +22,7 @@ from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Tri
 from modelhost.pool.arrivals import Arrivals
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
+from modelhost.pool.changes import Changes
 from modelhost.pool.departures import Departures
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
@@ -66,6 +68,7 @@ class Scheduler:
         self.faces = Faces(catalog, runtime)
         self._table, self._memory, self._runner = table, memory, runner
         self._settings, self._clock = settings, clock
+        self._catalog, self._runtime = catalog, runtime
         self._background = Background()
         self.departures = Departures(
             table=table,
@@ -88,6 +91,7 @@ class Scheduler:
             counters=self.counters,
             settings=settings,
             departures=self.departures,
+            background=self._background,
             clock=clock,
             again=self.enqueue,
         )
@@ -95,6 +99,17 @@ class Scheduler:
         self._trimmed_after = 0  # runs that had been started at the last trim, and when that was:
         self._trimmed_at = -math.inf
         self._deep_trimmed_at = -math.inf
+        self.changes = Changes(
+            table=table,
+            catalog=catalog,
+            runtime=runtime,
+            failures=self.failures,
+            departures=self.departures,
+            background=self._background,
+            enqueue=self.enqueue,
+            clock=clock,
+        )
+        self._arrivals.served = self.changes.served
         table.released = self._released
         memory.set_cleaner(self.departures.clean)
         memory.on_change(self._memory_changed)
@@ -108,7 +123,8 @@ class Scheduler:
 
     def forget(self, slot: Slot) -> None:
         """Drops a queued slot that nobody waits for any more."""
-        self._table.drop(slot, HostClosed("nobody waits for it"))
+        if not slot.is_needed:
+            self._table.drop(slot, HostClosed("nobody waits for it"))
 
     def _released(self, slot: Slot) -> None:
         if slot.state is SlotState.DRAINING:
@@ -122,6 +138,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """Refuses what is queued and waits for what is under way."""
+        self.changes.close()
         self.departures.close()
         self._arrivals.close()
         closed = HostClosed("the host is shutting down")
@@ -155,19 +172,18 @@ class Scheduler:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
         if inspection.plan is not None:
             plan = self._arrivals.footprints.plan(slot.key, inspection, inspection.plan)
-            decision = decide(
-                figures,
-                resident_bytes=plan.resident_bytes,
-                peak_bytes=plan.peak_bytes,
-                in_small_blocks=_is_in_small_blocks(plan),
-            )
+            decision = _decide_on_load(_sparing(figures, slot.predecessor), plan)
             if isinstance(decision, Load):
                 self._begin(self._arrivals.load(slot, plan))
+                return True
+            if isinstance(decision, Wait | Refuse) and self._is_to_change_places(slot, decision, figures, plan):
+                self._change_places(slot)
                 return True
             return self._carry_out(slot, decision, _loading(slot.key, plan), plan.peak_bytes)
         assert inspection.preparation is not None
         if self._arrivals.is_preparing:
             return False
+        figures = _without(figures, slot.predecessor)  # which stays until this one is known to open
         largest = _largest_child(figures)
         ceiling = _ceiling(slot, inspection.preparation, largest)
         decision = decide(figures, resident_bytes=0, peak_bytes=ceiling)
@@ -185,6 +201,8 @@ class Scheduler:
                 return True
             case Evict(victims):
                 slot.blocked_since = None
+                if slot.predecessor is not None and slot.predecessor.key in [victim.key for victim in victims]:
+                    slot.is_wanted = True  # it is what the other one leaves for
                 plan = self.departures.evict(victims)
                 log.info("%s leave for %s", ", ".join(plan.victims), slot.key)
                 self._begin(self._memory.recover(plan, cause=f"load of {slot.key}"))
@@ -194,14 +212,51 @@ class Scheduler:
                 if slot.blocked_since is None or self._arrivals.is_preparing:  # a child ends for sure
                     slot.blocked_since = now
                 if now - slot.blocked_since >= self._settings.memory_wait_s:
-                    self._table.drop(slot, self._refusal(needs, needed_bytes, available_bytes, never=False))
-            case Refuse(_, False) if self._clock() - self._deep_trimmed_at >= _DEEP_TRIM_EVERY_S:
+                    self._refuse(slot, needs, needed_bytes, available_bytes, never=False)
+            case Refuse(_, False) if slot.waiters and self._clock() - self._deep_trimmed_at >= _DEEP_TRIM_EVERY_S:
                 self._deep_trimmed_at = self._clock()  # before anybody is sent away
                 self._begin(self._memory.trim(deep=True))
                 return True
             case Refuse(available_bytes, never):
-                self._table.drop(slot, self._refusal(needs, needed_bytes, available_bytes, never=never))
+                self._refuse(slot, needs, needed_bytes, available_bytes, never=never)
         return False
+
+    def _refuse(self, slot: Slot, needs: str, needed_bytes: int, available_bytes: int, *, never: bool) -> None:
+        """Sends away who waits; what is to take another one's place goes on waiting for memory by itself."""
+        if slot.is_unproven and not never and not slot.waiters:
+            return
+        refusal = self._refusal(needs, needed_bytes, available_bytes, never=never)
+        if slot.is_unproven and never:
+            self._arrivals.fail(slot, refusal)
+        elif slot.is_unproven:
+            waiters, slot.waiters = slot.waiters, []
+            for waiter in waiters:
+                waiter.fail(refusal)
+        else:
+            self._table.drop(slot, refusal)
+
+    def _is_to_change_places(self, slot: Slot, decision: Wait | Refuse, figures: Figures, plan: LoadPlan) -> bool:
+        """Whether what a slot is to replace has to leave first: both do not fit, nor did they for a while."""
+        former = slot.predecessor
+        if former is None or former.state is not SlotState.READY:
+            return False
+        if isinstance(decision, Refuse) and decision.never:
+            return False
+        if slot.blocked_since is None:
+            slot.blocked_since = self._clock()
+        if self._clock() - slot.blocked_since < self._settings.memory_wait_s:
+            return False
+        usage_bytes = figures.usage_bytes - former.committed_bytes
+        without = replace(_without(figures, former), usage_bytes=usage_bytes, can_trim=False)
+        return isinstance(_decide_on_load(without, plan), Load | Evict)
+
+    def _change_places(self, slot: Slot) -> None:
+        """Lets go of what serves, as a child has run what comes; requests wait from here until that is loaded."""
+        former = slot.predecessor
+        assert former is not None
+        log.info("%s makes room for its new files: both do not fit", slot.key)
+        slot.is_wanted = True
+        self.departures.let_go(former, cause="its files changed")
 
     def _figures(self) -> Figures:
         # Before and after: what a child took or gave back in between must not count as seen.
@@ -279,11 +334,37 @@ class Scheduler:
     async def _inspect(self, slot: Slot) -> None:
         """Reads the face of a queued slot's model; a broken one is dropped."""
         try:
+            path = slot.file.path
+            slot.stamp = await self._catalog.on_disk(lambda: self._runtime.stamp(path))
             slot.inspection = await self.faces.inspect(slot.file)
         except Exception as error:
             self._arrivals.fail(slot, error)
         else:
             self.pump()
+
+
+def _decide_on_load(figures: Figures, plan: LoadPlan) -> Decision:
+    return decide(
+        figures,
+        resident_bytes=plan.resident_bytes,
+        peak_bytes=plan.peak_bytes,
+        in_small_blocks=_is_in_small_blocks(plan),
+    )
+
+
+def _sparing(figures: Figures, former: Slot | None) -> Figures:
+    """Has what will be replaced leave last of all idle models."""
+    if former is None or not former.is_idle:
+        return figures
+    others = _without(figures, former).idle
+    return replace(figures, idle=(*others, *[one for one in figures.idle if one.key == former.key]))
+
+
+def _without(figures: Figures, former: Slot | None) -> Figures:
+    """Leaves what will be replaced out of the idle models."""
+    if former is None:
+        return figures
+    return replace(figures, idle=[one for one in figures.idle if one.key != former.key])
 
 
 def _largest_child(figures: Figures) -> int:

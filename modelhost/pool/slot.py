@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from modelhost.config import ModelOptions
+from modelhost.errors import ModelHostError
 from modelhost.memory import Recovery, Reservation
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
@@ -24,6 +26,8 @@ class SlotState(Enum):
     """Has a reservation; a child process is opening it for the first time."""
     LOADING = "loading"
     """Has a reservation; the memory thread is loading it."""
+    TRIAL = "trial"
+    """Loaded beside what it will replace; runs once before it serves anybody."""
     READY = "ready"
     """Grants leases."""
     DRAINING = "draining"
@@ -38,12 +42,22 @@ class SlotState(Enum):
 TRANSITIONS: Final[dict[SlotState, frozenset[SlotState]]] = {
     SlotState.QUEUED: frozenset({SlotState.PREPARING, SlotState.LOADING, SlotState.GONE}),
     SlotState.PREPARING: frozenset({SlotState.QUEUED, SlotState.GONE}),
-    SlotState.LOADING: frozenset({SlotState.READY, SlotState.QUEUED, SlotState.GONE}),
+    SlotState.LOADING: frozenset({SlotState.READY, SlotState.TRIAL, SlotState.QUEUED, SlotState.GONE}),
+    SlotState.TRIAL: frozenset({SlotState.READY, SlotState.UNLOADING}),
     SlotState.READY: frozenset({SlotState.DRAINING, SlotState.UNLOADING}),
     SlotState.DRAINING: frozenset({SlotState.UNLOADING}),
     SlotState.UNLOADING: frozenset({SlotState.QUEUED, SlotState.GONE}),
     SlotState.GONE: frozenset(),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A change of a model's files that is not served, and why."""
+
+    stamp: tuple[int, ...]
+    options: ModelOptions
+    error: ModelHostError
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +66,18 @@ class Slot:
 
     key: ModelKey
     file: ModelFile
+    options: ModelOptions = field(default_factory=ModelOptions)
+    """As they were when it was made: its own, with the settings' on top."""
+    stamp: tuple[int, ...] = ()
+    """What its files were before they were looked at; see Runtime.stamp."""
+    successor: Slot | None = None
+    """The same model from other files or options, on its way to take this one's place."""
+    predecessor: Slot | None = None
+    """The opposite."""
+    is_wanted: bool = False
+    """Whether it is to be loaded though no request waits for it: a version that nobody has opened yet."""
+    refused: Refused | None = None
+    """The last change of its files, where that came to nothing. It is not evicted then: it could not come back."""
     state: SlotState = SlotState.QUEUED
     leases: int = 0
     model: LoadedModel | None = None
@@ -64,8 +90,6 @@ class Slot:
     looks: int = 0
     """Children and loads since it was queued that ended in another look at the files."""
     pinned: bool = False
-    batching: bool | None = None
-    """What its options say of sharing runs."""
     last_used: float = 0.0
     """Unix time of the last lease's grant or end."""
     idle_since: float = 0.0
@@ -87,6 +111,21 @@ class Slot:
     def is_idle(self) -> bool:
         """Ready, and nobody holds a lease."""
         return self.state is SlotState.READY and self.leases == 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything would come of its load."""
+        return bool(self.waiters) or self.is_wanted or self.predecessor is not None
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it has to run once before it serves: others still answer in its place."""
+        return self.is_wanted or self.predecessor is not None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it never leaves to make room."""
+        return self.pinned or self.refused is not None
 
     @property
     def committed_bytes(self) -> int:

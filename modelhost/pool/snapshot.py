@@ -37,6 +37,10 @@ class PoolCounters:
     preparation_failures: int = 0
     preparation_seconds: float = 0.0
     expiries: int = 0
+    swaps: int = 0
+    """Changed files, and new versions, that took over."""
+    swap_failures: int = 0
+    """Those that did not, as they could not be opened or run."""
     refusals: dict[str, int] = field(default_factory=dict)
     overshoot_bytes: int = 0
     undershoot_bytes: int = 0

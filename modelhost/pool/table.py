@@ -22,7 +22,7 @@ from modelhost.pool.runner import Runner
 from modelhost.pool.runs import ModelRuns, rows_are_independent
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import ModelInfo
-from modelhost.pool.statistics import Statistics
+from modelhost.pool.statistics import ModelStatistics, Statistics
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.tensors import TensorSpec
 
@@ -49,39 +49,49 @@ class SlotTable:
         """Names that were unloaded on request and have not been loaded since."""
         self.released: Callable[[Slot], None] = lambda slot: None
         self._slots: dict[ModelKey, Slot] = {}
+        # Those that are to take the place of one of these, and those whose place was taken.
+        self._aside: set[Slot] = set()
         # A model enters when its last lease ends and leaves at the next grant, so that iteration is
         # in the order of last use.
-        self._idle: LRUCache[ModelKey, Slot] = LRUCache(math.inf)
+        self._idle: LRUCache[Slot, Slot] = LRUCache(math.inf)
         self._last_touched: Slot | None = None  # which is the last one in there already, if it is there at all
         self._runner, self._activations = runner, activations
         self._statistics, self._batching = statistics, batching
         self._clock, self._wall_clock = clock, wall_clock
 
     def __iter__(self) -> Iterator[Slot]:
-        return iter(tuple(self._slots.values()))
+        return iter((*self._slots.values(), *self._aside))
 
     def get(self, key: ModelKey) -> Slot | None:
         """Returns the model's slot, or None for a model that is on disk only."""
         return self._slots.get(key)
 
+    def has_place(self, slot: Slot) -> bool:
+        """Whether a slot is the one that requests get, or is to take that one's place."""
+        return slot.predecessor is not None or self._slots.get(slot.key) is slot
+
     @property
     def waiting(self) -> int:
         """Requests that wait for a lease."""
-        return sum(len(slot.waiters) for slot in self._slots.values())
+        return sum(len(slot.waiters) for slot in self)
 
     def candidates(self) -> list[Candidate]:
         """The idle models, least recently used first."""
-        return [Candidate(slot.key, slot.committed_bytes, slot.pinned) for slot in self._idle.values()]
+        return [Candidate(slot.key, slot.committed_bytes, slot.is_kept) for slot in self._idle.values()]
 
     def resting(self, since: float) -> list[Slot]:
         """The idle models that may leave and that nobody has used after `since` (monotonic), longest first."""
         # The order is that of last use: the first that is too young ends the search.
         rested = itertools.takewhile(lambda slot: slot.idle_since <= since, self._idle.values())
-        return [slot for slot in rested if not slot.pinned]
+        return [slot for slot in rested if not slot.is_kept]
 
     def in_use(self) -> list[Slot]:
         """The slots with leases."""
-        return [slot for slot in self._slots.values() if slot.leases]
+        return [slot for slot in self if slot.leases]
+
+    def loaded(self) -> list[Slot]:
+        """The slots that grant leases."""
+        return [slot for slot in self._slots.values() if slot.state is SlotState.READY]
 
     def flush(self) -> None:
         """Starts the runs that wait only for others to share them."""
@@ -96,10 +106,31 @@ class SlotTable:
         self._slots[slot.key] = slot
         self.queue.append(slot)
 
+    def add_successor(self, slot: Slot, predecessor: Slot) -> None:
+        """Takes in what is to take another one's place; it is queued, and that one goes on serving."""
+        predecessor.successor, slot.predecessor = slot, predecessor
+        self._aside.add(slot)
+        self.queue.append(slot)
+
+    def succeed(self, slot: Slot) -> Slot | None:
+        """Puts a successor in its place; returns what it replaces, which has to leave and has no waiters now."""
+        predecessor, slot.predecessor = slot.predecessor, None
+        if predecessor is None:
+            return None
+        predecessor.successor = None
+        self._aside.discard(slot)
+        self._aside.add(predecessor)
+        self._slots[slot.key] = slot
+        slot.waiters += predecessor.waiters
+        predecessor.waiters = []
+        self._idle.pop(predecessor, None)  # nobody comes for it any more
+        return predecessor
+
     def ready(self, slot: Slot) -> None:
         """Makes a loaded slot ready and grants its waiters, those that are still there."""
         slot.move(SlotState.READY)
-        slot.runs = self._runs(slot)
+        slot.is_wanted = False
+        slot.runs = self.runs(slot, self._statistics.of(slot.key))
         if not slot.departures:
             self.unloaded.discard(slot.key.name)
         waiters, slot.waiters = slot.waiters, []
@@ -113,7 +144,7 @@ class SlotTable:
         """Takes an idle or drained slot out of reach: it grants nothing from here on."""
         slot.move(SlotState.UNLOADING)
         slot.runs = None
-        self._idle.pop(slot.key, None)
+        self._idle.pop(slot, None)
 
     def requeue(self, slot: Slot, *, is_first: bool = False) -> None:
         """Queues a slot again: its memory has gone while requests came in, or it has to be looked at anew."""
@@ -128,7 +159,12 @@ class SlotTable:
         if slot in self.queue:
             self.queue.remove(slot)
         slot.move(SlotState.GONE)
-        self._slots.pop(slot.key, None)
+        if self._slots.get(slot.key) is slot:
+            del self._slots[slot.key]
+        self._aside.discard(slot)
+        if slot.predecessor is not None:
+            slot.predecessor.successor = None
+            slot.predecessor = None
         waiters, slot.waiters = slot.waiters, []
         for waiter in waiters:
             waiter.fail(error)
@@ -149,7 +185,7 @@ class SlotTable:
             slot.idle_since = self._clock()
             if self._last_touched is not slot:
                 self._last_touched = slot
-                self._idle[slot.key] = self._idle.pop(slot.key)  # a look-up alone would not move it in the iteration
+                self._idle[slot] = self._idle.pop(slot)  # a look-up alone would not move it in the iteration
 
     def batch_rule(
         self,
@@ -161,15 +197,21 @@ class SlotTable:
         """Returns how requests for a model share runs; None where they do not. See `rows_are_independent`."""
         return self._batching if rows_are_independent(inputs, outputs, footprint, said) else None
 
-    def _runs(self, slot: Slot) -> ModelRuns:
+    def runs(self, slot: Slot, statistics: ModelStatistics) -> ModelRuns:
+        """Returns what runs a loaded slot's model, and counts the runs in `statistics`."""
         model = slot.model
         assert model is not None
-        rule = self.batch_rule(model.inputs, model.outputs, model.run_footprint, slot.batching)
-        return ModelRuns(slot.key, model, self._runner, self._activations, self._statistics.of(slot.key), rule)
+        return ModelRuns(slot.key, model, self._runner, self._activations, statistics, self.rule_of(slot))
+
+    def rule_of(self, slot: Slot) -> BatchRule | None:
+        """Returns how requests for a loaded slot's model share runs, as its options are now."""
+        model = slot.model
+        assert model is not None
+        return self.batch_rule(model.inputs, model.outputs, model.run_footprint, slot.options.batching)
 
     def _hold(self, slot: Slot) -> None:
         if slot.leases == 0:
-            self._idle.pop(slot.key, None)
+            self._idle.pop(slot, None)
         slot.leases += 1
         slot.last_used = self._wall_clock()
 
@@ -184,7 +226,7 @@ class SlotTable:
     def _rest(self, slot: Slot) -> None:
         self._last_touched = slot
         slot.idle_since = self._clock()
-        self._idle[slot.key] = slot
+        self._idle[slot] = slot
 
 
 def _tell_departed(slot: Slot) -> None:

@@ -5,14 +5,14 @@
     NAME.onnx                   version 1
 
 `model.onnx` may be a folder that holds the file of that name beside its external data, and
-`default_model_filename` in Triton's `config.pbtxt` may give the file another name. `model.toml` (or
+`default_model_filename` in Triton's `config.pbtxt` may give the file another name. Its `version_policy` says
+which versions are served, where `model.toml` does not. `model.toml` (or
 `NAME.toml` beside `NAME.onnx`) holds the model's own settings.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ from typing import Final
 
 from modelhost.config import ModelOptions, parse_model_options
 from modelhost.errors import ConfigError
+from modelhost.repository.triton_config import CONFIG_FILE, TritonConfig, parse_config
 
 MODEL_FILE: Final = "model.onnx"
 SUFFIX: Final = ".onnx"
@@ -30,8 +31,6 @@ ONLY_VERSION: Final = "1"
 NO_VERSION: Final = "-"
 
 _OPTIONS_FILE: Final = "model.toml"
-_TRITON_CONFIG: Final = "config.pbtxt"
-_TRITON_FILE_NAME: Final = re.compile(r"""^\s*default_model_filename\s*:\s*["']([^"'\n]*)["']""", re.MULTILINE)
 _NOT_MODELS: Final = frozenset({"__pycache__", "lost+found"})
 #: Settings files are a few lines; more is a mistake that must not be read into memory.
 _SETTINGS_BYTES: Final = 256 << 10
@@ -67,7 +66,12 @@ def look_into_folder(folder: str) -> Found:
         versions, others = _entries(folder)
         if _OPTIONS_FILE in others:
             found.options = _read_options(os.path.join(folder, _OPTIONS_FILE))
-        file_name = _file_name(folder) if _TRITON_CONFIG in others else MODEL_FILE
+        config = _triton_config(folder) if CONFIG_FILE in others else TritonConfig()
+        file_name = _file_name(config)
+        if config.version_policy is not None:
+            own = found.options or ModelOptions()
+            if own.version_policy is None:
+                found.options = own.model_copy(update={"version_policy": config.version_policy})
     except (ConfigError, OSError) as error:
         found.faults[NO_VERSION] = reason(error)
         return found
@@ -164,14 +168,18 @@ def _read_options(path: str) -> ModelOptions:
     return parse_model_options(table, source=name)
 
 
-def _file_name(folder: str) -> str:
-    """Returns what Triton's configuration calls model files. Raises ConfigError or OSError."""
-    match = _TRITON_FILE_NAME.search(_read_settings(os.path.join(folder, _TRITON_CONFIG)))
-    if match is None or not match[1]:
+def _triton_config(folder: str) -> TritonConfig:
+    """Raises ConfigError or OSError."""
+    return parse_config(_read_settings(os.path.join(folder, CONFIG_FILE)))
+
+
+def _file_name(config: TritonConfig) -> str:
+    """Returns what Triton's configuration calls model files. Raises ConfigError."""
+    name = config.file_name
+    if name is None:
         return MODEL_FILE
-    name = match[1]
     if not name.endswith(SUFFIX) or "/" in name or "\\" in name or "\0" in name:
-        raise ConfigError(f"{_TRITON_CONFIG} names the model file '{name}', which is no .onnx file in its folder")
+        raise ConfigError(f"{CONFIG_FILE} names the model file '{name}', which is no .onnx file in its folder")
     return name
 
 

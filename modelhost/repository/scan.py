@@ -43,8 +43,8 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Index:
-    """What one scan found; never changed once it is the repository's.
+class Index:
+    """What one scan found, for the repository alone to look into; never changed once it is the repository's.
 
     `models` gives (version, path below the model's folder) in ascending order; the path of a single
     file is empty.
@@ -60,14 +60,14 @@ class _Index:
 class Repository:
     """The models below one directory, as the last `scan` found them.
 
-    `scan` blocks on the disk and may run on any thread; everything else only looks into the last
+    `scan` and `look` block on the disk and may run on any thread; everything else only looks into the last
     index, from any thread, and does not wait. Names that clients send are keys into that index and
     never become paths.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._index = _Index()
+        self._index = Index()
 
     @property
     def directory(self) -> Path:
@@ -85,7 +85,23 @@ class Repository:
         Raises ConfigError, and keeps the last index, where the directory itself cannot be read.
         What is wrong with one model stands in `problems` and stops no other.
         """
-        self._index = _build(os.fspath(self._directory))
+        self.take(self.look())
+
+    def look(self) -> Index:
+        """Returns what the directory holds now, for `take`; raises as `scan` does."""
+        return _build(os.fspath(self._directory))
+
+    def take(self, index: Index) -> None:
+        """Makes what was found the index that everything else looks into."""
+        self._index = index
+
+    def is_absent(self, name: str, version: str) -> bool:
+        """Whether nothing of a version is on disk, not even something that cannot be served."""
+        index = self._index
+        faults = index.faults.get(name, {})
+        if version in faults or (name not in index.models and faults):
+            return False
+        return all(known != version for known, _ in index.models.get(name, ()))
 
     def names(self) -> tuple[str, ...]:
         """Returns the names of all models that can be served, sorted."""
@@ -112,6 +128,10 @@ class Repository:
                 path = self._directory / below
                 return ModelFile(name, known, path, index.options.get(name, _DEFAULTS))
         raise _missing(index, name, version)
+
+    def options(self, name: str) -> ModelOptions:
+        """Returns the options that lie beside a model; the defaults where there are none, nor a model."""
+        return self._index.options.get(name, _DEFAULTS)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index.models
@@ -147,9 +167,9 @@ class _Builder:
         else:
             self.add(name, look_at_file(os.path.join(directory, name + SUFFIX)))
 
-    def index(self) -> _Index:
+    def index(self) -> Index:
         problems = {name: _sentence(self.faults[name]) for name in sorted(self.faults)}
-        return _Index(
+        return Index(
             models=self.models,
             names=tuple(sorted(self.models)),
             options=self.options,
@@ -158,7 +178,7 @@ class _Builder:
         )
 
 
-def _build(directory: str) -> _Index:
+def _build(directory: str) -> Index:
     builder = _Builder()
     files: list[str] = []
     try:
@@ -196,7 +216,7 @@ def _look_at(entry: os.DirEntry[str], builder: _Builder, files: list[str]) -> No
         builder.add(entry.name, Found(faults={NO_VERSION: reason(error)}))
 
 
-def _missing(index: _Index, name: str, version: str | None) -> ModelNotFound | ModelBroken:
+def _missing(index: Index, name: str, version: str | None) -> ModelNotFound | ModelBroken:
     """Returns the error that says why `find` has nothing to give, and what there is instead."""
     faults = index.faults.get(name, {})
     files = index.models.get(name)

@@ -150,6 +150,9 @@ class Runtime(Protocol):
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when the file does; empty where it is gone."""
 
+    def stamp(self, file: Path) -> tuple[int, ...]:
+        """Returns what changes when the files of a model do, prepared or not; empty where they are gone."""
+
     def forget(self, file: Path) -> None:
         """Gives back what the kernel keeps of the model's files: nobody will want them soon."""
 

@@ -118,6 +118,8 @@ class FakeScript:
     """Loads that will find the artifact damaged."""
     load_error: str | None = None
     run_error: Exception | None = None
+    new_run_error: Exception | None = None
+    """What is wrong with runs of those that are loaded from here on."""
     close_error: Exception | None = None
     run_footprint: RunFootprint | None = None
     """What runs are predicted to take."""
@@ -145,12 +147,15 @@ class FakeScript:
     """Loads that were begun."""
     copies: int = 0
     """Loading or loaded now."""
+    generations: list[tuple[int | str, ...]] = field(default_factory=list)
+    """What those were loaded from: what the files were, and the optimisation."""
     closes: int = 0
     runs: int = 0
     sizes: list[int] = field(default_factory=list)
     """First dimension of what each run was given."""
     violations: list[str] = field(default_factory=list)
-    """What the pool must never do and did: a second copy, a run of a closed model, a close during a run."""
+    """What the pool must never do and did: a second copy of the same files, a run of a closed model, a close
+    during a run."""
 
 
 def _specs(script: FakeScript) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
@@ -190,7 +195,8 @@ class FakeRuntime:
             least_bytes = script.child_bytes if script.child_least_bytes is None else script.child_least_bytes
             child = Preparation(least_bytes, script.child_estimate_bytes or script.child_bytes)
             return Inspection(inputs, outputs, None, script.fingerprint, child)
-        plan = LoadPlan(estimate, max(estimate, script.peak_bytes or 0), run=script.run_footprint)
+        peak_bytes = max(estimate, script.peak_bytes or 0)
+        plan = LoadPlan(estimate, peak_bytes, options.optimization or "all", run=script.run_footprint)
         return Inspection(inputs, outputs, plan, script.fingerprint)
 
     def prepare(
@@ -230,13 +236,18 @@ class FakeRuntime:
         """Changes when the test says so."""
         return self.script(file).fingerprint
 
+    def stamp(self, file: Path) -> tuple[int, ...]:
+        """Changes with the fingerprint."""
+        return self.script(file).fingerprint
+
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> FakeModel:
         """Waits for `load_may_end`, then fails or takes the memory."""
-        script = self.script(file)
+        script, generation = self.script(file), (*inspection.fingerprint, plan.optimization)
         script.loads += 1
         script.copies += 1
-        if script.copies > 1:
+        if generation in script.generations:
             script.violations.append("loaded while another copy was there")
+        script.generations.append(generation)
         transient_bytes = script.peak_bytes or 0
         self.memory.add(transient_bytes)
         script.load_started.set()
@@ -251,11 +262,12 @@ class FakeRuntime:
                 raise LoadError(script.load_error)
         except BaseException:
             script.copies -= 1
+            script.generations.remove(generation)
             raise
         finally:
             self.memory.add(-transient_bytes)
         self.memory.add(script.resident_bytes)
-        return FakeModel(script, self.memory)
+        return FakeModel(script, self.memory, generation)
 
     def forget(self, file: Path) -> None:
         """Notes it."""
@@ -269,8 +281,9 @@ class FakeRuntime:
 class FakeModel:
     """Answers `y = 2 x`."""
 
-    def __init__(self, script: FakeScript, memory: FakeMemory) -> None:
-        self._script, self._memory = script, memory
+    def __init__(self, script: FakeScript, memory: FakeMemory, generation: tuple[int | str, ...]) -> None:
+        self._script, self._memory, self._generation = script, memory, generation
+        self._resident_bytes, self._run_error = script.resident_bytes, script.new_run_error
         self._running = 0
         self._is_closed = False
         self._lock = threading.Lock()
@@ -304,8 +317,9 @@ class FakeModel:
             if cancel.is_cancelled:
                 raise DeadlineExceeded("the run", waited_s=0.0)
             time.sleep(self._script.run_s)
-            if self._script.run_error is not None:
-                raise self._script.run_error
+            error = self._run_error or self._script.run_error
+            if error is not None:
+                raise error
             if self._script.wrong_number is not None and self._script.wrong_number in feeds["x"]:
                 raise InvalidRequest(f"{self._script.wrong_number} is among the numbers")
             answered = np.asarray(feeds["x"], np.float32)[: self._script.answered_rows] * 2
@@ -328,7 +342,8 @@ class FakeModel:
             raise TimeoutError("the script's event was never set")
         script.closes += 1
         script.copies -= 1
-        self._memory.add(script.leaked_bytes - script.resident_bytes)
+        script.generations.remove(self._generation)
+        self._memory.add(script.leaked_bytes - self._resident_bytes)
         if script.close_error is not None:
             raise script.close_error
 

@@ -92,6 +92,10 @@ class OrtRuntime:
         """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
         return self.preparer.fingerprint(file)
 
+    def stamp(self, file: Path) -> tuple[int, ...]:
+        """Returns what changes when a model's files do, prepared or not; empty where they are gone."""
+        return self.preparer.stamp(file)
+
     def prepare(
         self, file: Path, options: ModelOptions, *, ceiling_bytes: int, is_last: bool, cancel: CancelToken
     ) -> None:

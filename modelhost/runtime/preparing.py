@@ -7,6 +7,7 @@ prepares it, once for all hosts to come; elsewhere it only measures, and this pr
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 from collections import Counter
@@ -44,6 +45,8 @@ class Preparer:
         self._measured: LRUCache[_MeasuredKey, LoadPlan] = LRUCache(_MEASURED_KEPT)
         #: The highest ceiling at which a child could not open a model.
         self._too_little: LRUCache[_MeasuredKey, int] = LRUCache(_MEASURED_KEPT)
+        #: The external data of a file as it was.
+        self._externals: LRUCache[Path, tuple[tuple[int, ...], tuple[str, ...]]] = LRUCache(_MEASURED_KEPT)
         self._in_use: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -74,6 +77,23 @@ class Preparer:
         """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
         stat = _stat(file)
         return (*stat, *(store.token(file) for store in self._stores)) if stat else ()
+
+    def stamp(self, file: Path) -> tuple[int, ...]:
+        """Returns what changes when a model's files do, its external data included; empty where one is gone."""
+        stat = _full_stat(file)
+        if not stat:
+            return ()
+        with self._lock:
+            known = self._externals.get(file)
+        if known is None or known[0] != stat:
+            try:
+                known = stat, _summary(file).external_files
+            except LoadError:  # being written, or none at all: so it stands for itself
+                known = stat, ()
+            with self._lock:
+                self._externals[file] = known
+        others = [_full_stat(file.parent / name) for name in known[1]]
+        return tuple(itertools.chain(stat, *others)) if all(others) else ()
 
     def _find(
         self, file: Path, external: tuple[str, ...] | None = None, dimensions: Mapping[str, int] | None = None
@@ -272,6 +292,15 @@ def _stat(file: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return (stat.st_size, stat.st_mtime_ns)
+
+
+def _full_stat(file: Path) -> tuple[int, ...]:
+    """Also tells a file from another one that was renamed into its place, with its time."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def _check_face(summary: OnnxSummary) -> None:

@@ -12,7 +12,7 @@ from pool_stage import FEEDS, MB, Stage, put_models, soon, turns, until
 from modelhost.config import ModelOptions
 from modelhost.errors import HostClosed, InsufficientMemory
 from modelhost.memory import Usage
-from modelhost.repository import Repository
+from modelhost.repository import Index, Repository
 from modelhost.runtime.base import Inspection
 from modelhost.runtime.fake import FakeScript
 
@@ -36,7 +36,7 @@ async def test_an_explicit_load_whose_model_leaves_and_is_queued_again_while_it_
     async with Stage(tmp_path, {"a": FakeScript(close_may_end=close_gate)}) as stage:
         await stage.use("a")
         stage.script("a").fingerprint = fingerprint
-        monkeypatch.setattr(stage.runtime, "fingerprint", slow)
+        monkeypatch.setattr(stage.runtime, "stamp", slow)
         loading = stage.begin(stage.pool.load("a"))
         await until(looking.is_set)
         unloading = stage.begin(stage.pool.unload("a"))
@@ -137,15 +137,16 @@ async def test_options_that_have_changed_count_at_the_next_load(
 async def test_an_explicit_load_does_not_share_a_scan_that_began_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, scanned, scan = threading.Event(), threading.Event(), Repository.scan
+    gate, scanned, look = threading.Event(), threading.Event(), Repository.look
 
-    def slow(repository: Repository) -> None:
-        scan(repository)
+    def slow(repository: Repository) -> Index:
+        found = look(repository)
         scanned.set()
         assert gate.wait(30)
+        return found
 
     async with Stage(tmp_path, names="a") as stage:
-        monkeypatch.setattr(Repository, "scan", slow)
+        monkeypatch.setattr(Repository, "look", slow)
         first = stage.begin(stage.pool.load("a"))
         await until(scanned.is_set)
         put_models(tmp_path, ["late"])

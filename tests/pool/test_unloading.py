@@ -201,6 +201,7 @@ async def test_an_explicit_load_takes_changed_files_and_leaves_unchanged_ones_al
         stage.script("a").fingerprint = (2,)
         await stage.pool.load("a")
         assert stage.script("a").loads == 2
+        await stage.settled()
         assert stage.script("a").closes == 1
         assert stage.info("a").leases == 0
         stage.check_at_rest()

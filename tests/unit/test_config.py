@@ -77,6 +77,8 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "warning": "1MB",
         "critical": "2MB",
         "options": "{a = {}}",
+        "version_policy": "{latest = 2}",
+        "watch": "yes",
     }
     for key in valid_keys():
         section, name = key.split(".")

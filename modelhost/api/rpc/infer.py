@@ -10,7 +10,7 @@ import grpc
 
 from modelhost.api.body import ByteHold
 from modelhost.api.codec import InferRequest
-from modelhost.api.inference import DECODE_INLINE_BYTES, Inference, kept_bytes
+from modelhost.api.inference import DECODE_INLINE_BYTES, Face, Inference, kept_bytes
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.encode import MessageEncoding
 from modelhost.api.rpc.errors import abort, known, shortened
@@ -20,7 +20,6 @@ from modelhost.api.rpc.wire import Parts, take_apart
 from modelhost.errors import ModelHostError, Overloaded
 from modelhost.pool import Timing
 from modelhost.repository import ModelFile
-from modelhost.runtime.base import Inspection, LoadedModel
 
 _CLIENT_GONE: Final = "client_gone"
 
@@ -68,11 +67,13 @@ class InferCalls:
         deadline = self._deadline(started, call)
         with self._inference.budget.hold() as hold:
             message = await self._receiving.receive(call, hold, deadline=deadline)
-            file, decoded = await self._decoded(message, take_apart(message), hold, asked)
+            file, face, decoded = await self._decoded(message, take_apart(message), hold, asked)
             del message  # of which the tensors keep what they need
             deadline = _sooner(deadline, started, decoded)
             encoding = MessageEncoding(decoded.id, is_stream=False)
-            answer = await self._inference.run(file, decoded, hold, encoding, deadline=deadline, timing=asked.timing)
+            answer = await self._inference.run(
+                file, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
+            )
             await call.write(answer)
 
     async def model_stream_infer(self, _: object, call: Call) -> None:
@@ -102,12 +103,12 @@ class InferCalls:
                     await hold.grow(len(message))
                     parts = take_apart(message)
                     request_id = parts.request_id
-                    file, decoded = await self._decoded(message, parts, hold, asked)
+                    file, face, decoded = await self._decoded(message, parts, hold, asked)
                     del message
                     deadline = _sooner(deadline, started, decoded)
                     encoding = MessageEncoding(request_id, is_stream=True)
                     answer = await self._inference.run(
-                        file, decoded, hold, encoding, deadline=deadline, timing=asked.timing
+                        file, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
                     )
                 except Exception as caught:
                     failed = known(caught, "ModelStreamInfer")
@@ -129,19 +130,17 @@ class InferCalls:
 
     async def _decoded(
         self, message: bytes, parts: Parts, hold: ByteHold, asked: _Asked
-    ) -> tuple[ModelFile, InferRequest]:
-        """Returns the model and its tensors; what is held afterwards is the tensors."""
+    ) -> tuple[ModelFile, Face, InferRequest]:
+        """Returns the model, its face and the tensors; what is held afterwards is the tensors."""
         file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
         asked.file = file
         began_ns = time.perf_counter_ns()
         decoded = await self._decode(message, parts, hold, face)
         asked.timing.input_ns = time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(message)))
-        return file, decoded
+        return file, face, decoded
 
-    async def _decode(
-        self, message: bytes, parts: Parts, hold: ByteHold, face: LoadedModel | Inspection
-    ) -> InferRequest:
+    async def _decode(self, message: bytes, parts: Parts, hold: ByteHold, face: Face) -> InferRequest:
         inputs, outputs = face.inputs, face.outputs
         await hold.grow(infer_cost_bytes(message, parts, inputs))
         has_text = any(spec.datatype == "BYTES" for spec in inputs.values())

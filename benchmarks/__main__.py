@@ -254,6 +254,19 @@ def churn(cycles: int, count: int, prepared: str, limit_bytes: int, cache: Path 
 
 
 @cli.command()
+@click.option("--swaps", type=click.IntRange(1), default=20, show_default=True, help="Times the files are replaced.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that ask all the while.")
+@_limit
+@_out
+def swap(swaps: int, clients: int, limit_bytes: int, out: Path | None) -> None:
+    """Replace a model's files while clients ask for it: no failed request, no answer of two generations."""
+    from benchmarks import swap as case
+
+    with _report("swap", out, swaps=swaps, clients=clients, **_limits(limit_bytes)) as report:
+        case.run(report, limit_bytes=limit_bytes, swaps=swaps, clients=clients)
+
+
+@cli.command()
 @click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts.")
 @_limit
 @_out

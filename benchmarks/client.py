@@ -47,6 +47,11 @@ class Client:
         loaded: dict[str, Any] = self._post(f"/v2/repository/models/{model}/load").json()
         return loaded
 
+    def index(self) -> list[dict[str, str]]:
+        """Has the host look at its models; returns what it says of each version."""
+        entries: list[dict[str, str]] = self._post("/v2/repository/index").json()
+        return entries
+
     def unload(self, model: str) -> None:
         """Unloads a model; returns when the host says that its memory is back."""
         self._post(f"/v2/repository/models/{model}/unload")

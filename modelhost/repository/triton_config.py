@@ -31,6 +31,8 @@ class TritonConfig:
 
 def parse_config(text: str) -> TritonConfig:
     """Reads the file's text. Raises ConfigError where what matters of it cannot be understood."""
+    if "default_model_filename" not in text and "version_policy" not in text:
+        return TritonConfig()
     try:
         fields = _message(_Tokens(text), None, 0)
         named = [_text(value) for name, value in fields if name == "default_model_filename"]
@@ -63,7 +65,7 @@ def _message(tokens: _Tokens, end: str | None, depth: int) -> list[tuple[str, An
             continue
         if tokens.next == ":":
             tokens.take()
-        elif tokens.next not in ("{", "<"):
+        elif tokens.next not in ("{", "<", "["):
             raise ValueError(f"'{name[:50]}' has no value")
         value = _value(tokens, depth)
         fields += [(name, one) for one in value] if isinstance(value, _List) else [(name, value)]

@@ -37,7 +37,7 @@ def test_a_policy_chooses_versions(written: object, chosen: tuple[str, ...], con
     ["newest", {"latest": 0}, {"latest": True}, {"specific": []}, {"specific": "1"}, {"specific": [0]}, {}, 3, "{x"],
 )
 def test_anything_else_is_refused_with_what_was_expected(written: object) -> None:
-    with pytest.raises(ValueError, match="expected|above 0"):
+    with pytest.raises(ValueError, match=r"expected|above 0"):
         VersionPolicy.parse(written)
 
 
@@ -90,8 +90,8 @@ def test_the_file_name_is_that_of_the_outermost_field() -> None:
         "version_policy: 3",
         "version_policy { specific {} }",
         "version_policy { latest { num_versions: many } }",
-        "name",
-        "a {" * 100,
+        "version_policy",
+        "version_policy {" * 100,
         "default_model_filename { }",
     ],
 )

@@ -186,17 +186,20 @@ class RunTooLarge(MemoryRefusal):
 
 
 class Overloaded(ModelHostError):
-    """A bounded queue is full."""
+    """A bounded queue is full, in all or (`model` is given) for one model."""
 
     code = "overloaded"
 
-    def __init__(self, queue: str, *, waiting: int, limit: int, text: str | None = None) -> None:
+    def __init__(
+        self, queue: str, *, waiting: int, limit: int, text: str | None = None, model: str | None = None
+    ) -> None:
         super().__init__(text or f"{queue} is full: {waiting} waiting, the limit is {limit}")
-        self.queue, self.waiting, self.limit = queue, waiting, limit
+        self.queue, self.waiting, self.limit, self.model = queue, waiting, limit, model
 
     def details(self) -> dict[str, Any]:
         """Returns the figures behind the message, ready for JSON."""
-        return {"queue": self.queue, "waiting": self.waiting, "limit": self.limit}
+        figures = {"queue": self.queue, "waiting": self.waiting, "limit": self.limit}
+        return figures if self.model is None else figures | {"model": self.model}
 
 
 class DeadlineExceeded(ModelHostError):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelhost.conditions import Conditions
-from modelhost.config import Settings
+from modelhost.config import ServerSettings, Settings
 from modelhost.errors import ConfigError, ModelHostError
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import resolve
@@ -128,7 +128,7 @@ class Host:
             repository=repository,
             runtime=self.runtime,
             memory=self.memory,
-            runner=Runner(threads=settings.server.run_threads or _cores(), max_waiting=settings.server.max_queue),
+            runner=_runner(settings.server),
             activation_ceiling_bytes=self.budgets.activation_ceiling_bytes,
             settings=settings.pool,
             models=settings.models,
@@ -179,6 +179,15 @@ class Host:
         for name in self.settings.models.options:
             if name not in names:
                 log.warning("models.options names '%s', which is not in the repository", name)
+
+
+def _runner(server: ServerSettings) -> Runner:
+    per_model = server.max_queue_per_model
+    return Runner(
+        threads=server.run_threads or _cores(),
+        max_waiting=server.max_queue,
+        max_waiting_per_model=None if per_model == "auto" else per_model,
+    )
 
 
 def _cores() -> int:

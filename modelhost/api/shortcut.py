@@ -375,9 +375,9 @@ class _OnThread:
 
     def give_up(self, error: ModelHostError) -> None:
         """Answers with an error, and stops the run; its claims last until it has really returned."""
-        self.cancel.cancel()
         self._of.inference.note(error.code, self._exchange.timing, self._file)
         self._exchange.send(Answer.of_error(error))
+        self.cancel.cancel()
 
     def _expire(self) -> None:
         self.give_up(DeadlineExceeded("the run", waited_s=_elapsed_s(self._exchange)))

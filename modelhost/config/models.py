@@ -30,6 +30,11 @@ class ModelOptions(Section):
     `INPUT:AXIS` where they have none."""
     version_policy: Versions | None = None
     """Which versions are served: "all", {latest = 2} or {specific = [1, 3]}; unset: as in `models.version_policy`."""
+    max_concurrency: PositiveInt | None = None
+    """Runs at once, at most; unset: all threads, but where runs take long (20 ms) and others are in use, one thread
+    less."""
+    max_queue: PositiveInt | None = None
+    """Requests that may wait for it, in each queue; unset: `server.max_queue_per_model`."""
     max_batch_size: int = Field(0, ge=0)
     """Told to clients that ask (`/config`); 0: the model has no batch dimension that they may fill."""
 

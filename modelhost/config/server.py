@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from modelhost.config.fields import PositiveDuration, PositiveInt, Seconds, Section, SizeOrAuto
+from modelhost.config.fields import PositiveDuration, PositiveInt, PositiveIntOrAuto, Seconds, Section, SizeOrAuto
 
 
 class ServerSettings(Section):
@@ -34,6 +34,9 @@ class ServerSettings(Section):
     more takes the place of one that idles, or is answered 503."""
     max_queue: PositiveInt = 256
     """Requests that may wait for an inference thread; one more is answered 503 `overloaded`."""
+    max_queue_per_model: PositiveIntOrAuto = "auto"
+    """The same for each model, where its options do not say (`max_queue`); auto: three times what it leaves of
+    `max_queue` for the others, so three quarters of it where only one model is asked for."""
     request_timeout_s: Seconds = 120.0
     """Longest time from a request's arrival to its answer; a request may ask for less (`timeout`)."""
     compress_answers: bool = True

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from modelhost.errors import DeadlineExceeded, HostClosed, MemoryRefusal, Overloaded, RunTooLarge
+from modelhost.errors import DeadlineExceeded, HostClosed, MemoryRefusal, RunTooLarge
 from modelhost.memory import MemoryManager
+from modelhost.pool.bounds import QueueBound
 from modelhost.pool.demand import Demand, Feeds
 from modelhost.pool.key import ModelKey
+from modelhost.pool.turns import Turns
 from modelhost.pool.waiter import Waiter
 from modelhost.runtime.base import LoadedModel
 from modelhost.units import format_bytes
@@ -149,7 +150,8 @@ class ActivationGate:
 
     `preparing_bytes` says how much of the reservations is in usage already, held by a child process.
 
-    In order: a small run does not pass a large one that waits, so that the large one has its turn.
+    In turn: models that wait take turns, and a small run does not pass a large one whose turn it is, so that
+    the large one has it, however many others come.
 
     Why the line always moves: its head waits for runs and encodings in progress, which end by
     themselves; for a load, a child that opens a model, or a clean-up in progress, which do too; and for
@@ -163,6 +165,7 @@ class ActivationGate:
         ceiling_bytes: int,
         *,
         max_waiting: int,
+        max_waiting_per_model: int | None = None,
         memory: MemoryManager,
         threads: int = 1,
         preparing_bytes: Callable[[], int] = lambda: 0,
@@ -177,9 +180,10 @@ class ActivationGate:
         """Runs that were let through and that the arena refused."""
         self._active = 0
         self._unpredicted_bytes = ceiling_bytes // max(_UNPREDICTED_PART, threads)
-        self._max_waiting, self._memory, self._preparing_bytes = max_waiting, memory, preparing_bytes
-        self._line: deque[_Waiting] = deque()
-        self._first: deque[_Waiting] = deque()  # before the line: those that ran once, and want it all
+        self._bound = QueueBound(max_waiting, max_waiting_per_model)
+        self._memory, self._preparing_bytes = memory, preparing_bytes
+        self._line: Turns[_Waiting] = Turns()
+        self._first: Turns[_Waiting] = Turns()  # before the line: those that ran once, and want it all
         self._demands: WeakKeyDictionary[LoadedModel, Demand] = WeakKeyDictionary()
         self._making_room: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -192,11 +196,19 @@ class ActivationGate:
 
     # --- claiming ------------------------------------------------------------------------------------
 
-    async def claim(self, key: ModelKey, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
-        """Claims what a run on `feeds` will take, after those who came before; end it with `run_ended`.
+    async def claim(
+        self,
+        key: ModelKey,
+        model: LoadedModel,
+        feeds: Feeds,
+        *,
+        deadline: float | None,
+        max_waiting: int | None = None,
+    ) -> Claim:
+        """Claims what a run on `feeds` will take, when it is its turn; end it with `run_ended`.
 
-        `deadline` is on the event loop's clock. Raises RunTooLarge where it would not fit alone,
-        Overloaded where the line is full, DeadlineExceeded, HostClosed.
+        `deadline` is on the event loop's clock; `max_waiting` bounds how many wait for this model. Raises
+        RunTooLarge where it would not fit alone, Overloaded where the line is full, DeadlineExceeded, HostClosed.
         """
         demand = self.demand(model)
         predicted_bytes = demand.predict(feeds)
@@ -207,9 +219,10 @@ class ActivationGate:
         claim = self._claim_now(size_bytes, predicted_bytes)
         if claim is not None:
             return claim
-        if len(self._line) >= self._max_waiting:
-            raise Overloaded("the queue for memory of runs", waiting=len(self._line), limit=self._max_waiting)
-        return await self._wait(self._line, size_bytes, predicted_bytes or 0, deadline)
+        waiting, own_waiting = len(self._line), self._line.count(key)
+        if self._bound.is_full(waiting, own_waiting, max_waiting):
+            raise self._bound.refusal("the queue for memory of runs", str(key), waiting, own_waiting, max_waiting)
+        return await self._wait(self._line, key, size_bytes, predicted_bytes or 0, deadline)
 
     def try_claim(self, predicted_bytes: int | None) -> Claim | None:
         """Claims what a run is predicted to take, where that is free now and nobody waits; never waits.
@@ -251,7 +264,7 @@ class ActivationGate:
         Not bounded in number: who asks has been let through once. Raises DeadlineExceeded, HostClosed.
         """
         predicted_bytes = self.demand(model).predict(feeds) or 0
-        return await self._wait(self._first, self.ceiling_bytes, predicted_bytes, deadline)
+        return await self._wait(self._first, None, self.ceiling_bytes, predicted_bytes, deadline)
 
     def missed(self, key: ModelKey, model: LoadedModel, feeds: Feeds, refusal: MemoryRefusal, claim: Claim) -> None:
         """Counts a run that was let through under `claim` and that the arena has refused.
@@ -300,14 +313,19 @@ class ActivationGate:
     # --- the line ------------------------------------------------------------------------------------
 
     async def _wait(
-        self, line: deque[_Waiting], size_bytes: int, predicted_bytes: int, deadline: float | None
+        self,
+        line: Turns[_Waiting],
+        key: ModelKey | None,
+        size_bytes: int,
+        predicted_bytes: int,
+        deadline: float | None,
     ) -> Claim:
         if self._is_closed:
             raise HostClosed("the host is shutting down")
         # Free memory first; then idle models leave for a run.
         remedies: list[Callable[[], Awaitable[object]]] = [self._memory.trim, self._clean_up]
         entry = _Waiting(size_bytes, min(predicted_bytes, size_bytes), remedies)
-        line.append(entry)
+        line.append(key, entry)
         self._pump()
         began = asyncio.get_running_loop().time()
         try:
@@ -317,8 +335,7 @@ class ActivationGate:
             claim = entry.waiter.leave()
             if claim is not None:  # granted, and nobody is there to use it
                 claim.run_ended()
-            if entry in line:
-                line.remove(entry)
+            if line.remove(key, entry):
                 self._pump()
             if isinstance(error, TimeoutError):
                 waited_s = asyncio.get_running_loop().time() - began
@@ -328,12 +345,12 @@ class ActivationGate:
     def _pump(self) -> None:
         """Grants to the head of the line for as long as that may go."""
         while line := self._first or self._line:
-            entry = line[0]
+            entry = line.head
             if entry.waiter.is_waiting:
                 if not self._may_go(entry):
                     return
                 entry.waiter.set(Claim(self, entry.size_bytes))
-            line.popleft()
+            line.take()
 
     def _may_go(self, entry: _Waiting) -> bool:
         if self._active and self.claimed_bytes + entry.size_bytes > self.ceiling_bytes:

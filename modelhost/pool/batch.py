@@ -19,6 +19,7 @@ import numpy as np
 from modelhost.errors import MemoryRefusal, ModelHostError
 from modelhost.pool.activations import Claim, Kept
 from modelhost.pool.demand import Demand, Feeds, Figures, RowTimes
+from modelhost.pool.lanes import Lane
 from modelhost.pool.runner import Runner, without_frames
 from modelhost.pool.statistics import ModelStatistics, Timing
 from modelhost.runtime.base import CancelToken, LoadedModel
@@ -94,6 +95,7 @@ class Run:
 
     def ended(self) -> None:
         """Ends the claim and tells who asked. Only the first call counts."""
+        self.cancel.release()
         tell, self._on_end = self._on_end, _nobody
         try:
             tell(self)
@@ -126,6 +128,7 @@ class Batch:
         "_demand",
         "_is_misfit",
         "_is_taken",
+        "_lane",
         "_lock",
         "_model",
         "_on_end",
@@ -147,11 +150,12 @@ class Batch:
         statistics: ModelStatistics,
         run: Run,
         *,
+        lane: Lane | None = None,
         times: RowTimes | None = None,
         on_misfit: Callable[[], None],
         on_end: Callable[[int], None] = _no_rows,
     ) -> None:
-        self._times, self._on_end = times, on_end
+        self._times, self._on_end, self._lane = times, on_end, lane
         self._runner, self._model, self._demand, self._statistics = runner, model, demand, statistics
         self._on_misfit, self._is_misfit = on_misfit, False
         self._runs = [run]
@@ -161,6 +165,7 @@ class Batch:
         self._lock = threading.Lock()  # taken for a moment: by who joins, and by the thread that begins
         self._timer: asyncio.Handle | None = None
         self._ran: list[Ran] = []
+        run.cancel.bind(self._leave_if_unwanted)
 
     # --- on the event loop -----------------------------------------------------------------------------
 
@@ -172,7 +177,7 @@ class Batch:
         """
         if self.is_taken:
             return False
-        self._runner.check_room()
+        self._runner.check_room(self._lane)
         if not self._bytes:
             self._bytes, self._claimed_bytes = _size_bytes(self._runs[0]), self._runs[0].claim.size_bytes
         rows, size_bytes = self._rows + run.timing.rows, self._bytes + _size_bytes(run)
@@ -187,7 +192,8 @@ class Batch:
             if self._is_taken:
                 return False
             self._runs.append(run)
-        self._runner.admit()
+        self._runner.admit(self._lane)
+        run.cancel.bind(self._leave_if_unwanted)
         self._rows, self._bytes, self._claimed_bytes = rows, size_bytes, claimed_bytes
         if rows == min(share, rule.max_rows):
             self.start_now()
@@ -207,7 +213,7 @@ class Batch:
 
     def start(self) -> None:
         """Waits for a thread. Raises Overloaded or HostClosed; it never ends then."""
-        self._runner.start(self)
+        self._runner.start(self, self._lane)
 
     def start_later(self, delay_s: float) -> None:
         """Starts after `delay_s`, so that others may join. Raises as `start` does.
@@ -215,7 +221,7 @@ class Batch:
         With no delay at all it starts when the event loop has looked at all that has come by now: of requests
         that come together, the first would otherwise begin a run of its own.
         """
-        self._runner.admit()
+        self._runner.admit(self._lane)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(delay_s, self.start_now) if delay_s else loop.call_soon(self.start_now)
 
@@ -226,13 +232,22 @@ class Batch:
         self._timer.cancel()
         self._timer = None
         try:
-            self._runner.start_admitted(self)
+            self._runner.start_admitted(self, self._lane)
         except Exception as error:
             self._is_taken = True
-            self._runner.note_begun(len(self._runs))
+            self._runner.note_begun(len(self._runs), self._lane)
             for run in self._runs:  # each raises its own, else tracebacks pile up on it
                 run.error = error.twin() if isinstance(error, ModelHostError) else error
             self.ended()
+
+    def _leave_if_unwanted(self) -> None:
+        """Gives up the place in the queue where nobody is left who wants a result."""
+        if self._is_taken or not all(run.cancel.is_cancelled for run in self._runs):
+            return
+        self.start_now()
+        if self._runner.withdraw(self, self._lane):
+            self._is_taken = True
+            self._runner.note_begun(len(self._runs) - 1, self._lane)
 
     def ended(self) -> None:
         """Takes note of what was found, and tells those who asked."""
@@ -261,7 +276,7 @@ class Batch:
         with self._lock:
             self._is_taken = True
         if (joined := len(self._runs) - 1) > 0:
-            self._runner.note_begun(joined)
+            self._runner.note_begun(joined, self._lane)
         wanted = [run for run in self._runs if not run.cancel.is_cancelled]
         if len(wanted) > 1 and self._run_together(wanted):
             return
@@ -296,7 +311,7 @@ class Batch:
             return False
         finally:
             for run in wanted:
-                run.cancel.bind(_nothing)  # which has the others' tokens until then
+                run.cancel.release()  # which has the others' tokens until then
         if any(array.ndim == 0 or array.shape[0] != total for array in arrays.values()):
             self._is_misfit = True
             return False
@@ -321,10 +336,6 @@ def _cut(arrays: Sequence[Array], start: int, end: int) -> list[Array]:
     """Returns one request's rows of a batch's outputs; see `_MAY_WAIT_BYTES`."""
     parts = [array[start:end] for array in arrays]
     return parts if sum([part.nbytes for part in parts]) < _MAY_WAIT_BYTES else [part.copy() for part in parts]
-
-
-def _nothing() -> None:
-    """What a cancellation does when the run is over."""
 
 
 def _cancelled_by_all(runs: Sequence[Run]) -> CancelToken:

@@ -236,6 +236,7 @@ class Changes:
             if slot.runs is not None:
                 slot.runs.flush()
                 slot.runs.rule = self._table.rule_of(slot)
+                slot.runs.lane = self._table.lane_of(slot)
 
     # --- replacing -----------------------------------------------------------------------------------
 

@@ -90,7 +90,8 @@ class Lease:
         runs = self._open()
         gate, model = runs.gate, runs.model
         timing = timing or Timing(time.perf_counter_ns())
-        claim = await gate.claim(self.key, model, feeds, deadline=deadline)
+        max_waiting = None if runs.lane is None else runs.lane.max_waiting
+        claim = await gate.claim(self.key, model, feeds, deadline=deadline, max_waiting=max_waiting)
         try:
             return await self._run_once(feeds, outputs, finish, claim, deadline, timing)
         except (ActivationsFull, RunTooLarge) as error:

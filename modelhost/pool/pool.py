@@ -21,6 +21,7 @@ from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHos
 from modelhost.memory import MemoryManager, Recovery
 from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import BatchRule
+from modelhost.pool.bounds import QueueBound
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
@@ -64,6 +65,7 @@ class Pool:
         self.activations = ActivationGate(
             activation_ceiling_bytes,
             max_waiting=runner.max_waiting,
+            max_waiting_per_model=runner.max_waiting_per_model,
             memory=memory,
             threads=runner.threads,
             preparing_bytes=runtime.preparing_bytes,
@@ -86,6 +88,7 @@ class Pool:
             settings=settings,
             clock=clock,
         )
+        self._bound = QueueBound(settings.max_waiting, runner.max_waiting_per_model)
         self._is_closed = False
 
     # --- leases ------------------------------------------------------------------------------------
@@ -139,7 +142,7 @@ class Pool:
         self._table.touch(slot)
 
     async def _wait_for_grant(self, file: ModelFile, deadline: float | None) -> Lease:
-        self._check_waiting()
+        self._check_waiting(ModelKey.of(file))
         return await self._wait_for_slot(self._slot(file), deadline)
 
     async def _wait_for_slot(self, slot: Slot, deadline: float | None) -> Lease:
@@ -162,12 +165,13 @@ class Pool:
             raise
         return lease
 
-    def _check_waiting(self) -> None:
-        """Raises Overloaded where too many wait already."""
-        waiting = self._table.waiting
-        if waiting >= self._settings.max_waiting:
+    def _check_waiting(self, key: ModelKey) -> None:
+        """Raises Overloaded where too many wait already, in all or for this model."""
+        slot, waiting = self._table.get(key), self._table.waiting
+        own_waiting, own_limit = (0, None) if slot is None else (len(slot.waiters), slot.options.max_queue)
+        if self._bound.is_full(waiting, own_waiting, own_limit):
             self._scheduler.counters.refuse(Overloaded.code)
-            raise Overloaded("the queue for models", waiting=waiting, limit=self._settings.max_waiting)
+            raise self._bound.refusal("the queue for models", str(key), waiting, own_waiting, own_limit)
 
     def _slot(self, file: ModelFile) -> Slot:
         """Returns the model's slot, a new one where there is none. Raises an error that is fresh."""

@@ -1,32 +1,21 @@
-"""The inference threads: a bounded queue of jobs, each of which ends exactly once on the event loop."""
+"""The inference threads: bounded queues of jobs in fair order, each of which ends exactly once on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError
+from modelhost.pool.bounds import QueueBound
+from modelhost.pool.lanes import FairQueue, Job, Lane
 from modelhost.runtime.base import CancelToken
 
 T = TypeVar("T")
-
-#: What ends a thread; as many as there are threads.
-_END: Final = None
-
-
-class Job(Protocol):
-    """Something to do on an inference thread."""
-
-    def work(self) -> None:
-        """Does it, on an inference thread; raises nothing."""
-
-    def ended(self) -> None:
-        """Is called on the event loop when `work` has returned, once."""
 
 
 class Runner:
@@ -35,20 +24,33 @@ class Runner:
     A job that was started always ends: `ended` is called on the event loop when the work has
     returned, however long after its requester was cancelled. That is what leases hang on.
 
-    The threads are plain ones on a plain queue: a future and an executor for each run cost more than
-    some runs do.
+    Jobs have a lane, that of their model, or none in particular: that is one lane for all of these. The
+    threads are plain ones: a future and an executor for each run cost more than some runs do.
     """
 
-    def __init__(self, *, threads: int, max_waiting: int) -> None:
+    def __init__(self, *, threads: int, max_waiting: int, max_waiting_per_model: int | None = None) -> None:
         self.threads, self.max_waiting = threads, max_waiting
+        self.max_waiting_per_model = max_waiting_per_model
+        """None: a share of `max_waiting`."""
+        self._bound = QueueBound(max_waiting, max_waiting_per_model)
         self.started = 0
         self.in_flight = 0
         """Jobs that are running or wait for a thread."""
         self._is_closed = False
         self._admitted = 0  # runs that wait and are no job of their own, as far as is known
-        self._begun: deque[int] = deque()  # how many of them have begun since; the threads append
-        self._queue: SimpleQueue[tuple[Job, asyncio.AbstractEventLoop] | None] = SimpleQueue()
+        self._begun: deque[tuple[Lane, int]] = deque()  # how many of them have begun since; the threads append
+        self._queue = FairQueue(threads)
+        self._lanes: dict[str, Lane] = {}
+        self._common = self.lane("")
         self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def lane(self, name: str) -> Lane:
+        """Returns the lane of a model, the same at each call: some 300 bytes for each model that was asked for."""
+        found = self._lanes.get(name)
+        if found is None:
+            found = self._lanes[name] = Lane(name)
+        return found
 
     def quiet_marker(self) -> object | None:
         """A value that changes with every job, or None while one is in flight."""
@@ -59,48 +61,77 @@ class Runner:
         if self._is_closed:
             raise HostClosed("the host is shutting down")
 
-    def check_room(self) -> None:
-        """Raises HostClosed, or Overloaded where the queue is full."""
+    def check_room(self, lane: Lane | None = None) -> None:
+        """Raises HostClosed, or Overloaded where the queue is full, or the lane's part of it."""
         self.check_open()
-        if self._waiting >= self.max_waiting:
-            while self._begun:
-                self._admitted -= self._begun.popleft()
-            if (waiting := self._waiting) >= self.max_waiting:
-                raise Overloaded("the queue for inference threads", waiting=waiting, limit=self.max_waiting)
+        lane = lane or self._common
+        if not self._is_full(lane):
+            return
+        while self._begun:
+            begun, count = self._begun.popleft()
+            begun.admitted -= count
+            self._admitted -= count
+        if self._is_full(lane):
+            raise self._bound.refusal(
+                "the queue for inference threads",
+                lane.name or "decoding",
+                self._waiting,
+                self._waiting_in(lane),
+                lane.max_waiting,
+            )
+
+    def _is_full(self, lane: Lane) -> bool:
+        return self._bound.is_full(self._waiting, self._waiting_in(lane), lane.max_waiting)
 
     @property
     def _waiting(self) -> int:
         """Runs that wait for a thread, or for others to share one with; at least so many."""
         return self.in_flight - self.threads + self._admitted
 
-    def start(self, job: Job) -> None:
+    def _waiting_in(self, lane: Lane) -> int:
+        return lane.in_flight - min(self.threads, lane.max_running or self.threads) + lane.admitted
+
+    def start(self, job: Job, lane: Lane | None = None) -> None:
         """Queues a job. Raises Overloaded where the queue is full, HostClosed; the job then never ends."""
-        self.check_room()
-        self._put(job)
+        self.check_room(lane)
+        self._put(job, lane or self._common)
 
-    def admit(self) -> None:
+    def admit(self, lane: Lane | None = None) -> None:
         """Counts a run that waits and is no job of its own, until `note_begun`. Raises what `start` raises."""
-        self.check_room()
+        self.check_room(lane)
         self._admitted += 1
+        (lane or self._common).admitted += 1
 
-    def note_begun(self, count: int) -> None:
+    def note_begun(self, count: int, lane: Lane | None = None) -> None:
         """Says that so many runs that were admitted wait no longer. Any thread."""
-        self._begun.append(count)
+        self._begun.append((lane or self._common, count))
 
-    def start_admitted(self, job: Job) -> None:
+    def start_admitted(self, job: Job, lane: Lane | None = None) -> None:
         """Queues a job whose first run was admitted: there is room for it. Raises HostClosed."""
         self.check_open()
-        self._put(job)
+        lane = lane or self._common
+        self._put(job, lane)
         self._admitted -= 1
+        lane.admitted -= 1
 
-    def _put(self, job: Job) -> None:
+    def _put(self, job: Job, lane: Lane) -> None:
         if len(self._threads) < self.threads and len(self._threads) <= self.in_flight:
             thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
+        self._loop = asyncio.get_running_loop()
         self.started += 1
         self.in_flight += 1
-        self._queue.put((job, asyncio.get_running_loop()))
+        lane.in_flight += 1
+        self._queue.put(lane, job)
+
+    def withdraw(self, job: Job, lane: Lane | None = None) -> bool:
+        """Ends a job that nobody wants and that has not begun, soon; returns False for one that has, which goes on."""
+        lane = lane or self._common
+        if not self._queue.withdraw(lane, job):
+            return False
+        asyncio.get_running_loop().call_soon(self._ended, job, lane)
+        return True
 
     def note_run_in_place(self) -> None:
         """Counts a run that the event loop itself has made; nothing else was decided meanwhile."""
@@ -108,15 +139,18 @@ class Runner:
 
     def _serve(self) -> None:
         """One thread: takes jobs until it is told to end."""
-        while (item := self._queue.get()) is not _END:
-            job, loop = item
+        while (taken := self._queue.take()) is not None:
+            job, lane, began_ns = taken.job, taken.lane, time.perf_counter_ns()
             job.work()
+            self._queue.done(taken, time.perf_counter_ns() - began_ns)
+            assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                loop.call_soon_threadsafe(self._ended, job)
-            del item, job  # a thread that waits keeps nothing of the last request
+                self._loop.call_soon_threadsafe(self._ended, job, lane)
+            del taken, job  # a thread that waits keeps nothing of the last request
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: Job, lane: Lane) -> None:
         self.in_flight -= 1
+        lane.in_flight -= 1
         job.ended()
 
     def submit(
@@ -125,10 +159,12 @@ class Runner:
         *,
         cancel: CancelToken,
         on_end: Callable[[], None] = lambda: None,
+        lane: Lane | None = None,
     ) -> asyncio.Future[T]:
         """Queues `work` for one who waits. Raises Overloaded where the queue is full; then `on_end` is not called."""
         job = _Awaited(work, cancel, on_end)
-        self.start(job)
+        self.start(job, lane)
+        cancel.bind(lambda: self.withdraw(job, lane))
         return job.future
 
     async def result(self, future: asyncio.Future[T], *, cancel: CancelToken, deadline: float | None = None) -> T:
@@ -157,8 +193,7 @@ class Runner:
         """Takes no more jobs; those in flight go on. Harmless when closed."""
         if not self._is_closed:
             self._is_closed = True
-            for _ in self._threads:
-                self._queue.put(_END)
+            self._queue.end()
 
     def close(self) -> None:
         """Waits for the jobs in flight; blocks. After `refuse`, which the event loop's thread has to call, on any."""
@@ -187,6 +222,7 @@ class _Awaited:
         del self._work  # and what it holds
 
     def ended(self) -> None:
+        self._cancel.release()
         result, error = self._result, self._error
         self._result = self._error = None
         if not self.future.done():

@@ -11,6 +11,7 @@ from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import Batch, BatchRule, Run
 from modelhost.pool.demand import Feeds, RowTimes
 from modelhost.pool.key import ModelKey
+from modelhost.pool.lanes import Lane
 from modelhost.pool.runner import Runner
 from modelhost.pool.statistics import ModelStatistics, Timing
 from modelhost.prepare.footprint import RunFootprint
@@ -50,12 +51,15 @@ class ModelRuns:
         gate: ActivationGate,
         statistics: ModelStatistics,
         rule: BatchRule | None,
+        lane: Lane | None = None,
     ) -> None:
         self.key, self.model, self.gate, self.statistics = key, model, gate, statistics
         self.demand = gate.demand(model)
         self.attached: Any = None
         """What a front end keeps with the model for as long as it is loaded; the pool does not look at it."""
         self.runner = runner
+        self.lane = lane
+        """Where its jobs wait for a thread; None: where those that are no model's do."""
         self.rule = rule
         """How requests share runs; None where they do not."""
         self._inputs = tuple(model.inputs)
@@ -173,6 +177,7 @@ class ModelRuns:
             self.demand,
             self.statistics,
             run,
+            lane=self.lane,
             times=times,
             on_misfit=self._stop_sharing,
             on_end=self._batch_ended,

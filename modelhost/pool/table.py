@@ -17,6 +17,7 @@ from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import BatchRule
 from modelhost.pool.eviction import Candidate
 from modelhost.pool.key import ModelKey
+from modelhost.pool.lanes import Lane
 from modelhost.pool.lease import Lease
 from modelhost.pool.runner import Runner
 from modelhost.pool.runs import ModelRuns, rows_are_independent
@@ -201,7 +202,14 @@ class SlotTable:
         """Returns what runs a loaded slot's model, and counts the runs in `statistics`."""
         model = slot.model
         assert model is not None
-        return ModelRuns(slot.key, model, self._runner, self._activations, statistics, self.rule_of(slot))
+        rule, lane = self.rule_of(slot), self.lane_of(slot)
+        return ModelRuns(slot.key, model, self._runner, self._activations, statistics, rule, lane)
+
+    def lane_of(self, slot: Slot) -> Lane:
+        """Returns where a slot's runs wait for a thread, with the bounds that its options have now."""
+        lane = self._runner.lane(str(slot.key))
+        lane.max_running, lane.max_waiting = slot.options.max_concurrency, slot.options.max_queue
+        return lane
 
     def rule_of(self, slot: Slot) -> BatchRule | None:
         """Returns how requests for a loaded slot's model share runs, as its options are now."""

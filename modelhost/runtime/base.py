@@ -33,14 +33,18 @@ class CancelToken:
     __slots__ = ("_action", "is_cancelled")
 
     def __init__(self) -> None:
-        self._action: Callable[[], None] | None = None
+        self._action: Callable[[], object] | None = None
         self.is_cancelled = False
 
-    def bind(self, action: Callable[[], None]) -> None:
+    def bind(self, action: Callable[[], object]) -> None:
         """Names what stops the work; called at once where `cancel` was first."""
         self._action = action
         if self.is_cancelled:
             action()
+
+    def release(self) -> None:
+        """Forgets what stops the work, which is over: what is named there may refer to the token."""
+        self._action = None
 
     def cancel(self) -> None:
         """Stops the work; harmless when it is over."""

@@ -75,6 +75,7 @@ class Stage:
         limit_bytes: int = 256 * MB,
         threads: int = 4,
         max_queue: int = 256,
+        max_queue_per_model: int | None = None,
         ceiling_bytes: int = 64 * MB,
         sampling: bool = False,
         memory: dict[str, Any] | None = None,
@@ -89,7 +90,7 @@ class Stage:
             self.runtime.scripts.setdefault(name, FakeScript())
         self.directory = put_models(directory, self.runtime.scripts)
         self.memory = MemoryManager(MemorySettings(sample_interval_s=0.001, **memory or {}), probe=self.machine)
-        self.runner = Runner(threads=threads, max_waiting=max_queue)
+        self.runner = Runner(threads=threads, max_waiting=max_queue, max_waiting_per_model=max_queue_per_model)
         self.pool = Pool(
             repository=Repository(directory),
             runtime=self.runtime,

@@ -458,7 +458,8 @@ async def test_what_has_begun_or_ended_counts_no_more(tmp_path: Path) -> None:
     gate = threading.Event()
     gate.set()
     scripts = {"a": rowed(run_may_end=gate)}
-    async with Stage(tmp_path, scripts, threads=1, max_queue=4) as stage, stage.pool.lease("a") as lease:
+    bounds = {"max_queue": 5, "max_queue_per_model": 4}
+    async with Stage(tmp_path, scripts, threads=1, **bounds) as stage, stage.pool.lease("a") as lease:
         for _ in range(30):
             gate.clear()
             stage.script("a").run_started.clear()

@@ -138,13 +138,19 @@ class ByteBudget:
 
 
 class ByteHold:
-    """One request's claim on the budget; a context manager that gives all of it back."""
+    """One request's claim on the budget; a context manager that gives all of it back.
 
-    __slots__ = ("_budget", "size_bytes")
+    Work on another thread that goes on when the request is answered keeps it until it ends: `begin_use`.
+    """
+
+    __slots__ = ("_budget", "_is_ended", "_uses", "model", "size_bytes")
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
+        self._uses, self._is_ended = 0, False
         self.size_bytes = 0
+        self.model = ""
+        """Which model the request is for, once that is known: work for it waits in that model's turn."""
 
     async def grow(
         self,
@@ -186,9 +192,21 @@ class ByteHold:
         self.size_bytes += other.size_bytes
         other.size_bytes = 0
 
+    def begin_use(self) -> None:
+        """Says that work has begun on what is held, and may outlive the request."""
+        self._uses += 1
+
+    def end_use(self) -> None:
+        """Says that the work is over."""
+        self._uses -= 1
+        if self._is_ended:
+            self.end()
+
     def end(self) -> None:
-        """Gives all of it back; harmless when there is nothing."""
-        if self.size_bytes:
+        """Gives all of it back, or when the work on it is over; harmless when there is nothing."""
+        if self._uses:
+            self._is_ended = True
+        elif self.size_bytes:
             self._budget.give_back(self.size_bytes)
             self.size_bytes = 0
 

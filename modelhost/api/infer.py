@@ -30,6 +30,7 @@ from modelhost.api.codec import (
     encode_response,
     parse_header_length,
 )
+from modelhost.api.deadlines import within
 from modelhost.api.disconnect import DisconnectWatch
 from modelhost.api.errors import CLIENT_GONE, respond_unexpected
 from modelhost.api.inference import (
@@ -39,6 +40,7 @@ from modelhost.api.inference import (
     Face,
     Inference,
     Outputs,
+    arrived,
     kept_bytes,
 )
 from modelhost.errors import ModelHostError
@@ -220,17 +222,18 @@ class InferRoutes:
         Raises only what is a bug.
         """
         inference = self.inference
-        elapsed_s = (time.perf_counter_ns() - timing.arrived_ns) * 1e-9
-        started = asyncio.get_running_loop().time() - elapsed_s
-        outcome, file = "ok", None
+        started, outcome, file = arrived(timing), "ok", None
+        until = started + self._host.settings.server.request_timeout_s
         try:
             inference.refuse_exhausted()
-            file, face = await self._host.pool.describe(name, version)
             with inference.budget.hold() as hold:
-                body = await self._decompressed(head, await read(hold), hold)
-                file, face = await self._host.pool.describe_again(name, version, file, face)
-                decoded, encoding = await self._decoded(head, body, hold, face, timing, decode or self.decode)
-                del body  # of which the tensors keep what they need
+                async with within("receiving or decoding the request", started=started, deadline=until):
+                    file, face = await self._host.pool.describe(name, version)
+                    hold.model = str(ModelKey.of(file))
+                    body = await self._decompressed(head, await read(hold), hold)
+                    file, face = await self._host.pool.describe_again(name, version, file, face)
+                    decoded, encoding = await self._decoded(head, body, hold, face, timing, decode or self.decode)
+                    del body  # of which the tensors keep what they need
                 deadline = self._deadline(started, decoded)
                 with watch() as gone:
                     encoded = await inference.run(file, face, decoded, hold, encoding, deadline=deadline, timing=timing)
@@ -274,9 +277,9 @@ class InferRoutes:
         # Decoded twice, once only to count: claiming the most it could be would let one request at
         # a time through.
         on_thread = self.inference.on_thread
-        size_bytes = await on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes))
+        size_bytes = await on_thread(lambda: decompressed_size_bytes(body, coding, max_bytes=max_bytes), hold)
         await hold.grow(size_bytes)
-        return await on_thread(lambda: decompress(body, coding, max_bytes=max_bytes))
+        return await on_thread(lambda: decompress(body, coding, max_bytes=max_bytes), hold)
 
     async def decode(
         self, head: Head, body: Body, hold: ByteHold, face: Face

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from modelhost.api.body import ByteBudget, ByteHold
 from modelhost.api.buffers import BufferPool
 from modelhost.api.codec import InferRequest, OutputRequest
+from modelhost.api.deadlines import within
 from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
 from modelhost.host import Host
@@ -111,7 +112,7 @@ class Inference:
             await hold.grow(KEPT_FACTOR * text_bytes)  # one is decoded at a time: this much stays of it, at most
             return work()
         await hold.grow(cost_bytes())
-        return work() if slow_bytes <= DECODE_INLINE_BYTES else await self.on_thread(work)
+        return work() if slow_bytes <= DECODE_INLINE_BYTES else await self.on_thread(work, hold)
 
     async def run(
         self,
@@ -131,6 +132,8 @@ class Inference:
         face now, and UnrepresentableOutput, RequestTooLarge and Overloaded for the answer.
         """
         lease = await self.host.pool.acquire_file(file, deadline=deadline)
+        hold.begin_use()  # the run may outlive the request, and has its tensors
+        lease.when_over(hold.end_use)
         try:
             fit(decoded, face, lease)
             # Loading and waiting until here is the queue's, too.
@@ -165,7 +168,7 @@ class Inference:
             # for its body's memory: both are given up first.
             lease.end()
             decoded.feeds.clear()
-            return await self.encode_kept(done, key, hold, encoding, timing)
+            return await self.encode_kept(done, key, hold, encoding, timing, deadline)
 
     async def encode_kept(
         self,
@@ -174,17 +177,22 @@ class Inference:
         hold: ByteHold,
         encoding: Encoding[A],
         timing: Timing,
+        deadline: float,
     ) -> A:
         """Returns the answer of outputs that wait where the run has left them, within their scope.
 
         What `hold` has is given back, and the answer's memory claimed instead. Raises what ByteHold.grow
-        raises, and UnrepresentableOutput.
+        raises, UnrepresentableOutput and DeadlineExceeded.
         """
         results, cost_bytes = done.value
+        hold.model = str(key)
         hold.shrink(0)
-        await hold.grow(cost_bytes, is_last_step=True, what=_ANSWER_TAKES, advice=_FEWER_ROWS)
-        began_ns = time.perf_counter_ns()
-        answer = await self.on_thread(lambda: encoding.encode(key, results), kept=done)
+        async with within(
+            "waiting for the answer's memory, or encoding it,", started=arrived(timing), deadline=deadline
+        ):
+            await hold.grow(cost_bytes, is_last_step=True, what=_ANSWER_TAKES, advice=_FEWER_ROWS)
+            began_ns = time.perf_counter_ns()
+            answer = await self.on_thread(lambda: encoding.encode(key, results), hold, kept=done)
         timing.output_ns += time.perf_counter_ns() - began_ns
         results.clear()
         hold.shrink(encoding.size_bytes(answer))
@@ -221,17 +229,27 @@ class Inference:
             raise _no_room(size_bytes, self.budget.free_bytes)
         return answer
 
-    async def on_thread(self, work: Callable[[], T], *, kept: Kept[Any] | None = None) -> T:
-        """Works on an inference thread; what is done to `kept` outputs has their claim until it is over."""
-        cancel = CancelToken()
-        return await self.host.pool.runner.result(self._submit(work, cancel, kept), cancel=cancel)
+    async def on_thread(self, work: Callable[[], T], hold: ByteHold, *, kept: Kept[Any] | None = None) -> T:
+        """Works on an inference thread, in the turn of the model that `hold` is for.
 
-    def _submit(self, work: Callable[[], T], cancel: CancelToken, kept: Kept[Any] | None) -> asyncio.Future[T]:
+        What is held, and the claim of `kept` outputs, last until the work is over, whoever still waits for it.
+        """
+        cancel = CancelToken()
+        return await self.host.pool.runner.result(self._submit(work, cancel, hold, kept), cancel=cancel)
+
+    def _submit(
+        self, work: Callable[[], T], cancel: CancelToken, hold: ByteHold, kept: Kept[Any] | None
+    ) -> asyncio.Future[T]:
+        def ended() -> None:
+            hold.end_use()
+            if kept is not None:
+                kept.end_use()
+
         runner = self.host.pool.runner
-        if kept is None:
-            return runner.submit(work, cancel=cancel)
-        job = runner.submit(work, cancel=cancel, on_end=kept.end_use)
-        kept.begin_use()
+        job = runner.submit(work, cancel=cancel, on_end=ended, lane=runner.lane(hold.model))
+        hold.begin_use()
+        if kept is not None:
+            kept.begin_use()
         return job
 
     def note(self, outcome: str, timing: Timing, file: ModelFile | None) -> None:
@@ -253,6 +271,11 @@ class Inference:
     def closed(self) -> HostClosed:
         """Returns the refusal of a host that shuts down."""
         return HostClosed("the host is shutting down")
+
+
+def arrived(timing: Timing) -> float:
+    """Returns when a request came, on the event loop's clock."""
+    return asyncio.get_running_loop().time() - (time.perf_counter_ns() - timing.arrived_ns) * 1e-9
 
 
 def _no_room(cost_bytes: int, free_bytes: int) -> Overloaded:

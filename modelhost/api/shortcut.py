@@ -34,6 +34,7 @@ from modelhost.api.inference import (
     KEPT_FACTOR,
     Encoding,
     Outputs,
+    arrived,
     kept_bytes,
 )
 from modelhost.errors import ActivationsFull, DeadlineExceeded, ModelHostError, RunTooLarge
@@ -266,9 +267,10 @@ class ShortCut:
         kept: Kept[tuple[Outputs, int]],
         file: ModelFile,
         encoding: Encoding[EncodedResponse],
+        timeout_s: float,
     ) -> None:
         exchange.take_body()
-        self._begin_task(exchange, self._answer_kept(exchange, kept, file, encoding))
+        self._begin_task(exchange, self._answer_kept(exchange, kept, file, encoding, timeout_s))
 
     async def _answer_kept(
         self,
@@ -276,12 +278,14 @@ class ShortCut:
         kept: Kept[tuple[Outputs, int]],
         file: ModelFile,
         encoding: Encoding[EncodedResponse],
+        timeout_s: float,
     ) -> None:
         """Answers with outputs that wait, when there is memory for their answer."""
         inference, key, encoded = self.inference, ModelKey.of(file), None
+        deadline = arrived(exchange.timing) + timeout_s
         try:
             with kept, GoneWatch(exchange):
-                encoded = await inference.encode_kept(kept, key, exchange.hold, encoding, exchange.timing)
+                encoded = await inference.encode_kept(kept, key, exchange.hold, encoding, exchange.timing, deadline)
         except ClientDisconnect:
             pass
         except ModelHostError as error:
@@ -326,7 +330,7 @@ class ShortCut:
 class _OnThread:
     """A run in progress: its exchange is answered when it ends, when its time is over, or when the host closes."""
 
-    __slots__ = ("_encoding", "_exchange", "_file", "_lease", "_of", "_timer", "cancel")
+    __slots__ = ("_encoding", "_exchange", "_file", "_lease", "_of", "_timeout_s", "_timer", "cancel")
 
     def __init__(
         self, of: ShortCut, exchange: Exchange, file: ModelFile, lease: Lease, encoding: Encoding[EncodedResponse]
@@ -337,6 +341,7 @@ class _OnThread:
 
     def begin(self, timeout_s: float) -> None:
         """Bounds it in time, and by the client's patience."""
+        self._timeout_s = timeout_s
         remaining_s = timeout_s - _elapsed_s(self._exchange)
         self._timer = asyncio.get_running_loop().call_later(max(0.0, remaining_s), self._expire)
         self._exchange.on_gone = self._gone
@@ -360,7 +365,7 @@ class _OnThread:
             if error is not None:
                 raise error
             if isinstance(result, Kept):  # larger than the last one: its memory is waited for
-                of._encode_kept(exchange, result, self._file, self._encoding)
+                of._encode_kept(exchange, result, self._file, self._encoding, self._timeout_s)
                 return
             encoded = of.inference.admit(result, exchange.hold, self._encoding)
         except (ActivationsFull, RunTooLarge):

@@ -162,6 +162,16 @@ class Lease:
             self._is_open = False
             self._let_go()
 
+    def when_over(self, told: Callable[[], None]) -> None:
+        """Calls `told`, once, when the lease has ended and all its runs have returned. Before `end`."""
+        release = self._release
+
+        def over() -> None:
+            release()
+            told()
+
+        self._release = over
+
     def _let_go(self) -> None:
         self._holds -= 1
         if self._holds == 0:

@@ -10,7 +10,8 @@ import grpc
 
 from modelhost.api.body import ByteHold
 from modelhost.api.codec import InferRequest
-from modelhost.api.inference import DECODE_INLINE_BYTES, Face, Inference, kept_bytes
+from modelhost.api.deadlines import within
+from modelhost.api.inference import DECODE_INLINE_BYTES, Face, Inference, arrived, kept_bytes
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.encode import MessageEncoding
 from modelhost.api.rpc.errors import abort, known, shortened
@@ -18,7 +19,7 @@ from modelhost.api.rpc.messages import ModelStreamInferResponse
 from modelhost.api.rpc.receiving import Call, Receiving
 from modelhost.api.rpc.wire import Parts, take_apart
 from modelhost.errors import ModelHostError, Overloaded
-from modelhost.pool import Timing
+from modelhost.pool import ModelKey, Timing
 from modelhost.repository import ModelFile
 
 _CLIENT_GONE: Final = "client_gone"
@@ -67,7 +68,7 @@ class InferCalls:
         deadline = self._deadline(started, call)
         with self._inference.budget.hold() as hold:
             message = await self._receiving.receive(call, hold, deadline=deadline)
-            file, face, decoded = await self._decoded(message, take_apart(message), hold, asked)
+            file, face, decoded = await self._decoded(message, take_apart(message), hold, asked, deadline)
             del message  # of which the tensors keep what they need
             deadline = _sooner(deadline, started, decoded)
             encoding = MessageEncoding(decoded.id, is_stream=False)
@@ -100,10 +101,11 @@ class InferCalls:
             with self._inference.budget.hold() as hold:
                 try:
                     self._inference.refuse_exhausted()
-                    await hold.grow(len(message))
+                    async with within("waiting for the memory of the message", started=started, deadline=deadline):
+                        await hold.grow(len(message))
                     parts = take_apart(message)
                     request_id = parts.request_id
-                    file, face, decoded = await self._decoded(message, parts, hold, asked)
+                    file, face, decoded = await self._decoded(message, parts, hold, asked, deadline)
                     del message
                     deadline = _sooner(deadline, started, decoded)
                     encoding = MessageEncoding(request_id, is_stream=True)
@@ -129,13 +131,14 @@ class InferCalls:
         return started + (timeout_s if remaining_s is None else min(timeout_s, remaining_s))
 
     async def _decoded(
-        self, message: bytes, parts: Parts, hold: ByteHold, asked: _Asked
+        self, message: bytes, parts: Parts, hold: ByteHold, asked: _Asked, deadline: float
     ) -> tuple[ModelFile, Face, InferRequest]:
         """Returns the model, its face and the tensors; what is held afterwards is the tensors."""
-        file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
-        asked.file = file
-        began_ns = time.perf_counter_ns()
-        decoded = await self._decode(message, parts, hold, face)
+        async with within("decoding the request", started=arrived(asked.timing), deadline=deadline):
+            file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
+            asked.file, hold.model = file, str(ModelKey.of(file))
+            began_ns = time.perf_counter_ns()
+            decoded = await self._decode(message, parts, hold, face)
         asked.timing.input_ns = time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(message)))
         return file, face, decoded
@@ -147,7 +150,9 @@ class InferCalls:
         looked_at_bytes = len(message) if has_text else parts.head_bytes
         if looked_at_bytes <= DECODE_INLINE_BYTES:
             return decode_infer(message, parts, inputs=inputs, outputs=outputs)
-        return await self._inference.on_thread(lambda: decode_infer(message, parts, inputs=inputs, outputs=outputs))
+        return await self._inference.on_thread(
+            lambda: decode_infer(message, parts, inputs=inputs, outputs=outputs), hold
+        )
 
 
 def _sooner(deadline: float, started: float, decoded: InferRequest) -> float:

@@ -6,6 +6,7 @@ The classes know causes and figures, not HTTP: `api/errors.py` maps each to a st
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 from modelhost.units import format_bytes, format_duration
@@ -230,6 +231,38 @@ class RunFailed(ModelHostError):
     """The model was loaded and its run failed for a reason that is not the input's."""
 
     code = "run_failed"
+
+
+class WorkerCrashed(ModelHostError):
+    """The process that the model lives in ended while it ran this request."""
+
+    code = "worker_crashed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the model's worker process ended during the run: {reason}")
+        self.reason = reason
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"reason": self.reason}
+
+
+class WorkerRestarting(ModelHostError):
+    """The process that the model lives in has ended, and is not there again yet."""
+
+    code = "worker_restarting"
+
+    def __init__(self, reason: str, *, crashes: int = 1, retry_after_s: float = 1.0) -> None:
+        times = "" if crashes <= 1 else f", {crashes} times in a row"
+        super().__init__(
+            f"the model's worker process has ended{times} ({reason}); it is started again in "
+            f"{format_duration(max(0.001, retry_after_s))}"
+        )
+        self.reason, self.crashes, self.wait_s = reason, crashes, retry_after_s
+
+    def details(self) -> dict[str, Any]:
+        """Returns the figures behind the message, ready for JSON."""
+        return {"reason": self.reason, "crashes": self.crashes, "retry_after_s": max(1, math.ceil(self.wait_s))}
 
 
 class UnrepresentableOutput(ModelHostError):

@@ -79,7 +79,10 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     from modelhost.prepare import ArtifactStore
     from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
     from modelhost.runtime.preparing import Preparer
+    from modelhost.runtime.worker.workers import Workers, check_supported
 
+    if settings.runtime.isolation == "process":
+        check_supported()
     models, made_for = settings.models.directory, identity(settings.runtime.custom_op_libraries)
     store = ArtifactStore(settings.artifact_cache, models, made_for)
     came_along = settings.artifacts_beside
@@ -89,6 +92,7 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
         activation_ceiling_bytes=budgets.activation_ceiling_bytes,
         intra_op_threads=settings.runtime.intra_op_threads,
         custom_op_libraries=settings.runtime.custom_op_libraries,
+        workers=Workers(settings.runtime, ceiling_bytes=budgets.activation_ceiling_bytes),
     )
 
 
@@ -123,6 +127,7 @@ class Host:
         self.runtime = self._runtime_factory(settings, self.budgets)
         self.memory = MemoryManager(settings.memory, probe=probe)
         self.memory.add_trimmer(self.runtime.trim)
+        self.memory.read_workers = lambda with_template: self.runtime.workers_bytes(with_template=with_template)
         repository = Repository(settings.models.directory)
         self.pool = Pool(
             repository=repository,
@@ -137,6 +142,8 @@ class Host:
         try:
             await self.pool.catalog.scan()
             self._report_problems()
+            if self.pool.catalog.has_isolated(self.settings.runtime.isolation):
+                await self.pool.catalog.on_disk(self.runtime.warm_up)
             # What start-up has left behind is not the baseline.
             gc.collect()
             await self.memory.trim()
@@ -157,6 +164,7 @@ class Host:
     async def _close(self) -> None:
         await self.pool.close()
         await self.memory.close()
+        self.runtime.close()
 
     async def _preload(self) -> None:
         for entry in self.settings.models.preload:

@@ -30,6 +30,8 @@ STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.ModelBroken: 500,
     errors.RunFailed: 500,
     errors.ConfigError: 500,
+    errors.WorkerCrashed: 502,
+    errors.WorkerRestarting: 503,
     errors.InsufficientMemory: 503,
     errors.Overloaded: 503,
     errors.DeadlineExceeded: 503,

@@ -190,6 +190,11 @@ class _HostCollector:
             ("loads", counters.loads, "Models loaded."),
             ("load_seconds", counters.load_seconds, "Time spent loading."),
             ("load_failures", counters.load_failures, "Loads that failed."),
+            (
+                "worker_crashes",
+                counters.worker_crashes,
+                "Worker processes of models that ended by themselves.",
+            ),
             ("evictions", counters.evictions, "Models that left to make room."),
             ("unloads", counters.unloads, "Models unloaded on request."),
             ("load_overshoot_bytes", counters.overshoot_bytes, "Bytes that loads held beyond their prediction."),

@@ -25,6 +25,7 @@ PositiveIntOrAuto = PositiveInt | Literal["auto"]
 Seconds = Annotated[float, Field(gt=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[Duration, Field(gt=0)]
+Isolation = Literal["none", "process"]
 
 
 class Section(BaseModel):

@@ -7,7 +7,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelhost.config.fields import Duration, PositiveInt, Seconds, Section, Size, SizeOrAuto, Threshold
+from modelhost.config.fields import (
+    Duration,
+    Isolation,
+    PositiveDuration,
+    PositiveInt,
+    Seconds,
+    Section,
+    Size,
+    SizeOrAuto,
+    Threshold,
+)
 from modelhost.units import ThresholdSpec, parse_size
 
 
@@ -59,6 +69,11 @@ class RuntimeSettings(Section):
     custom_op_libraries: tuple[Path, ...] = ()
     """Shared libraries with operators of your own, which every session gets. They are code that runs in the host:
     none is loaded that is not named here, whatever a model says."""
+    isolation: Isolation = "none"
+    """`process`: every model lives in a worker process of its own, whose crash fails only the requests that it was
+    running; `none`: all live in the host. A model's own option wins. Linux only."""
+    stop_grace: PositiveDuration = 5.0
+    """A run in a worker process that is still going on so long after it was to stop ends with its process."""
 
 
 class BatchingSettings(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from modelhost.config.fields import Duration, PositiveInt, Seconds, Section, Size, SizeOrAuto
+from modelhost.config.fields import Duration, Isolation, PositiveInt, Seconds, Section, Size, SizeOrAuto
 from modelhost.config.versions import VersionPolicy, Versions
 
 
@@ -25,6 +25,8 @@ class ModelOptions(Section):
     pays on disks that are slow to seek."""
     batching: bool | None = None
     """Whether requests may share a run; unset: where preparing the model has proved that its rows are independent."""
+    isolation: Isolation | None = None
+    """`process`: it lives in a worker process of its own; `none`: in the host; unset: as `runtime.isolation` says."""
     dimensions: dict[str, PositiveInt] = Field(default_factory=dict)
     """Sizes to prepare and measure with, for dimensions of any size: by their name in the model, or as
     `INPUT:AXIS` where they have none."""

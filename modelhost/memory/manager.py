@@ -146,11 +146,14 @@ class MemoryManager:
         self.quiet_marker: Callable[[], object | None] = lambda: 0
         # As above: a scripted machine has no heap, unless it says what is free in it.
         self.read_heap_free: Callable[[], int] = allocator.free_bytes if isinstance(self.probe, Probe) else lambda: 0
+        self.read_workers: Callable[[bool], int] = lambda with_template: 0
+        """What worker processes hold; without their template only what comes and goes with models."""
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._thresholds: Thresholds | None = None
         self._level = Level.NORMAL
         self._usage_bytes = 0
+        self._workers_bytes = 0  # beside the probe's usage; at the last sample or change
         self._heap_free_bytes = 0  # after the last change; the memory thread writes it, others read
         self._thrashing_since: float | None = None
         self._cleaner: Cleaner | None = None
@@ -174,7 +177,8 @@ class MemoryManager:
 
     def set_baseline(self) -> Thresholds:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
-        usage = self.probe.usage().usage_bytes
+        self._look_at_workers()
+        usage = self._usage().usage_bytes
         self._thresholds = resolve(self.settings, limit_bytes=self.probe.limit_bytes, baseline_bytes=usage)
         self._heap_free_bytes = self.read_heap_free()
         return self._thresholds
@@ -290,9 +294,9 @@ class MemoryManager:
             marker = self.quiet_marker()
             # A load that fits into holes commits nothing, and holds as much as any other.
             free = self._look_into_heap() if self._heap_free_bytes >= _WORTH_READING_BYTES else None
-            before = self.probe.committed_bytes()
+            before = self._committed_bytes()
             result = work()
-            delta = self.probe.committed_bytes() - before
+            delta = self._committed_bytes() - before
             if free is not None:
                 delta += free - self._look_into_heap()
             return result, Measured(delta, marker is not None and marker == self.quiet_marker())
@@ -332,10 +336,10 @@ class MemoryManager:
 
         def act() -> Recovery:
             started, marker = self._clock(), self.quiet_marker()
-            free, before = self._look_into_heap(), self.probe.committed_bytes()
+            free, before = self._look_into_heap(), self._committed_bytes()
 
             def look(*, trimmed: bool) -> Recovery:
-                after = self.probe.committed_bytes()
+                after = self._committed_bytes()
                 is_quiet = marker is not None and marker == self.quiet_marker()
                 return Recovery(
                     cause=cause,
@@ -376,7 +380,7 @@ class MemoryManager:
     def record(self, kind: str, *, cause: str, details: dict[str, Any]) -> MemoryEvent:
         """Adds an event of another's making to the history."""
         return self.history.add(
-            kind, level=self._level, usage_bytes=self.probe.usage().usage_bytes, cause=cause, details=details
+            kind, level=self._level, usage_bytes=self._usage().usage_bytes, cause=cause, details=details
         )
 
     # --- being told --------------------------------------------------------------------------------
@@ -405,6 +409,7 @@ class MemoryManager:
 
     async def _sample_once(self) -> None:
         """One look; acts on the level, and returns what idle runs left in the arena."""
+        self._look_at_workers()
         self._look("sample")
         self.pressure()
         marker = self.quiet_marker()
@@ -418,7 +423,7 @@ class MemoryManager:
 
     def _look(self, cause: str) -> Usage:
         """Reads usage and notes a change of level, once."""
-        usage = self.probe.usage()
+        usage = self._usage()
         self._usage_bytes = usage.usage_bytes
         found = self._thresholds
         if found is None:
@@ -445,6 +450,21 @@ class MemoryManager:
                 cause,
             )
         return usage
+
+    def _usage(self) -> Usage:
+        """Reads usage, with the workers in it: those that the probe does not see as they were last looked at."""
+        usage = self.probe.usage()
+        if not self._workers_bytes:
+            return usage
+        return Usage(usage.usage_bytes + self._workers_bytes, {**usage.raw, "workers_bytes": self._workers_bytes})
+
+    def _look_at_workers(self) -> None:
+        """Reads what workers hold where the probe sees only this process."""
+        self._workers_bytes = 0 if self.probe.sees_children else self.read_workers(True)
+
+    def _committed_bytes(self) -> int:
+        """Reads the memory of the process and its workers' exactly. On the memory thread."""
+        return self.probe.committed_bytes() + self.read_workers(False)
 
     def _look_into_heap(self) -> int:
         """Reads what is free in the heap, for the decisions until the next change. On the memory thread."""
@@ -483,6 +503,7 @@ class MemoryManager:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
             finally:
                 self._changes -= 1
+                self._look_at_workers()
                 always()
                 self._notify()
 

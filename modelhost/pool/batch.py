@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from modelhost.errors import MemoryRefusal, ModelHostError
+from modelhost.errors import MemoryRefusal, ModelHostError, WorkerCrashed, WorkerRestarting
 from modelhost.pool.activations import Claim, Kept
 from modelhost.pool.demand import Demand, Feeds, Figures, RowTimes
 from modelhost.pool.lanes import Lane
@@ -306,6 +306,10 @@ class Batch:
         try:
             stacked = {name: np.concatenate([run.feeds[name] for run in wanted]) for name in wanted[0].feeds}
             arrays = dict(zip(names, self._model.run(stacked, names, _cancelled_by_all(wanted)), strict=True))
+        except (WorkerCrashed, WorkerRestarting) as error:
+            for run in wanted:  # all of them were running; each raises its own
+                run.error = error.twin()
+            return True
         except BaseException as error:
             self._is_misfit = not isinstance(error, MemoryRefusal | MemoryError)
             return False

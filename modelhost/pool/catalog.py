@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from modelhost.config import ModelOptions, ModelsSettings, VersionPolicy
+from modelhost.config.fields import Isolation
 from modelhost.errors import ModelHostError, ModelNotFound
 from modelhost.pool.key import ModelKey
 from modelhost.repository import Index, ModelFile, Repository
@@ -164,6 +165,12 @@ class Catalog:
         return self._repository.is_absent(*key) or isinstance(self.fault(key), ModelNotFound)
 
     # --- scans -----------------------------------------------------------------------------------------
+    def has_isolated(self, default: Isolation) -> bool:
+        """Whether any model is to live in a worker process; `default` is for those whose options say nothing."""
+        stated, nothing = self._repository.stated_options, ModelOptions()
+        names = {*stated, *self._settings.options}
+        options = (self._settings.options_for(name, stated.get(name, nothing)) for name in names)
+        return default == "process" or any(found.isolation == "process" for found in options)
 
     async def find_fresh(self, name: str, version: str | None = None) -> ModelFile:
         """Like `find`, but looks at the disk again, within reason, before it says that there is none."""

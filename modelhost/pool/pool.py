@@ -25,6 +25,7 @@ from modelhost.pool.bounds import QueueBound
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
+from modelhost.pool.restarts import Restarts
 from modelhost.pool.runner import Runner
 from modelhost.pool.scheduler import Scheduler
 from modelhost.pool.slot import Slot, SlotState
@@ -89,6 +90,16 @@ class Pool:
             clock=clock,
         )
         self._bound = QueueBound(settings.max_waiting, runner.max_waiting_per_model)
+        self._restarts = Restarts(
+            departures=self._scheduler.departures,
+            memory=memory,
+            counters=self._scheduler.counters,
+            settings=settings,
+            clock=clock,
+            acquire=self.acquire,
+            is_unwanted=self._table.unloaded.__contains__,
+        )
+        self._scheduler.watch = self._restarts.watch
         self._is_closed = False
 
     # --- leases ------------------------------------------------------------------------------------
@@ -176,6 +187,8 @@ class Pool:
     def _slot(self, file: ModelFile) -> Slot:
         """Returns the model's slot, a new one where there is none. Raises an error that is fresh."""
         key = ModelKey.of(file)
+        if (restarting := self._restarts.recent(key)) is not None:
+            raise restarting
         slot = self._table.get(key)
         if slot is None:
             failure = self._scheduler.failures.recent(key, self._clock())
@@ -210,6 +223,7 @@ class Pool:
         file = self.catalog.find(name, version)
         key = ModelKey.of(file)
         self._scheduler.failures.forget(key)
+        self._restarts.forget(key)
         slot, changes = self._table.get(key), self._scheduler.changes
         if slot is not None and slot.state is SlotState.READY and await changes.is_changed(slot):
             if slot.state is SlotState.READY and self._table.get(key) is slot:
@@ -280,11 +294,14 @@ class Pool:
     def is_ready(self, name: str, version: str | None = None) -> bool:
         """Says whether an inference request would be served, as far as is known: loading on demand counts.
 
-        False after an explicit unload until the next load, and after a failed load. Raises
-        ModelNotFound or ModelBroken.
+        False after an explicit unload until the next load, after a failed load, and while a worker that has
+        ended is not to be started yet. Raises ModelNotFound or ModelBroken.
         """
         file = self.catalog.find(name, version)
-        return name not in self._table.unloaded and self._scheduler.failures.last(ModelKey.of(file)) is None
+        key = ModelKey.of(file)
+        if name in self._table.unloaded or self._restarts.recent(key) is not None:
+            return False
+        return self._scheduler.failures.last(key) is None
 
     def state_of(self, key: ModelKey) -> tuple[str, str]:
         """Returns state and reason of a version, in the repository extension's words."""
@@ -294,7 +311,7 @@ class Pool:
         if slot is not None and slot.state is not SlotState.QUEUED:
             waits = slot.successor is not None and slot.successor.blocked_since is not None
             return _WIRE_STATES.get(slot.state, "UNLOADING"), "its new files wait for memory" if waits else ""
-        failure = self._scheduler.failures.last(key)
+        failure = self._restarts.recent(key) or self._scheduler.failures.last(key)
         if failure is not None:
             return "UNAVAILABLE", str(failure)
         return "UNAVAILABLE", "unloaded" if key.name in self._table.unloaded else ""
@@ -353,6 +370,7 @@ class Pool:
         if self._is_closed:
             return
         self._is_closed = True
+        await self._restarts.close()
         await self.activations.close()
         await self._scheduler.close()
         self._table.flush()

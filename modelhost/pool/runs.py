@@ -67,6 +67,8 @@ class ModelRuns:
         """Whether decoding takes time for each element, raw tensors too."""
         self._has_rows = bool(model.inputs) and all(spec.shape and spec.shape[0] < 0 for spec in model.inputs.values())
         self._in_place_ns = _IN_PLACE_NS if runner.threads > 1 or rule is not None else _IN_PLACE_ALONE_NS
+        if model.is_isolated:
+            self._in_place_ns = 0  # another process's turn would be everybody's wait
         # By the shape of a row: the last batch, which may wait for a thread, or for its delay.
         self._waiting: dict[RowShape, Batch] = {}
         self._times: dict[RowShape, RowTimes] = {}

@@ -109,7 +109,9 @@ class Scheduler:
             enqueue=self.enqueue,
             clock=clock,
         )
-        self._arrivals.served = self.changes.served
+        self.watch: Callable[[Slot], None] = lambda slot: None
+        """Called with a slot that has just begun to serve."""
+        self._arrivals.served = self._serves
         table.released = self._released
         memory.set_cleaner(self.departures.clean)
         memory.on_change(self._memory_changed)
@@ -120,6 +122,10 @@ class Scheduler:
     def enqueue(self, slot: Slot) -> None:
         """Starts on a slot that has just been queued."""
         self._background.spawn(self._inspect(slot))
+
+    def _serves(self, slot: Slot) -> None:
+        self.changes.served(slot)
+        self.watch(slot)
 
     def forget(self, slot: Slot) -> None:
         """Drops a queued slot that nobody waits for any more."""

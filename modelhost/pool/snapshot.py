@@ -30,6 +30,7 @@ class PoolCounters:
 
     loads: int = 0
     load_failures: int = 0
+    worker_crashes: int = 0
     load_seconds: float = 0.0
     evictions: int = 0
     unloads: int = 0

@@ -9,7 +9,15 @@ from typing import Final
 import numpy as np
 
 from modelhost.config import ModelOptions
-from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHostError, RunFailed
+from modelhost.errors import (
+    DeadlineExceeded,
+    HostClosed,
+    ModelBroken,
+    ModelHostError,
+    RunFailed,
+    WorkerCrashed,
+    WorkerRestarting,
+)
 from modelhost.pool.lease import Lease
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.statistics import ModelStatistics
@@ -43,6 +51,8 @@ class Trial:
         error = await self._run(slot, feeds)
         if isinstance(error, DeadlineExceeded):
             return ModelBroken(slot.key.name, slot.key.version, f"its first run took more than {_TRIAL_S:g} s")
+        if isinstance(error, WorkerCrashed | WorkerRestarting):
+            return ModelBroken(slot.key.name, slot.key.version, f"its first run: {error}")
         if not isinstance(error, RunFailed):
             return None
         former = slot.predecessor

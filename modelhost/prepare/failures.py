@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal
 
 #: `memory`: its ceiling was met, or the kernel ended it; `time`: its deadline; `disk`: the cache cannot
 #: be written, or is full; `changed`: the model's files were replaced meanwhile; `cancelled`: by
 #: `Child.kill`; `model`: ONNX Runtime refuses to open it; `crash`: it ended by a signal, or without a word.
 Kind = Literal["memory", "time", "disk", "changed", "cancelled", "model", "crash"]
+
+#: What ONNX Runtime's arena says when its ceiling is reached.
+ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
 
 _NO_MEMORY: Final = (
     "bad_alloc",

@@ -107,6 +107,11 @@ class Repository:
         """Returns the names of all models that can be served, sorted."""
         return self._index.names
 
+    @property
+    def stated_options(self) -> Mapping[str, ModelOptions]:
+        """The options of the models that have some of their own, by name."""
+        return self._index.options
+
     def versions(self, name: str) -> tuple[str, ...]:
         """Returns the versions of `name`, lowest first. Raises ModelNotFound or ModelBroken."""
         index = self._index

@@ -67,6 +67,8 @@ class LoadPlan:
     """What runs take; None where the child found no input that the model runs on."""
     read_ahead: bool = False
     """Whether to have the weights read at the load, not page by page at the first run."""
+    is_isolated: bool = False
+    """Whether the session lives in a worker process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,24 @@ class LoadedModel(Protocol):
     def run_footprint(self) -> RunFootprint | None:
         """What its runs take, by the shapes of their inputs; None where nobody has measured that."""
 
+    @property
+    def is_isolated(self) -> bool:
+        """Whether its runs happen in another process: they cost a way there and back, and it may end by itself."""
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
         """Returns the named outputs, in that order; blocks. None for `cancel`: nothing will stop it.
 
         The arrays may lie in memory of the runtime: encode or copy them before the lease ends.
         Raises InvalidRequest where the runtime finds the input wrong, ActivationsFull where activations
         do not fit now and RunTooLarge where they never will, DeadlineExceeded where `cancel` stopped it,
-        else RunFailed.
+        else RunFailed; of one that is isolated, WorkerCrashed where its process ends meanwhile and
+        WorkerRestarting where it has ended before.
+        """
+
+    def watch(self, on_end: Callable[[str], None]) -> None:
+        """Has `on_end` called, once and on any thread, where the model ends by itself, with the reason.
+
+        It still has to be closed then.
         """
 
     def close(self) -> None:
@@ -162,3 +175,16 @@ class Runtime(Protocol):
 
     def trim(self) -> None:
         """Gives back what finished runs left in the runtime's arena; takes microseconds where there is nothing."""
+
+    def warm_up(self) -> None:
+        """Starts what workers are made from, so that the first isolated model need not. Raises LoadError."""
+
+    def workers_bytes(self, *, with_template: bool) -> int:
+        """Returns the memory that worker processes hold, and what is shared with them.
+
+        `with_template` counts what they are made from too, which is there as soon as one is, and stays.
+        Takes up to a millisecond for each. Any thread.
+        """
+
+    def close(self) -> None:
+        """Ends what was started besides models, all of which are closed. Harmless when closed."""

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from modelhost.errors import ConfigError
+from modelhost.prepare.failures import ARENA_FULL
 from modelhost.prepare.manifest import Variant
 from modelhost.tensors import BF16, Array
 
@@ -187,3 +188,19 @@ class Arena:
     def trim(self) -> None:
         """Shrinks it to what is in use; takes microseconds where there is nothing to give back."""
         self._identity.run(["y"], {"x": self._one}, self._shrink)
+
+    def run_in_pieces(
+        self, session: Any, names: Sequence[str], feeds: Mapping[str, Array], options: Any, ceiling_bytes: int
+    ) -> list[Any]:
+        """Runs a session; where the arena is full, once more without what earlier runs left in it, in pieces."""
+        try:
+            results: list[Any] = session.run(list(names), feeds, options)
+        except Exception as error:
+            full = ARENA_FULL.search(str(error))
+            if full is None or int(full[2]) > ceiling_bytes:
+                raise
+        else:
+            return results
+        self.trim()
+        again: list[Any] = session.run(list(names), feeds, options)
+        return again

@@ -133,6 +133,9 @@ class FakeScript:
     """Rows of an answer, whatever was asked; as many as were asked where None."""
     run_s: float = 0.0
     """What a run takes at least, in seconds, however many its rows are."""
+    is_isolated: bool = False
+    ended: Callable[[str], None] | None = None
+    """What a test calls with a reason to have the loaded model end by itself, as one that is isolated may."""
     is_deaf: bool = False
     """Whether a run goes on when it is cancelled."""
     fingerprint: tuple[int, ...] = (1,)
@@ -277,6 +280,16 @@ class FakeRuntime:
         """Counts."""
         self.trims += 1
 
+    def warm_up(self) -> None:
+        """Does nothing: scripted workers hold what their script says."""
+
+    def workers_bytes(self, *, with_template: bool) -> int:
+        """Nothing: what scripted models hold is in the machine's figures."""
+        return 0
+
+    def close(self) -> None:
+        """Does nothing."""
+
 
 class FakeModel:
     """Answers `y = 2 x`."""
@@ -286,6 +299,8 @@ class FakeModel:
         self._resident_bytes, self._run_error = script.resident_bytes, script.new_run_error
         self._running = 0
         self._is_closed = False
+        self.is_isolated = script.is_isolated
+        script.ended = None
         self._lock = threading.Lock()
         self.mapped_files: tuple[Path, ...] = ()
         self.run_footprint = script.run_footprint
@@ -327,6 +342,10 @@ class FakeModel:
         finally:
             with self._lock:
                 self._running -= 1
+
+    def watch(self, on_end: Callable[[str], None]) -> None:
+        """Has the script's `ended` call it."""
+        self._script.ended = on_end
 
     def close(self) -> None:
         """Waits for `close_may_end`, then gives the memory back, but for what the script leaks, or fails."""

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +25,9 @@ from modelhost.prepare.failures import is_no_memory
 from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
 from modelhost.runtime.face import inputs_of, outputs_of
 from modelhost.runtime.preparing import Preparer
-from modelhost.runtime.run_errors import ARENA_FULL, reason_of, run_error
+from modelhost.runtime.run_errors import reason_of, run_error
 from modelhost.runtime.structured import StructuredSession
+from modelhost.runtime.worker.workers import Workers
 from modelhost.tensors import Array, check_shared_dims
 
 allocator.configure()  # before onnxruntime allocates: see the allocator's own words
@@ -69,13 +70,17 @@ class OrtRuntime:
         intra_op_threads: int = 1,
         custom_op_libraries: tuple[Path, ...] = (),
         preparer: Preparer | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        """Sets ONNX Runtime up, where nothing in this process has. Raises ConfigError."""
-        self._preparer = preparer
+        """Sets ONNX Runtime up, where nothing in this process has. Raises ConfigError.
+
+        Without `workers` no model is isolated.
+        """
+        self._preparer, self._workers = preparer, workers
         process = _configure_process(_Process(activation_ceiling_bytes, intra_op_threads, custom_op_libraries))
         self.activation_ceiling_bytes = process.activation_ceiling_bytes
         self._intra_op_threads = process.intra_op_threads
-        self._arena = Arena(intra_op_threads=process.intra_op_threads)
+        self.arena = Arena(intra_op_threads=process.intra_op_threads)
 
     @property
     def preparer(self) -> Preparer:
@@ -86,7 +91,8 @@ class OrtRuntime:
 
     def inspect(self, file: Path, options: ModelOptions) -> Inspection:
         """Reads the face of a model without loading it. Raises LoadError."""
-        return self.preparer.inspect(file, options)
+        inspection = self.preparer.inspect(file, options)
+        return inspection if self._workers is None else self._workers.planned(inspection, options)
 
     def fingerprint(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when the file, or what is prepared of it, does; empty where it is gone."""
@@ -107,28 +113,45 @@ class OrtRuntime:
         return self.preparer.preparing_bytes()
 
     def learn(self, file: Path, plan: LoadPlan, resident_bytes: int) -> None:
-        """Lets the figure of a prepared model grow to what its load held."""
-        self.preparer.learn(file, plan, resident_bytes)
+        """Lets the figure of a prepared model grow to what its load held; what a worker adds is no figure of it."""
+        if not plan.is_isolated:
+            self.preparer.learn(file, plan, resident_bytes)
 
     def load(self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken) -> LoadedModel:
         """Loads a model. Raises LoadError with ONNX Runtime's reason, ArtifactUnusable where it is prepared."""
-        options = session_options(plan.optimization, plan.variant, intra_op_threads=self._intra_op_threads)
-        cancel.bind(lambda: options.set_load_cancellation_flag(True))
         mapped = () if plan.artifact is None else _weights_beside(plan.artifact)
         if plan.read_ahead:
             for path in mapped:
                 _advise(path, "POSIX_FADV_WILLNEED")
         try:
-            session = ort.InferenceSession(str(plan.artifact or file), options, providers=PROVIDERS)
+            if plan.is_isolated:
+                model: LoadedModel = self._isolated(file, plan, inspection, cancel, mapped)
+            else:
+                model = OrtModel(self._opened(file, plan, cancel), inspection, self, plan, mapped)
+        except LoadError:
+            raise
         except Exception as error:
-            if plan.artifact is None or cancel.is_cancelled or is_no_memory(str(error)):
+            # A worker that was killed was so for its memory, or by somebody: neither is the artifact's fault.
+            if plan.artifact is None or cancel.is_cancelled or is_no_memory(str(error)) or "SIGKILL" in str(error):
                 raise LoadError(reason_of(error)) from None
             self.preparer.reject(plan)
             raise ArtifactUnusable(reason_of(error)) from None
-        model = OrtModel(session, inspection, self, plan, mapped)
         if self._preparer is not None:
             self._preparer.opened(plan)
         return model
+
+    def _opened(self, file: Path, plan: LoadPlan, cancel: CancelToken) -> Any:
+        options = session_options(plan.optimization, plan.variant, intra_op_threads=self._intra_op_threads)
+        cancel.bind(lambda: options.set_load_cancellation_flag(True))
+        return ort.InferenceSession(str(plan.artifact or file), options, providers=PROVIDERS)
+
+    def _isolated(
+        self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken, mapped: tuple[Path, ...]
+    ) -> LoadedModel:
+        assert self._workers is not None  # else nothing is planned to be isolated
+        return self._workers.load(
+            plan.artifact or file, plan, inspection, cancel, mapped=mapped, closed=lambda: self.closed(plan)
+        )
 
     def closed(self, plan: LoadPlan) -> None:
         """Takes note that a session has been closed."""
@@ -141,12 +164,30 @@ class OrtRuntime:
             _advise(path, "POSIX_FADV_DONTNEED")
 
     def trim(self) -> None:
-        """Shrinks the shared arena to what is in use."""
-        self._arena.trim()
+        """Shrinks the shared arena to what is in use, and the workers'."""
+        self.arena.trim()
+        if self._workers is not None:
+            self._workers.trim()
+
+    def warm_up(self) -> None:
+        """Starts what workers are forked from. Raises LoadError."""
+        if self._workers is not None:
+            self._workers.warm_up()
+
+    def workers_bytes(self, *, with_template: bool) -> int:
+        """Returns what workers hold."""
+        return 0 if self._workers is None else self._workers.held_bytes(with_template=with_template)
+
+    def close(self) -> None:
+        """Ends what workers are forked from."""
+        if self._workers is not None:
+            self._workers.close()
 
 
 class OrtModel:
     """One session. Any thread may run it."""
+
+    is_isolated = False
 
     def __init__(
         self, session: Any, inspection: Inspection, runtime: OrtRuntime, plan: LoadPlan, mapped: tuple[Path, ...]
@@ -172,26 +213,17 @@ class OrtModel:
             options = ort.RunOptions()
             cancel.bind(_Terminate(options))
         try:
-            return self._run(feeds, outputs, options)
+            return self._runtime.arena.run_in_pieces(
+                self._session, outputs, feeds, options, self._runtime.activation_ceiling_bytes
+            )
         except Exception as error:
             # ONNX Runtime does not hold inputs to a dimension that they share by name, the operators
             # do, in words of their own. Only looked at now: some exporters reuse names carelessly.
             check_shared_dims(self.inputs, feeds)
             raise run_error(error, cancel, self._runtime.activation_ceiling_bytes) from None
 
-    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str], options: Any) -> list[Array]:
-        """Runs; where the arena is full, once more without what earlier runs left in it, in pieces."""
-        try:
-            results: list[Array] = self._session.run(list(outputs), feeds, options)
-        except Exception as error:
-            full = ARENA_FULL.search(str(error))
-            if full is None or int(full[2]) > self._runtime.activation_ceiling_bytes:
-                raise
-        else:
-            return results
-        self._runtime.trim()
-        again: list[Array] = self._session.run(list(outputs), feeds, options)
-        return again
+    def watch(self, on_end: Callable[[str], None]) -> None:
+        """Never calls it: this model ends with the host."""
 
     def close(self) -> None:
         """Drops the session; nothing else refers to it, since names and shapes were copied."""

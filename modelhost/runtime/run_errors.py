@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final
 
 from modelhost.errors import ActivationsFull, DeadlineExceeded, InvalidRequest, RunFailed, RunTooLarge
+from modelhost.prepare.failures import ARENA_FULL
 from modelhost.runtime.base import CancelToken
 from modelhost.units import format_bytes
-
-#: What BFCArena says when the ceiling is reached.
-ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
 
 
 def reason_of(error: Exception) -> str:

@@ -79,6 +79,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "options": "{a = {}}",
         "version_policy": "{latest = 2}",
         "watch": "yes",
+        "isolation": "process",
     }
     for key in valid_keys():
         section, name = key.split(".")

@@ -20,7 +20,8 @@ log = logging.getLogger("modelhost")
 #: UNAVAILABLE is what clients try again by themselves, KServe's within seconds: right for a queue, which
 #: drains in about one, and for a host that leaves while another comes. Memory that models or runs hold
 #: does not come back so fast, a retry would only add to the load: RESOURCE_EXHAUSTED. A broken model stays
-#: broken until somebody mends its files, which is what FAILED_PRECONDITION says.
+#: broken until somebody mends its files, which is what FAILED_PRECONDITION says. A worker that crashed may do so
+#: because of the very request, which is not to be sent again by itself: INTERNAL.
 CODES: Final[Mapping[type[errors.ModelHostError], grpc.StatusCode]] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnrepresentableOutput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -34,6 +35,8 @@ CODES: Final[Mapping[type[errors.ModelHostError], grpc.StatusCode]] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.ModelBroken: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RunFailed: grpc.StatusCode.INTERNAL,
+    errors.WorkerCrashed: grpc.StatusCode.INTERNAL,
+    errors.WorkerRestarting: grpc.StatusCode.UNAVAILABLE,
     errors.ConfigError: grpc.StatusCode.INTERNAL,
     errors.ModelHostError: grpc.StatusCode.INTERNAL,
 }

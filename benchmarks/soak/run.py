@@ -75,7 +75,7 @@ class Plan:
     @property
     def stretch_s(self) -> float:
         """From one idle reading to the next."""
-        return max(2.0, min(_LONGEST_STRETCH_S, self.seconds / _STRETCHES))
+        return max(2.0 if self.seconds < 30 else 20.0, min(_LONGEST_STRETCH_S, self.seconds / _STRETCHES))
 
     @property
     def fault_every_s(self) -> float:

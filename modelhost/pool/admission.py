@@ -6,7 +6,8 @@ The cases, in the order in which they are tried:
 2. It fits below warning as things are: load.
 3. Runs may have left free memory in the arena: trim, and ask again.
 4. Idle models that leave bring the projection below warning, or all of them at least below critical:
-   evict, and ask again with the figures read anew.
+   evict, and ask again with the figures read anew. Where they do not bring it below warning, and critical
+   does not need them, those stay that hold next to nothing.
 5. What stands in the way is in use, loading or leaving: wait.
 6. Nothing that could come free would help: refuse.
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelhost.pool.eviction import Candidate, choose_victims
+from modelhost.pool.eviction import Candidate, choose_victims, without_slight
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,19 @@ def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int, in_small_b
         return Load()
     if figures.can_trim:  # 3
         return Trim()
-    victims = choose_victims(figures.idle, max(over_warning, over_critical))
-    freed = sum(victim.committed_bytes for victim in victims)
+    needed = max(over_warning, over_critical)
+    victims = choose_victims(figures.idle, needed)
+    freed = _held_bytes(victims)
     if over_critical <= freed:  # 4
+        worthy = without_slight(victims, needed)
+        if freed < needed and over_critical <= _held_bytes(worthy):
+            victims = worthy
         return Evict(victims) if victims else Load()
     available = max(0, figures.critical_bytes - base + freed)
     if over_critical <= freed + figures.in_use_bytes:  # 5
         return Wait(available)
     return Refuse(available, never=False)  # 6
+
+
+def _held_bytes(victims: Sequence[Candidate]) -> int:
+    return sum(victim.committed_bytes for victim in victims)

@@ -14,7 +14,7 @@ from modelhost.errors import HostClosed, ModelHostError
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
-from modelhost.pool.eviction import Candidate, choose_victims
+from modelhost.pool.eviction import Candidate, choose_victims, without_slight
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable
@@ -105,6 +105,8 @@ class Departures:
         """Answers the memory manager: idle models in LRU order, or all of them."""
         wanted = math.inf if goal.everything else goal.excess_bytes
         victims = choose_victims(self._table.candidates(), wanted)
+        if not goal.everything and sum(victim.committed_bytes for victim in victims) < wanted:
+            victims = without_slight(victims, wanted)
         if not victims:
             return None
         plan = self.evict(victims)

@@ -13,12 +13,13 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from modelhost.conditions import Conditions
 from modelhost.config import ServerSettings, Settings
 from modelhost.errors import ConfigError, ModelHostError
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
-from modelhost.memory.thresholds import resolve
+from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.pool import Pool, Runner
 from modelhost.repository import Repository
 from modelhost.runtime.base import Runtime
@@ -70,6 +71,16 @@ class Budgets:
             )
         return cls(ceiling, decoding, request)
 
+    def within(self, thresholds: Thresholds) -> Budgets:
+        """Returns what is left of these where the limit was lowered while the host runs; never more than these."""
+        room = min(thresholds.activation_room_bytes, thresholds.limit_bytes // 4)
+        decoding = min(self.decoding_bytes, room // 4)
+        return Budgets(
+            activation_ceiling_bytes=min(self.activation_ceiling_bytes, room),
+            decoding_bytes=decoding,
+            request_bytes=min(self.request_bytes, max(_MB, decoding - decoding // 4)),
+        )
+
 
 RuntimeFactory = Callable[[Settings, Budgets], Runtime]
 
@@ -115,6 +126,7 @@ class Host:
         self.is_ready = False
         self.conditions = Conditions()
         """What is not as it should be while the host serves on."""
+        self._budget_listeners: list[Callable[[Budgets], None]] = []
         self._runtime_factory = runtime_factory
         self._probe = probe
 
@@ -125,7 +137,7 @@ class Host:
         probe = self._probe or Probe(settings.memory.limit)
         self.budgets = Budgets.resolve(settings, limit_bytes=probe.limit_bytes, usage_bytes=probe.usage().usage_bytes)
         self.runtime = self._runtime_factory(settings, self.budgets)
-        self.memory = MemoryManager(settings.memory, probe=probe)
+        self.memory = MemoryManager(settings.memory, probe=probe, conditions=self.conditions)
         self.memory.add_trimmer(self.runtime.trim)
         self.memory.read_workers = lambda with_template: self.runtime.workers_bytes(with_template=with_template)
         repository = Repository(settings.models.directory)
@@ -139,6 +151,7 @@ class Host:
             models=settings.models,
             batching=settings.batching,
         )
+        self.memory.on_limit(partial(self._follow_limit, self.budgets))
         try:
             await self.pool.catalog.scan()
             self._report_problems()
@@ -160,6 +173,18 @@ class Host:
         """Closes, in the opposite order."""
         self.is_ready = False
         await self._close()
+
+    def on_budgets(self, listener: Callable[[Budgets], None]) -> None:
+        """Calls `listener` with the new budgets where the memory limit was changed while the host runs."""
+        self._budget_listeners.append(listener)
+
+    def _follow_limit(self, at_start: Budgets, thresholds: Thresholds) -> None:
+        """Budgets go down with the limit, and up again to what they were at the start: the arena's own ceiling,
+        which can be set once in a process, and what clients were told."""
+        self.budgets = at_start.within(thresholds)
+        self.pool.activations.resize(self.budgets.activation_ceiling_bytes)
+        for listener in self._budget_listeners:
+            listener(self.budgets)
 
     async def _close(self) -> None:
         await self.pool.close()

@@ -65,6 +65,11 @@ class ByteBudget:
         """What nobody holds; may be read from any thread, as a hint."""
         return self.limit_bytes - self.used_bytes
 
+    def resize(self, limit_bytes: int) -> None:
+        """Changes what all may hold; what is held stays."""
+        self.limit_bytes = limit_bytes
+        self._grant()
+
     def hold(self) -> ByteHold:
         """Returns a claim of nothing, to be grown and to be ended."""
         return ByteHold(self)

@@ -72,6 +72,7 @@ class Inference:
         self.budget = ByteBudget(decoding_bytes, max_waiting=self.host.settings.server.max_queue)
         self.buffers = BufferPool(min(decoding_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
         self.host.memory.add_trimmer(self.buffers.clear)
+        self.host.on_budgets(lambda budgets: self.budget.resize(budgets.decoding_bytes))
 
     @property
     def max_decoded_bytes(self) -> int:

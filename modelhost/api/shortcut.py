@@ -38,6 +38,7 @@ from modelhost.api.inference import (
     kept_bytes,
 )
 from modelhost.errors import ActivationsFull, DeadlineExceeded, ModelHostError, RunTooLarge
+from modelhost.host import Budgets
 from modelhost.pool import Kept, Lease, ModelKey
 from modelhost.pool.batch import Run
 from modelhost.pool.runs import ModelRuns
@@ -81,6 +82,10 @@ class ShortCut:
         """Takes the budgets of the host, which has opened."""
         self.max_request_bytes = self._host.budgets.request_bytes
         """Largest body that is accepted; longer ones are for the application to refuse."""
+        self._host.on_budgets(self._take)
+
+    def _take(self, budgets: Budgets) -> None:
+        self.max_request_bytes = budgets.request_bytes
 
     def refuse(self, exchange: Exchange, error: ModelHostError) -> None:
         """Answers a request, whose body never came, with an error; it may still come, so the connection ends."""

@@ -54,22 +54,39 @@ class LevelUsage:
         return max(0, self.current_bytes - self.inactive_file_bytes - self.active_file_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A memory group that this process is in, directly or below it."""
+
+    path: Path
+    version: int
+    is_own: bool = True
+    """Whether it is the process's own group, not an ancestor's."""
+
+
 def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
     """Returns the groups with a limit, the process's own first; empty where no limit is set.
 
     `proc` is a directory with `cgroup` and `mountinfo` in it. Mount points in `mountinfo` are used
     as they stand there.
     """
+    return read_levels(find_limiting(proc))
+
+
+def find_limiting(proc: Path = Path("/proc/self")) -> tuple[Group, ...]:
+    """Returns the groups that may set a limit, the process's own first. `proc` is as for `find_levels`."""
     membership = _membership(proc)
-    return () if membership is None else tuple(_limited(*membership))
+    if membership is None:
+        return ()
+    mount, path, version = membership
+    groups = (Group(group, version, depth == 0) for depth, group in enumerate(_to_root(mount, path)))
+    return tuple(group for group in groups if _has_limit(group))
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The group whose `memory.stat` counts this process, limited or not."""
-
-    path: Path
-    version: int
+def read_levels(groups: tuple[Group, ...]) -> tuple[Level, ...]:
+    """Returns those of the groups that set a limit now. Raises OSError or ValueError where one cannot be read."""
+    found = ((group, _limit_bytes(group)) for group in groups)
+    return tuple(Level(group.path, group.version, size, group.is_own) for group, size in found if size is not None)
 
 
 def find_group(proc: Path = Path("/proc/self")) -> Group | None:
@@ -130,15 +147,33 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def _limited(mount: _Mount, path: str, version: int) -> Iterator[Level]:
-    file = "memory.max" if version == 2 else "memory.limit_in_bytes"
-    for depth, group in enumerate(_to_root(mount, path)):
+def _has_limit(group: Group) -> bool:
+    """The root group of v2 has no such file."""
+    try:
+        (group.path / _limit_files(group)[0]).read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def _limit_files(group: Group) -> tuple[str, ...]:
+    """v2 slows a group down above `memory.high` until hardly anything moves: that is a limit too."""
+    return ("memory.max", "memory.high") if group.version == 2 else ("memory.limit_in_bytes",)
+
+
+def _limit_bytes(group: Group) -> int | None:
+    """Returns a group's limit; None where it has none. Raises OSError, ValueError."""
+    limits = []
+    for name in _limit_files(group):
         try:
-            text = (group / file).read_text().strip()
-        except OSError:
-            continue  # the root group of v2 has no such file
+            text = (group.path / name).read_text().strip()
+        except FileNotFoundError:
+            if name == "memory.high":
+                continue
+            raise
         if text != "max" and int(text) < _NO_LIMIT_FROM:
-            yield Level(group, version, int(text), is_own=depth == 0)
+            limits.append(int(text))
+    return min(limits, default=None)
 
 
 def _to_root(mount: _Mount, path: str) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
+from modelhost.conditions import Conditions
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
@@ -32,7 +33,8 @@ from modelhost.memory.ledger import Ledger, Reservation
 from modelhost.memory.page_cache import PageCache
 from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo
 from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
-from modelhost.memory.thresholds import Thresholds, resolve
+from modelhost.memory.steady import SteadyProbe
+from modelhost.memory.thresholds import Thresholds, follow, resolve
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
@@ -134,12 +136,17 @@ class MemoryManager:
         settings: MemorySettings | None = None,
         *,
         probe: MemoryProbe | None = None,
+        conditions: Conditions | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings or MemorySettings()
-        self.probe: MemoryProbe = probe or Probe(self.settings.limit)
+        self.conditions = conditions or Conditions()
         self.ledger = Ledger()
         self.history = History(self.settings.event_history)
+        self.probe: MemoryProbe = probe or Probe(self.settings.limit)
+        self._steady = SteadyProbe(
+            self.probe, resident_bytes=lambda: self.ledger.totals.resident_bytes, on_change=self._note_readable
+        )
         # Beside a scripted machine the real one's page cache would be somebody else's.
         self.gauge = PressureGauge(KernelPressure() if isinstance(self.probe, Probe) else None, clock=clock)
         self.page_cache = PageCache(clock=clock)
@@ -159,6 +166,7 @@ class MemoryManager:
         self._cleaner: Cleaner | None = None
         self._trimmers: list[Callable[[], object]] = []
         self._change_listeners: list[Callable[[], None]] = []
+        self._limit_listeners: list[Callable[[Thresholds], None]] = []
         self._changes = 0
         self._trimmed_at: object | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="modelhost-memory")
@@ -179,7 +187,7 @@ class MemoryManager:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
         self._look_at_workers()
         usage = self._usage().usage_bytes
-        self._thresholds = resolve(self.settings, limit_bytes=self.probe.limit_bytes, baseline_bytes=usage)
+        self._thresholds = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
         self._heap_free_bytes = self.read_heap_free()
         return self._thresholds
 
@@ -226,7 +234,7 @@ class MemoryManager:
         found = self.thresholds
         return MemoryInfo(
             limit_bytes=found.limit_bytes,
-            limit_source=self.probe.limit_source,
+            limit_source=self._steady.limit_source,
             baseline_bytes=found.baseline_bytes,
             usage_bytes=usage.usage_bytes,
             reserved_bytes=self.ledger.totals.loading_bytes,
@@ -291,7 +299,7 @@ class MemoryManager:
         """Runs `work` on the memory thread; returns its result and what it holds now."""
 
         def measured() -> tuple[T, Measured]:
-            marker = self.quiet_marker()
+            marker, failures = self.quiet_marker(), self._steady.failures
             # A load that fits into holes commits nothing, and holds as much as any other.
             free = self._look_into_heap() if self._heap_free_bytes >= _WORTH_READING_BYTES else None
             before = self._committed_bytes()
@@ -299,7 +307,8 @@ class MemoryManager:
             delta = self._committed_bytes() - before
             if free is not None:
                 delta += free - self._look_into_heap()
-            return result, Measured(delta, marker is not None and marker == self.quiet_marker())
+            is_quiet = marker is not None and marker == self.quiet_marker() and failures == self._steady.failures
+            return result, Measured(delta, is_quiet)
 
         return await self._on_thread(measured)
 
@@ -335,12 +344,12 @@ class MemoryManager:
         """Carries out `plan` on the memory thread, verifies it, and books a shortfall."""
 
         def act() -> Recovery:
-            started, marker = self._clock(), self.quiet_marker()
+            started, marker, failures = self._clock(), self.quiet_marker(), self._steady.failures
             free, before = self._look_into_heap(), self._committed_bytes()
 
             def look(*, trimmed: bool) -> Recovery:
                 after = self._committed_bytes()
-                is_quiet = marker is not None and marker == self.quiet_marker()
+                is_quiet = marker is not None and marker == self.quiet_marker() and failures == self._steady.failures
                 return Recovery(
                     cause=cause,
                     victims=plan.victims,
@@ -397,6 +406,10 @@ class MemoryManager:
         """Calls `listener` whenever a change has ended and at every sample: figures may be better now."""
         self._change_listeners.append(listener)
 
+    def on_limit(self, listener: Callable[[Thresholds], None]) -> None:
+        """Calls `listener` with the new thresholds where the limit was changed while the host runs."""
+        self._limit_listeners.append(listener)
+
     # --- inside ------------------------------------------------------------------------------------
 
     async def _sample(self) -> None:
@@ -409,6 +422,7 @@ class MemoryManager:
 
     async def _sample_once(self) -> None:
         """One look; acts on the level, and returns what idle runs left in the arena."""
+        self._follow_limit()
         self._look_at_workers()
         self._look("sample")
         self.pressure()
@@ -420,6 +434,40 @@ class MemoryManager:
         elif marker is not None and marker != self._trimmed_at:
             await self.trim(deep=False)
         self._notify()
+
+    def _follow_limit(self) -> None:
+        """Looks whether somebody has changed the limit; the thresholds follow it, and all that hangs on them."""
+        self._steady.refresh()
+        former, limit_bytes = self.thresholds, self._steady.limit_bytes
+        if limit_bytes == former.limit_bytes:
+            return
+        found, why = follow(self.settings, limit_bytes=limit_bytes, baseline_bytes=former.baseline_bytes)
+        self._thresholds = found
+        log.warning(
+            "the memory limit is %s now, it was %s: warning %s, critical %s",
+            *map(format_bytes, (limit_bytes, former.limit_bytes, found.warning_bytes, found.critical_bytes)),
+        )
+        if why:
+            self.conditions.note("memory_limit_too_low", why)
+        else:
+            self.conditions.clear("memory_limit_too_low")
+        details = {"limit_bytes": limit_bytes, "from_bytes": former.limit_bytes}
+        self.history.add(
+            "limit", level=self._level, usage_bytes=self._usage_bytes, cause=self._steady.limit_source, details=details
+        )
+        for listener in self._limit_listeners:
+            listener(found)
+
+    def _note_readable(self, reason: str | None) -> None:
+        """Takes note that usage or limit cannot be read any more (why), or can be read again (None)."""
+        kind = "memory_readable" if reason is None else "memory_unreadable"
+        self.history.add(kind, level=self._level, usage_bytes=self._usage_bytes, cause=reason or "memory_unreadable")
+        if reason is None:
+            self.conditions.clear("memory_unreadable")
+        else:
+            self.conditions.note(
+                "memory_unreadable", f"usage and limit cannot be read, the last figures count ({reason})"
+            )
 
     def _look(self, cause: str) -> Usage:
         """Reads usage and notes a change of level, once."""
@@ -453,7 +501,7 @@ class MemoryManager:
 
     def _usage(self) -> Usage:
         """Reads usage, with the workers in it: those that the probe does not see as they were last looked at."""
-        usage = self.probe.usage()
+        usage = self._steady.usage()
         if not self._workers_bytes:
             return usage
         return Usage(usage.usage_bytes + self._workers_bytes, {**usage.raw, "workers_bytes": self._workers_bytes})
@@ -464,7 +512,7 @@ class MemoryManager:
 
     def _committed_bytes(self) -> int:
         """Reads the memory of the process and its workers' exactly. On the memory thread."""
-        return self.probe.committed_bytes() + self.read_workers(False)
+        return self._steady.committed_bytes() + self.read_workers(False)
 
     def _look_into_heap(self) -> int:
         """Reads what is free in the heap, for the decisions until the next change. On the memory thread."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from modelhost.memory.cgroup import find_levels
+from modelhost.memory.cgroup import Level, find_limiting, read_levels
 
 LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
 
@@ -33,15 +33,24 @@ class MemoryProbe(Protocol):
     def sees_children(self) -> bool:
         """Whether usage has the memory of child processes in it."""
 
+    def refresh(self) -> None:
+        """Reads the limit anew, which may have been changed; takes some 20 microseconds for each group.
+
+        Raises OSError or ValueError where it cannot be read: then the former one stays in force.
+        """
+
     def usage(self) -> Usage:
-        """Reads the usage that counts against the limit. Takes some 50 to 150 microseconds."""
+        """Reads the usage that counts against the limit. Takes some 50 to 150 microseconds.
+
+        Raises OSError or ValueError where it cannot be read.
+        """
 
     def committed_bytes(self) -> int:
         """Reads the process's own anonymous memory exactly. Takes up to a few milliseconds."""
 
 
 class Probe:
-    """Reads the kernel's figures. Any thread; holds no state but the paths.
+    """Reads the kernel's figures. Any thread, but for `refresh`; holds no state but the paths and the limit.
 
     The limit is the smallest of the cgroup's, the machine's and `configured_limit_bytes`. Usage is
     read on the same scale: the cgroup's where it sets a limit, else the process's own committed
@@ -49,19 +58,37 @@ class Probe:
     """
 
     def __init__(self, configured_limit_bytes: int | None = None, *, proc: Path = Path("/proc/self")) -> None:
-        self._proc = proc
-        machine_bytes = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+        self._proc, self._configured_bytes = proc, configured_limit_bytes
+        self._machine_bytes = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+        self._groups = find_limiting(proc)
+        self._levels: tuple[Level, ...] = ()
+        self.limit_bytes = 0
+        self.limit_source: LimitSource = "machine"
+        self._take(read_levels(self._groups))
+
+    def refresh(self) -> None:
+        """Reads the limits anew. The owner's thread."""
+        try:
+            levels = read_levels(self._groups)
+        except (OSError, ValueError):
+            groups = find_limiting(self._proc)
+            if groups == self._groups or not groups:
+                raise
+            levels, self._groups = read_levels(groups), groups  # the process was moved
+        self._take(levels)
+
+    def _take(self, levels: tuple[Level, ...]) -> None:
         # A group's limit above the machine's memory limits nothing.
-        self._levels = tuple(level for level in find_levels(proc) if level.limit_bytes < machine_bytes)
-        self.limit_source: LimitSource
+        self._levels = tuple(level for level in levels if level.limit_bytes < self._machine_bytes)
+        source: LimitSource = "machine"
+        limit_bytes = self._machine_bytes
         if self._levels:
             tightest = min(self._levels, key=lambda level: level.limit_bytes)
-            self.limit_bytes = tightest.limit_bytes
-            self.limit_source = "cgroup v2" if tightest.version == 2 else "cgroup v1"
-        else:
-            self.limit_bytes, self.limit_source = machine_bytes, "machine"
-        if configured_limit_bytes is not None and configured_limit_bytes < self.limit_bytes:
-            self.limit_bytes, self.limit_source = configured_limit_bytes, "setting"
+            limit_bytes = tightest.limit_bytes
+            source = "cgroup v2" if tightest.version == 2 else "cgroup v1"
+        if self._configured_bytes is not None and self._configured_bytes < limit_bytes:
+            limit_bytes, source = self._configured_bytes, "setting"
+        self.limit_bytes, self.limit_source = limit_bytes, source
 
     @property
     def sees_children(self) -> bool:

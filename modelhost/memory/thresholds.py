@@ -16,6 +16,7 @@ _WARNING_GAP_SHARE: Final = 0.05
 #: A level is left only this far below the threshold that entered it, so that usage which sways
 #: around a threshold is one event, not a stream of them. A 64th of the limit is 4 MB at 256 MB.
 _HYSTERESIS_SHARE: Final = 1 / 64
+_AUTO: Final = ThresholdSpec.parse("auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,25 @@ def resolve(settings: MemorySettings, *, limit_bytes: int, baseline_bytes: int) 
     thresholds = Thresholds(limit_bytes, baseline_bytes, warning, critical, settings.min_free)
     _check(settings, thresholds)
     return thresholds
+
+
+def follow(settings: MemorySettings, *, limit_bytes: int, baseline_bytes: int) -> tuple[Thresholds, str]:
+    """Returns thresholds for a limit that was changed while the host runs, and why they are not as set; "" if they are.
+
+    Where the settings are impossible under it they are left to us; where there is no room for any model at
+    all, nothing is let in and all that is idle leaves.
+    """
+    try:
+        return resolve(settings, limit_bytes=limit_bytes, baseline_bytes=baseline_bytes), ""
+    except ConfigError as error:
+        reason = str(error)
+    automatic = settings.model_copy(update={"warning": _AUTO, "critical": _AUTO})
+    try:
+        return resolve(automatic, limit_bytes=limit_bytes, baseline_bytes=baseline_bytes), reason
+    except ConfigError as error:
+        reason = str(error)
+    critical = max(0, limit_bytes - max(int(limit_bytes * ACTIVATION_SHARE), settings.min_free))
+    return Thresholds(limit_bytes, baseline_bytes, critical, critical, settings.min_free), reason
 
 
 def _bytes(spec: ThresholdSpec, limit_bytes: int, baseline_bytes: int, *, auto: int) -> int:

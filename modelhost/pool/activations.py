@@ -171,7 +171,7 @@ class ActivationGate:
         preparing_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.ceiling_bytes = ceiling_bytes
-        """Hard maximum of the arena."""
+        """Hard maximum of the arena; less where the memory limit was lowered since."""
         self.claimed_bytes = 0
         """What runs in progress, those that wait for a thread, and kept outputs may hold."""
         self.refused_total = 0
@@ -179,7 +179,7 @@ class ActivationGate:
         self.missed_total = 0
         """Runs that were let through and that the arena refused."""
         self._active = 0
-        self._unpredicted_bytes = ceiling_bytes // max(_UNPREDICTED_PART, threads)
+        self._unpredicted_part = max(_UNPREDICTED_PART, threads)
         self._bound = QueueBound(max_waiting, max_waiting_per_model)
         self._memory, self._preparing_bytes = memory, preparing_bytes
         self._line: Turns[_Waiting] = Turns()
@@ -193,6 +193,11 @@ class ActivationGate:
     def waiting(self) -> int:
         """Runs that wait for their turn."""
         return len(self._line) + len(self._first)
+
+    def resize(self, ceiling_bytes: int) -> None:
+        """Changes what runs may take together, at most the arena's own maximum; claims that are held stay."""
+        self.ceiling_bytes = ceiling_bytes
+        self._pump()
 
     # --- claiming ------------------------------------------------------------------------------------
 
@@ -244,7 +249,7 @@ class ActivationGate:
     def _size_of(self, predicted_bytes: int | None) -> int | None:
         """Returns what a run claims; None where it would not fit alone."""
         if predicted_bytes is None:
-            return self._unpredicted_bytes
+            return self.ceiling_bytes // self._unpredicted_part
         if predicted_bytes <= self.ceiling_bytes:
             return predicted_bytes
         return self.ceiling_bytes if predicted_bytes <= self.ceiling_bytes + self.ceiling_bytes // _OVER_PART else None

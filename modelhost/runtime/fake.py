@@ -80,6 +80,9 @@ class FakeMemory:
             self.runs_bytes -= size_bytes
         self.add(-size_bytes)
 
+    def refresh(self) -> None:
+        """Nothing: tests set the limit themselves."""
+
     def usage(self) -> Usage:
         """What is used now."""
         used = self.committed_bytes()

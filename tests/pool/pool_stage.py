@@ -73,6 +73,7 @@ class Stage:
         *,
         names: Iterable[str] = (),
         limit_bytes: int = 256 * MB,
+        machine: FakeMemory | None = None,
         threads: int = 4,
         max_queue: int = 256,
         max_queue_per_model: int | None = None,
@@ -84,7 +85,7 @@ class Stage:
         **pool: Any,
     ) -> None:
         self.clock = Clock()
-        self.machine = FakeMemory(limit_bytes)
+        self.machine = machine or FakeMemory(limit_bytes)
         self.runtime = FakeRuntime(self.machine, scripts)
         for name in names:
             self.runtime.scripts.setdefault(name, FakeScript())

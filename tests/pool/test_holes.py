@@ -42,9 +42,8 @@ class HoleyStage(Stage):
     def __init__(
         self, directory: Path, scripts: dict[str, FakeScript], *, variant: Variant = "mapped", **settings: Any
     ) -> None:
-        super().__init__(directory, scripts, **settings)
-        holey = HoleyMemory(self.machine.limit_bytes)
-        self.holey = self.machine = self.memory.probe = self.runtime.memory = holey
+        self.holey = holey = HoleyMemory()
+        super().__init__(directory, scripts, machine=holey, **settings)
         self.memory.read_heap_free = lambda: holey.holes_bytes
         inspect = self.runtime.inspect
 

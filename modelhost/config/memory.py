@@ -51,7 +51,8 @@ class PoolSettings(Section):
     memory_wait_s: Seconds = 5.0
     """How long a load may wait for models in use to become idle before it is refused."""
     load_timeout_s: Seconds = 300.0
-    """A load that takes longer is cancelled and counts as failed."""
+    """A load that takes longer is cancelled and counts as failed. One that cannot be stopped is counted until it
+    ends; models that are loaded go on, other loads are refused."""
     failure_backoff_s: Seconds = 1.0
     """A failed load is remembered this long, twice as long after each further failure …"""
     failure_backoff_max_s: Seconds = 60.0

@@ -20,6 +20,7 @@ from modelhost.pool.catalog import Catalog
 from modelhost.pool.departures import Departures
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
+from modelhost.pool.load_watch import LoadWatch
 from modelhost.pool.loader import Footprints, Settled
 from modelhost.pool.slot import Refused, Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
@@ -74,6 +75,8 @@ class Arrivals:
         self.footprints = Footprints()
         self._child: tuple[Slot, CancelToken] | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="modelhost-prepare")
+        self.overdue: LoadWatch | None = None
+        """The load that did not end when it was stopped, and holds all others up."""
         self._is_closed = False
 
     def close(self) -> None:
@@ -189,7 +192,7 @@ class Arrivals:
             return model
 
         async def run() -> None:
-            timer = asyncio.get_running_loop().call_later(self._settings.load_timeout_s, cancel.cancel)
+            watch = LoadWatch(slot.key, self._settings.load_timeout_s, cancel, self._say_overdue)
             started = self._clock()
             try:
                 model, measured = await self._memory.change(work)
@@ -205,7 +208,8 @@ class Arrivals:
                     raise
                 return
             finally:
-                timer.cancel()
+                watch.end()
+                self.overdue = None
             took_s = self._clock() - started
             settled = self.footprints.settle(slot.key, inspection, plan, measured)
             self._loaded(slot, model, settled, took_s)
@@ -213,6 +217,21 @@ class Arrivals:
                 await self._note_error(slot, plan, settled)
 
         return run()
+
+    def _say_overdue(self, watch: LoadWatch) -> None:
+        """Refuses who waits for a load while one does not end that should have been stopped: nothing else can load.
+
+        It counts until it ends: its reservation stays, and its model serves where it was loaded after all.
+        """
+        self.overdue = watch
+        log.error("%s", watch.text())
+        for slot in self._table:
+            if slot.state in (SlotState.QUEUED, SlotState.LOADING):
+                waiters, slot.waiters = slot.waiters, []
+                for waiter in waiters:
+                    waiter.fail(watch.refusal(slot.key))
+                if slot.state is SlotState.QUEUED and not slot.is_needed:
+                    self._table.drop(slot, watch.refusal(slot.key))
 
     def _loaded(self, slot: Slot, model: LoadedModel, settled: Settled, took_s: float) -> None:
         """Settles the reservation, and has the model serve, or be tried first where another one still serves."""

@@ -122,7 +122,16 @@ class Pool:
         ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
         """
         self._check_open()
-        return await self.acquire_file(await self.catalog.find_fresh(name, version), deadline=deadline)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        until = started + self._settings.wait_timeout_s
+        until = until if deadline is None else min(deadline, until)
+        try:
+            async with asyncio.timeout_at(until):
+                file = await self.catalog.find_fresh(name, version)
+        except TimeoutError:
+            raise DeadlineExceeded(f"looking for the model '{name}'", waited_s=loop.time() - started) from None
+        return await self.acquire_file(file, deadline=until)
 
     async def acquire_file(self, file: ModelFile, *, deadline: float | None = None) -> Lease:
         """Like `acquire`, for a model that was found already."""
@@ -177,7 +186,9 @@ class Pool:
         return lease
 
     def _check_waiting(self, key: ModelKey) -> None:
-        """Raises Overloaded where too many wait already, in all or for this model."""
+        """Raises Overloaded where too many wait already, in all or for this model, and where no load can begin."""
+        if (overdue := self._scheduler.overdue) is not None:
+            raise overdue.refusal(key)
         slot, waiting = self._table.get(key), self._table.waiting
         own_waiting, own_limit = (0, None) if slot is None else (len(slot.waiters), slot.options.max_queue)
         if self._bound.is_full(waiting, own_waiting, own_limit):

@@ -8,14 +8,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError
 from modelhost.pool.bounds import QueueBound
+from modelhost.pool.guard import RunGuard
 from modelhost.pool.lanes import FairQueue, Job, Lane
 from modelhost.runtime.base import CancelToken
 
 T = TypeVar("T")
+
+#: Runs on the event loop itself in one turn of it: what comes in the same turn waits for all of them.
+_TURN_NS: Final = 10_000_000
+
+#: From so much on it is told when a turn is over.
+_TURN_TOLD_NS: Final = 1_000_000
 
 
 class Runner:
@@ -44,6 +51,9 @@ class Runner:
         self._common = self.lane("")
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_place_ns = 0  # of runs on the event loop itself in this turn of it, and perhaps in some before
+        self.guard = RunGuard()
+        """Stops runs on the event loop itself that turn out to be long."""
 
     def lane(self, name: str) -> Lane:
         """Returns the lane of a model, the same at each call: some 300 bytes for each model that was asked for."""
@@ -133,9 +143,20 @@ class Runner:
         asyncio.get_running_loop().call_soon(self._ended, job, lane)
         return True
 
-    def note_run_in_place(self) -> None:
+    def has_turn_left(self) -> bool:
+        """Whether the event loop may make another run itself before others have a turn of it."""
+        return self._in_place_ns < _TURN_NS
+
+    def note_run_in_place(self, took_ns: int) -> None:
         """Counts a run that the event loop itself has made; nothing else was decided meanwhile."""
         self.started += 1
+        before_ns = self._in_place_ns
+        self._in_place_ns = after_ns = before_ns + took_ns
+        if before_ns < _TURN_TOLD_NS <= after_ns:  # once in many runs: short ones need not pay for it
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._in_place_ns = 0
 
     def _serve(self) -> None:
         """One thread: takes jobs until it is told to end."""
@@ -194,12 +215,14 @@ class Runner:
         if not self._is_closed:
             self._is_closed = True
             self._queue.end()
+            self.guard.close()
 
     def close(self) -> None:
         """Waits for the jobs in flight; blocks. After `refuse`, which the event loop's thread has to call, on any."""
         self.refuse()
         for thread in self._threads:
             thread.join()
+        self.guard.join()
 
 
 class _Awaited:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from modelhost.errors import DeadlineExceeded
 from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import Batch, BatchRule, Run
 from modelhost.pool.demand import Feeds, RowTimes
@@ -95,13 +96,22 @@ class ModelRuns:
             or figures.runs < _RUNS_TO_KNOW
             or figures.output_bytes > _IN_PLACE_OUTPUT_BYTES
             or not self.gate.has_room(figures.bytes)
+            or not self.runner.has_turn_left()
         ):
             return None
         self.runner.check_open()
+        guard = self.runner.guard
+        cancel = guard.begin()
         began_ns = time.perf_counter_ns()
-        arrays = self.model.run(feeds, outputs, None)
+        try:
+            arrays = self.model.run(feeds, outputs, cancel)
+        except DeadlineExceeded:  # stopped, as it was long after all
+            figures.note(time.perf_counter_ns() - began_ns, 0)
+            return None
+        finally:
+            guard.end()
         took_ns = time.perf_counter_ns() - began_ns
-        self.runner.note_run_in_place()
+        self.runner.note_run_in_place(took_ns)
         timing.rows = rows = self.rows(feeds)
         timing.queue_ns, timing.infer_ns = 0, took_ns
         self.statistics.note_execution(rows, took_ns, 0)

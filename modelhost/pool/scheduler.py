@@ -27,6 +27,7 @@ from modelhost.pool.departures import Departures
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
 from modelhost.pool.key import ModelKey
+from modelhost.pool.load_watch import LoadWatch
 from modelhost.pool.runner import Runner
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
@@ -116,6 +117,11 @@ class Scheduler:
         memory.set_cleaner(self.departures.clean)
         memory.on_change(self._memory_changed)
         memory.quiet_marker = runner.quiet_marker
+
+    @property
+    def overdue(self) -> LoadWatch | None:
+        """The load that holds all others up, as it could not be stopped."""
+        return self._arrivals.overdue
 
     # --- events ------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ class FakeScript:
     ended: Callable[[str], None] | None = None
     """What a test calls with a reason to have the loaded model end by itself, as one that is isolated may."""
     is_deaf: bool = False
-    """Whether a run goes on when it is cancelled."""
+    """Whether a run, or a load, goes on when it is cancelled."""
     fingerprint: tuple[int, ...] = (1,)
     load_may_end: threading.Event | None = None
     run_may_end: threading.Event | None = None
@@ -258,6 +258,8 @@ class FakeRuntime:
         self.memory.add(transient_bytes)
         script.load_started.set()
         try:
+            if script.is_deaf:
+                cancel = CancelToken()
             _wait(script.load_may_end, cancel)
             if cancel.is_cancelled:
                 raise LoadError("cancelled")

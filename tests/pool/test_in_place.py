@@ -14,6 +14,7 @@ from pool_stage import FEEDS, MB, Stage, soon, turns, until
 
 from modelhost.errors import ActivationsFull, HostClosed, InvalidRequest
 from modelhost.pool import ModelKey
+from modelhost.pool.guard import RunGuard
 from modelhost.pool.runs import ModelRuns
 from modelhost.pool.slot import Slot
 from modelhost.pool.statistics import Timing
@@ -251,3 +252,50 @@ async def test_the_slot_to_run_in_place_is_there_only_while_the_model_is_ready(t
         await stage.use("a")
         await soon(stage.pool.close())
         assert stage.pool.resident(("a", None)) is None
+
+
+async def test_a_run_in_place_that_turns_out_to_be_long_is_stopped_and_happens_on_threads_from_then_on(
+    tmp_path: Path,
+) -> None:
+    async with Stage(tmp_path, {"a": script()}) as stage:
+        await stage.pool.load("a")
+        runs = runs_of(stage)
+        known(runs)
+        assert in_place(runs) == ANSWER
+        stage.script("a").run_may_end = threading.Event()  # set by nobody but who stops the run
+        began = time.monotonic()
+        assert in_place(runs) is None
+        assert time.monotonic() - began < 5
+        stage.script("a").run_may_end = None
+        assert in_place(runs) is None
+
+
+async def test_a_guard_that_has_gone_to_sleep_wakes_up_for_the_next_run() -> None:
+    guard = RunGuard(period_s=0.0001)
+    for _ in range(3):
+        stopped = threading.Event()
+        guard.begin().bind(stopped.set)
+        assert stopped.wait(10)
+        guard.end()
+        await until(lambda: guard._is_asleep)
+    short = guard.begin()
+    guard.end()
+    guard.close()
+    guard.join()
+    assert not short.is_cancelled
+
+
+async def test_runs_in_place_leave_a_turn_of_the_event_loop_to_others(tmp_path: Path) -> None:
+    async with Stage(tmp_path, {"a": script(run_s=0.002)}, threads=1) as stage:
+        await stage.pool.load("a")
+        runs = runs_of(stage)
+        known(runs)
+        assert in_place(runs) == ANSWER
+        await turns(2)
+        made = 0
+        while in_place(runs) is not None:
+            known(runs)  # as short as ever
+            made += 1
+        assert 2 <= made <= 5  # 10 ms
+        await turns(2)
+        assert in_place(runs) == ANSWER

@@ -512,3 +512,49 @@ async def test_closing_waits_for_the_run_in_progress(tmp_path: Path) -> None:
         await soon(closing)
         assert stage.script("a").closes == 1
         assert stage.machine.committed_bytes() == stage.machine.baseline_bytes
+
+
+async def test_a_load_that_cannot_be_stopped_counts_until_it_ends_and_residents_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelhost.pool.load_watch._GRACE_S", 0.001)
+    gate = threading.Event()
+    scripts = {"stuck": FakeScript(load_may_end=gate, is_deaf=True), "b": FakeScript(), "resident": FakeScript()}
+    async with Stage(tmp_path, scripts, load_timeout_s=0.01) as stage:
+        await stage.use("resident")
+        waiting = [stage.begin(stage.pool.acquire(name)) for name in ("stuck", "stuck", "b")]
+        for task in waiting:
+            with pytest.raises(Overloaded, match=r"cannot be loaded now: the load of stuck:1 has taken .* cannot be"):
+                await soon(task)
+        for name in ("stuck", "b"):
+            with pytest.raises(Overloaded, match="cannot be stopped") as refusal:
+                await stage.pool.acquire(name)
+            assert refusal.value.details()["model"] == f"{name}:1"
+        assert stage.states() == {"resident": "ready", "stuck": "loading"}
+        assert stage.info("stuck").committed_bytes == 20 * MB
+        stage.check()
+        await soon(stage.use("resident"))
+        gate.set()
+        await stage.settled()
+        assert stage.loaded == ["resident", "stuck"]  # it was loaded after all
+        await soon(stage.use("b", "stuck"))
+        assert (stage.script("stuck").loads, stage.script("b").loads) == (1, 1)
+    stage.check()
+
+
+async def test_a_load_that_ends_late_and_fails_lets_the_others_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelhost.pool.load_watch._GRACE_S", 0.001)
+    gate = threading.Event()
+    scripts = {"stuck": FakeScript(load_may_end=gate, is_deaf=True, load_error="broken"), "b": FakeScript()}
+    async with Stage(tmp_path, scripts, load_timeout_s=0.01) as stage:
+        with pytest.raises(Overloaded):
+            await soon(stage.pool.acquire("stuck"))
+        gate.set()
+        await until(lambda: not stage.states())
+        with pytest.raises(ModelBroken, match="broken"):
+            await stage.pool.acquire("stuck")
+        await soon(stage.use("b"))
+        await stage.settled()
+        stage.check_at_rest()

@@ -21,6 +21,8 @@ from modelhost.errors import ConfigError, ModelHostError
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.pool import Pool, Runner
+from modelhost.pool.keeper import StatisticsKeeper
+from modelhost.pool.kept_statistics import StatisticsFile
 from modelhost.repository import Repository
 from modelhost.runtime.base import Runtime
 from modelhost.units import format_bytes
@@ -127,6 +129,7 @@ class Host:
         self.conditions = Conditions()
         """What is not as it should be while the host serves on."""
         self._budget_listeners: list[Callable[[Budgets], None]] = []
+        self._keeper: StatisticsKeeper | None = None
         self._runtime_factory = runtime_factory
         self._probe = probe
 
@@ -155,6 +158,7 @@ class Host:
         try:
             await self.pool.catalog.scan()
             self._report_problems()
+            await self._restore_statistics()
             if self.pool.catalog.has_isolated(self.settings.runtime.isolation):
                 await self.pool.catalog.on_disk(self.runtime.warm_up)
             # What start-up has left behind is not the baseline.
@@ -186,8 +190,25 @@ class Host:
         for listener in self._budget_listeners:
             listener(self.budgets)
 
+    async def _restore_statistics(self) -> None:
+        state = self.settings.state
+        if state.keep_statistics:
+            self._keeper = StatisticsKeeper(
+                self.pool.statistics,
+                StatisticsFile(self.settings.state_directory),
+                self.pool.catalog,
+                interval_s=state.interval_s,
+                conditions=self.conditions,
+            )
+            await self._keeper.restore()
+            self._keeper.start()
+
     async def _close(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.stop()
         await self.pool.close()
+        if self._keeper is not None:
+            self._keeper.finish()
         await self.memory.close()
         self.runtime.close()
 

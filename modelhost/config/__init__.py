@@ -6,6 +6,7 @@ from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, 
 from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 from modelhost.config.settings import Settings
+from modelhost.config.state import StateSettings
 from modelhost.config.versions import VersionPolicy
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SecuritySettings",
     "ServerSettings",
     "Settings",
+    "StateSettings",
     "VersionPolicy",
     "load_settings",
     "parse_model_options",

@@ -10,6 +10,7 @@ from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettin
 from modelhost.config.models import ModelsSettings, PrepareSettings
 from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
+from modelhost.config.state import StateSettings
 
 
 class Settings(BaseSettings):
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     batching: BatchingSettings = BatchingSettings()
     models: ModelsSettings = ModelsSettings()
     prepare: PrepareSettings = PrepareSettings()
+    state: StateSettings = StateSettings()
 
     @property
     def artifact_cache(self) -> Path:
@@ -35,6 +37,11 @@ class Settings(BaseSettings):
     def artifacts_beside(self) -> Path:
         """Where artifacts lie that come with the models; a hidden folder is no model."""
         return self.models.directory / ".modelhost"
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the host keeps what it has counted."""
+        return self.state.directory or self.artifact_cache / "state"
 
     @classmethod
     def settings_customise_sources(

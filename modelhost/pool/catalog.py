@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from modelhost.config import ModelOptions, ModelsSettings, VersionPolicy
 from modelhost.config.fields import Isolation
-from modelhost.errors import ModelHostError, ModelNotFound
+from modelhost.errors import ModelBroken, ModelHostError, ModelNotFound
 from modelhost.pool.key import ModelKey
 from modelhost.repository import Index, ModelFile, Repository
 
@@ -81,6 +81,13 @@ class Catalog:
         if name in self._held:
             served.add(self._held[name])
         return tuple(sorted(served, key=int))
+
+    def has(self, key: ModelKey) -> bool:
+        """Says whether a version is served."""
+        try:
+            return key.version in self.versions(key.name)
+        except (ModelNotFound, ModelBroken):
+            return False
 
     def find(self, name: str, version: str | None = None) -> ModelFile:
         """Looks a model up; where no version is named, the highest one that is served, or what `hold` says.

@@ -1,11 +1,12 @@
-"""What each model's requests took: totals since the start, in the terms of V2's statistics extension."""
+"""What each model's requests took: totals, in the terms of V2's statistics extension."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any, Final
 
 from modelhost.pool.key import ModelKey
 
@@ -110,6 +111,42 @@ class ModelStatistics:
         batch.infer_ns += infer_ns
         batch.output_ns += output_ns
 
+    def to_line(self, **more: str) -> bytes:
+        """Returns the totals as JSON in one line, with `more` in it; takes some microseconds."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        took = {"success": astuple(self.success), "fail": astuple(self.fail)}
+        batches = [(rows, *astuple(batch)) for rows, batch in self.batches.items()]
+        return json.dumps({**more, **numbers, **took, "batches": batches}).encode()
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> ModelStatistics:
+        """Reads what `to_line` has written. Raises KeyError, TypeError or ValueError where it is something else."""
+        found = cls()
+        for name in _NUMBERS:
+            setattr(found, name, _count(table[name]))
+        found.success, found.fail = (Took(*map(_count, table[name])) for name in ("success", "fail"))
+        for rows, *numbers in table["batches"][:_SIZES_KEPT]:
+            found.batches[_count(rows)] = BatchTook(*map(_count, numbers))
+        return found
+
+
+#: What is one number each.
+_NUMBERS: Final = (
+    "last_inference_ms",
+    "inference_count",
+    "execution_count",
+    "queue_ns",
+    "input_ns",
+    "infer_ns",
+    "output_ns",
+)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a count, got {value!r}")
+    return value
+
 
 class Statistics:
     """Totals by model, kept when it is unloaded. A model that nobody has asked for has none."""
@@ -123,6 +160,10 @@ class Statistics:
     def get(self, key: ModelKey) -> ModelStatistics | None:
         """Returns a model's totals, None where it was never asked for."""
         return self._models.get(key)
+
+    def restore(self, key: ModelKey, found: ModelStatistics) -> None:
+        """Takes up a model's totals of a host before this one, where nobody has asked for it yet."""
+        self._models.setdefault(key, found)
 
     def of(self, key: ModelKey) -> ModelStatistics:
         """Returns a model's totals, to be added to."""

@@ -71,6 +71,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
     texts = {"port": "1", "limit": "1GB", "min_free": "1MB", "sample_interval_s": "0.1", "pinned": "a", "preload": "a"}
     texts |= {
         "on_load": "no",
+        "keep_statistics": "no",
         "enabled": "no",
         "insecure": "yes",
         "compress_answers": "no",

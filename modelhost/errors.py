@@ -224,6 +224,12 @@ class HostClosed(ModelHostError):
     code = "closed"
 
 
+class HostStarting(ModelHostError):
+    """The host is not ready yet: it loads what was to be loaded first."""
+
+    code = "starting"
+
+
 # --- the run ----------------------------------------------------------------------------------------
 
 

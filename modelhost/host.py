@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from modelhost.care import MEMORY_CRITICAL, Care
 from modelhost.conditions import Conditions
-from modelhost.config import ServerSettings, Settings
-from modelhost.errors import ConfigError, ModelHostError
+from modelhost.config import ModelsSettings, ServerSettings, Settings
+from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.pool import Pool, Runner
@@ -125,16 +126,38 @@ class Host:
         probe: MemoryProbe | None = None,
     ) -> None:
         self.settings = settings or Settings()
-        self.is_ready = False
+        self.is_accepting = False
+        """Whether new work is taken: not before what is to be loaded first has been, and not while draining."""
+        self.is_draining = False
+        self.on_reload: list[Callable[[], None]] = []
+        """Called at a reload, on the disk thread; may raise ConfigError, and then leave things as they were."""
         self.conditions = Conditions()
         """What is not as it should be while the host serves on."""
         self._budget_listeners: list[Callable[[Budgets], None]] = []
         self._keeper: StatisticsKeeper | None = None
         self._runtime_factory = runtime_factory
         self._probe = probe
+        self._care: Care | None = None
 
     async def __aenter__(self) -> Host:
-        """Opens: allocator, limits, runtime, repository, baseline, sampler, preloads. Raises ConfigError."""
+        """Opens, and preloads. Raises ConfigError."""
+        await self.open()
+        try:
+            await self.preload()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Closes."""
+        await self.close()
+
+    async def open(self) -> None:
+        """Opens: allocator, limits, runtime, repository, baseline, sampler. Raises ConfigError.
+
+        Then it can be asked, and takes no work before `preload`.
+        """
         settings = self.settings
         allocator.configure()
         probe = self._probe or Probe(settings.memory.limit)
@@ -166,17 +189,24 @@ class Host:
             await self.memory.trim()
             self.memory.set_baseline()
             self.memory.start()
-            await self._preload()
         except BaseException:
-            await self._close()
+            await self.close()
             raise
-        self.is_ready = True
-        return self
+        self._care = Care(self.settings, self.memory, self.pool, self.conditions)
+        self._care.start()
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Closes, in the opposite order."""
-        self.is_ready = False
-        await self._close()
+    async def close(self) -> None:
+        """Closes, in the opposite order; harmless when closed."""
+        self.drain()
+        if self._care is not None:
+            await self._care.stop()
+        if self._keeper is not None:
+            await self._keeper.stop()
+        await self.pool.close()
+        if self._keeper is not None:
+            self._keeper.finish()
+        await self.memory.close()
+        self.runtime.close()
 
     def on_budgets(self, listener: Callable[[Budgets], None]) -> None:
         """Calls `listener` with the new budgets where the memory limit was changed while the host runs."""
@@ -203,16 +233,43 @@ class Host:
             await self._keeper.restore()
             self._keeper.start()
 
-    async def _close(self) -> None:
-        if self._keeper is not None:
-            await self._keeper.stop()
-        await self.pool.close()
-        if self._keeper is not None:
-            self._keeper.finish()
-        await self.memory.close()
-        self.runtime.close()
+    @property
+    def is_ready(self) -> bool:
+        """Whether work should be sent here: it is taken, and memory is not beyond what can be helped."""
+        return self.is_accepting and not self.conditions.holds(MEMORY_CRITICAL)
 
-    async def _preload(self) -> None:
+    def drain(self) -> None:
+        """Takes no new work from here on; what has begun goes on. Any thread, and a signal's handler."""
+        self.is_draining, self.is_accepting = True, False
+
+    def check_accepting(self) -> None:
+        """Raises HostClosed or HostStarting where no new work is taken."""
+        if self.is_draining:
+            raise HostClosed("the host is shutting down")
+        if not self.is_accepting:
+            raise HostStarting("the host is starting: it loads what models.preload names")
+
+    async def reload(self, models: ModelsSettings | None = None) -> None:
+        """Has what may change while the host runs read again: keys, models' options and settings, the directory.
+
+        What cannot be read stays as it was, and is logged.
+        """
+        for call in self.on_reload:
+            try:
+                await self.pool.catalog.on_disk(call)
+            except ConfigError as error:
+                log.error("not reloaded: %s", error)
+        if models is not None:
+            self.pool.catalog.use(models)
+        try:
+            await self.pool.catalog.scan()
+        except ConfigError as error:
+            log.error("not reloaded: %s", error)
+        else:
+            self._report_problems()
+
+    async def preload(self) -> None:
+        """Loads what the settings want loaded first, and takes work from then on. Raises ConfigError."""
         for entry in self.settings.models.preload:
             try:
                 loaded = await self.pool.load(entry.name, entry.version)
@@ -222,6 +279,7 @@ class Host:
                 log.warning("optional preload '%s' could not be loaded: %s", entry.name, error)
             else:
                 log.info("preloaded %s:%s, %s", loaded.name, loaded.version, format_bytes(loaded.committed_bytes))
+        self.is_accepting = not self.is_draining
 
     def _report_problems(self) -> None:
         for name, reason in self.pool.catalog.problems.items():

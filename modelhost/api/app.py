@@ -49,8 +49,18 @@ class ModelHostApp(FastAPI):
     predictions: Predictions
     guard: Guard | None
     """Lets in who has a key; None where none is asked for."""
-    grpc_port: int | None = None
-    """Where gRPC is answered, once the host is open."""
+    rpc: RpcServer | None = None
+    """What answers gRPC, once the host is open and where it is asked for."""
+
+    @property
+    def grpc_port(self) -> int | None:
+        """Where gRPC is answered."""
+        return None if self.rpc is None else self.rpc.port
+
+    @property
+    def calls_under_way(self) -> int:
+        """Inference requests over gRPC that have no answer yet."""
+        return 0 if self.rpc is None else self.rpc.under_way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers inference requests, and leaves everything else to the framework; refuses who has no key for it."""
@@ -107,8 +117,9 @@ def create_app(
     """Returns the application for `host`, which it opens at start-up and closes at shutdown.
 
     `keys` are those that are asked for, where those of the settings' file are not all. `on_ready` runs beside the
-    server once the host is open and preloaded; `on_failure` is called with what stopped the start, which ends
-    quietly then, where a server would print a traceback.
+    server once the host is open and preloaded. `on_failure` is called with what stopped the start, which ends
+    quietly then, where a server would print a traceback; and who gives it has the server listen while the host
+    preloads, and has to end it where that fails.
     """
     keys = keys or KeyRing.of(host.settings.security)
     guard = None if keys is None else Guard(keys)
@@ -122,13 +133,26 @@ def create_app(
         rpc = _rpc_server(host, guard)
         if rpc is not None:
             stack.callback(rpc.release_port)
-        await stack.enter_async_context(host)
+        await host.open()
+        stack.push_async_callback(host.close)
         inference.open()
         short_cut.open()
         if rpc is not None:
             await rpc.start(inference)
             stack.push_async_callback(rpc.stop)
-            app.grpc_port = rpc.port
+            app.rpc = rpc
+        if on_failure is None:
+            await host.preload()
+
+    async def make_ready() -> None:
+        if on_failure is not None:
+            try:
+                await host.preload()
+            except ConfigError as error:
+                on_failure(error)
+                return
+        if on_ready is not None and host.is_accepting:
+            await on_ready()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -140,11 +164,11 @@ def create_app(
                     raise
                 on_failure(error)
                 raise RuntimeError("the host could not be opened") from error
-            announcing = None if on_ready is None else asyncio.get_running_loop().create_task(on_ready())
+            starting = asyncio.get_running_loop().create_task(make_ready())
             yield
             short_cut.close()
-            if announcing is not None:
-                announcing.cancel()
+            starting.cancel()
+            await asyncio.wait([starting])
 
     app = ModelHostApp(
         title="modelhost",

@@ -70,10 +70,20 @@ class Connection(HttpToolsProtocol):
     # --- time ----------------------------------------------------------------------------------------
 
     @property
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether an answer is due."""
         running = self._running
         return self._exchange is not None or bool(self.pipeline) or not (running is None or running.response_complete)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client has yet to take what was sent."""
+        return self._unsent is not None or self.transport.get_write_buffer_size() > 0
+
+    def end_lingering(self) -> None:
+        """Closes a connection that was refused and waits only for its client to see that."""
+        if self in self.door.lingering:
+            self.transport.abort()
 
     @property
     def _is_beginning(self) -> bool:
@@ -83,7 +93,7 @@ class Connection(HttpToolsProtocol):
     def _check_idle(self) -> None:
         """Closes a connection on which nothing has come for a while. One timer, not one for each request."""
         patience_s, is_closing = float(self.timeout_keep_alive), self.transport.is_closing()
-        idle_s = 0.0 if self._is_busy and not is_closing else self.loop.time() - self._active_at
+        idle_s = 0.0 if self.is_busy and not is_closing else self.loop.time() - self._active_at
         if is_closing:  # and the client has yet to take what was sent last
             patience_s = self.short_cut.inference.host.settings.server.request_timeout_s
             if idle_s >= patience_s:
@@ -105,13 +115,13 @@ class Connection(HttpToolsProtocol):
 
     def idle_s(self, now: float) -> float:
         """See Spareable."""
-        if self._head_bytes or self._refusal is not None or self._is_busy or self.transport.is_closing():
+        if self._head_bytes or self._refusal is not None or self.is_busy or self.transport.is_closing():
             return 0.0
         return now - self._active_at
 
     def slow_s(self, now: float) -> float:
         """See Spareable."""
-        is_slow = self._in_head and self._head_bytes and self._refusal is None and not self._is_busy
+        is_slow = self._in_head and self._head_bytes and self._refusal is None and not self.is_busy
         return now - self._active_at if is_slow else 0.0
 
     def spare(self) -> None:
@@ -144,7 +154,7 @@ class Connection(HttpToolsProtocol):
             else:
                 self._end_refused(refusal)
                 return
-        if not self._is_busy:
+        if not self.is_busy:
             self._end_refused(refusal)
 
     def _end_refused(self, refusal: bytes) -> None:

@@ -36,6 +36,7 @@ STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.Overloaded: 503,
     errors.DeadlineExceeded: 503,
     errors.HostClosed: 503,
+    errors.HostStarting: 503,
     errors.NeverFits: 507,
     errors.MemoryRefusal: 503,
     errors.ModelHostError: 500,
@@ -49,6 +50,7 @@ _RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.Overloaded: 1,
     errors.DeadlineExceeded: 1,
     errors.HostClosed: 5,
+    errors.HostStarting: 2,
 }
 
 #: nginx's status for a client that did not wait; nobody is there to read it.

@@ -43,7 +43,7 @@ from modelhost.api.inference import (
     arrived,
     kept_bytes,
 )
-from modelhost.errors import ModelHostError
+from modelhost.errors import HostClosed, HostStarting, ModelHostError
 from modelhost.pool import ModelKey, Timing
 from modelhost.tensors import Array
 
@@ -52,6 +52,9 @@ _GONE: Final = Answer.of_response(CLIENT_GONE)
 
 #: Compressing answers up to this takes no time to speak of: what the encoder holds is not counted.
 _SMALL_ANSWER_BYTES: Final = 64 << 10
+
+#: In the scope of a request that was taken before it came to the application: it is not new work any more.
+BEGUN: Final = "modelhost.begun"
 
 _IDENTITY: Final = ("", "identity")
 
@@ -201,7 +204,12 @@ class InferRoutes:
             return DisconnectWatch(request.receive)
 
         try:
+            if BEGUN not in request.scope:
+                self._host.check_accepting()
             answer = await self.answer(Head.of(request), read, name, version, timing, decode=decode, watch=watch)
+        except (HostClosed, HostStarting) as error:
+            self.inference.note(error.code, timing, None)
+            answer = Answer.of_error(error)
         except Exception as error:
             answer = Answer.of_response(respond_unexpected(request.method, request.url.path, error))
         return AsgiAnswer(answer, timeout_s=server.request_timeout_s)

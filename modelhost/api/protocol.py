@@ -37,7 +37,7 @@ from modelhost.api.heads import (
     target_of,
     without_upgrade,
 )
-from modelhost.api.infer import PLAIN_HEAD
+from modelhost.api.infer import BEGUN, PLAIN_HEAD
 from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
 from modelhost.errors import DeadlineExceeded
@@ -194,6 +194,7 @@ class HttpProtocol(Connection):
         size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
         if (
             size_bytes > short_cut.max_request_bytes
+            or not short_cut.host.is_accepting
             or not (cycle is None or cycle.response_complete)
             or self.flow.write_paused
             or self.parser.get_http_version() != "1.1"
@@ -223,6 +224,8 @@ class HttpProtocol(Connection):
         super().on_headers_complete()
         if len(self.pipeline) == waiting:
             self._running = self.cycle
+        if self.short_cut.host.is_draining and self.scope["method"] == "POST":
+            (self.pipeline[-1][0] if len(self.pipeline) > waiting else self.cycle).keep_alive = False
 
     def _hand_over_exchange(self, exchange: Exchange, parsed_bytes: int | None = None) -> None:
         """Leaves a request to the application after all, with what the parser has seen of its body."""
@@ -232,6 +235,8 @@ class HttpProtocol(Connection):
         self.cycle = None
         self._end_receiving(exchange)
         self._hand_over()
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment] # which is open for more
+        scope[BEGUN] = True
         if not exchange.keep_alive:  # a shutdown has begun meanwhile
             self.cycle.keep_alive = False
         super().on_body(body)

@@ -33,6 +33,7 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/repository/{repository}/models/{name}/load")
     async def load(request: Request, name: str, repository: str | None = None) -> Response:
         """Loads a model, or loads it again where its files have changed; answers when it is ready."""
+        host.check_accepting()
         check_load_parameters(_parameters(await read_object(request, host.settings.server)))
         loaded = await host.pool.load(name)
         return JsonResponse({"name": name, "load": True, **loaded.as_dict()})
@@ -41,6 +42,7 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/repository/{repository}/models/{name}/unload")
     async def unload(request: Request, name: str, repository: str | None = None) -> Response:
         """Unloads all versions of a model; answers when its memory is back."""
+        host.check_accepting()
         check_unload_parameters(_parameters(await read_object(request, host.settings.server)))
         recoveries = await host.pool.unload(name)
         return JsonResponse(

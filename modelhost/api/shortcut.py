@@ -63,7 +63,7 @@ class ShortCut:
     def __init__(self, routes: InferRoutes) -> None:
         self._routes = routes
         self.inference = routes.inference
-        self._host = self.inference.host
+        self.host = self._host = self.inference.host
         self._on_threads: set[_OnThread] = set()
         self.receiving: set[Exchange] = set()
         """Those whose bodies are still coming, after the first segment of them."""

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,8 @@ from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from modelhost.api.app import ModelHostApp
+    from modelhost.api.drain import DrainingServer
     from modelhost.host import Host
     from modelhost.security.keys import Key
 
@@ -72,21 +72,22 @@ def command(
     from modelhost.security.ring import take_from
 
     keys = take_from(os.environ)  # before there is a child that would inherit them
-    settings = load_settings(
-        file=config_file,
-        flags={
-            "models.directory": models_directory,
-            "server.host": host,
-            "server.port": port,
-            "server.grpc_port": grpc_port,
-            "memory.limit": memory_limit,
-            "security.insecure": insecure,
-        },
-    )
-    _serve(settings, keys)
+    flags = {
+        "models.directory": models_directory,
+        "server.host": host,
+        "server.port": port,
+        "server.grpc_port": grpc_port,
+        "memory.limit": memory_limit,
+        "security.insecure": insecure,
+    }
+
+    def read() -> Settings:
+        return load_settings(file=config_file, flags=flags)
+
+    _serve(read(), keys, read)
 
 
-def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
+def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], Settings]) -> None:
     from modelhost.security.exposure import check_exposure
     from modelhost.security.ring import KeyRing
     from modelhost.security.tls import check_tls
@@ -98,16 +99,20 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
     import uvicorn
 
     from modelhost.api.app import create_app
+    from modelhost.api.drain import DrainingServer
     from modelhost.api.protocol import protocol_class
     from modelhost.host import Host
 
     host, connections = Host(settings), _connections(settings.server)
     listener = _bind(settings.server.host, settings.server.port)
-    server: uvicorn.Server
+    server: DrainingServer
     failure: list[ConfigError] = []
+    if keys is not None:
+        host.on_reload.append(keys.reload)
 
     def on_failure(error: ConfigError) -> None:
         failure.append(error)
+        server.should_exit = True
         # The server would print the framework's traceback for what is one line of ours.
         logging.getLogger("uvicorn.error").disabled = True
 
@@ -117,7 +122,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
         on_ready=lambda: _announce(host, server, listener, app),
         on_failure=on_failure,
     )
-    server = uvicorn.Server(
+    server = DrainingServer(
         uvicorn.Config(
             app,
             loop=_loop(),
@@ -132,13 +137,16 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
             ssl_certfile=settings.server.tls_certificate,
             ssl_keyfile=settings.server.tls_key,
             timeout_keep_alive=settings.server.keep_alive,  # type: ignore[arg-type] # which it only adds up
-            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout)),
-        )
+        ),
+        host,
+        app,
+        leave=lambda: os._exit(0),
+        on_hangup=lambda: _reload(host, read),
     )
-    # uvicorn ends cleanly and then raises the signal again, for handlers such as these: without them a
-    # stop that was asked for would look like a failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    if settings.models.preload:
+        log.info("%s answers; it is ready when models.preload is loaded", _shown(host, listener)[1])
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
+        signal.signal(number, server.handle_exit)
     try:
         server.run(sockets=[listener])
     except SystemExit:
@@ -148,6 +156,17 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...]) -> None:
         listener.close()
     if failure:
         raise failure[0]
+
+
+async def _reload(host: Host, read: Callable[[], Settings]) -> None:
+    """Reads again what may change while the host runs; the rest of the settings stays as it is until the next start."""
+    log.info("reloading keys, models' options and settings, and the models' directory")
+    models = None
+    try:
+        models = (await host.pool.catalog.on_disk(read)).models
+    except ConfigError as error:
+        log.error("the settings stay as they are: %s", error)
+    await host.reload(models)
 
 
 def _connections(server: ServerSettings) -> int:
@@ -182,18 +201,24 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-async def _announce(host: Host, server: uvicorn.Server, listener: socket.socket, app: ModelHostApp) -> None:
+async def _announce(host: Host, server: DrainingServer, listener: socket.socket, app: ModelHostApp) -> None:
     """Says where the host listens once it really does."""
     gc.freeze()  # what start-up has made stays; collections need not look at it again
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
         await asyncio.sleep(0.005)
-    address, port = listener.getsockname()[:2]
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # where a request can go to
-    shown = f"[{address}]" if ":" in address else address
+    shown, url = _shown(host, listener)
     rpc_address = None if app.grpc_port is None else f"{shown}:{app.grpc_port}"
-    scheme = "http" if host.settings.server.tls_certificate is None else "https"
-    for line in await _welcome(host, f"{scheme}://{shown}:{port}", rpc_address, has_keys=app.guard is not None):
+    for line in await _welcome(host, url, rpc_address, has_keys=app.guard is not None):
         click.echo(line)
+
+
+def _shown(host: Host, listener: socket.socket) -> tuple[str, str]:
+    """Returns address and URL, as a request can go to them."""
+    address, port = listener.getsockname()[:2]
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    shown = f"[{address}]" if ":" in address else address
+    scheme = "http" if host.settings.server.tls_certificate is None else "https"
+    return shown, f"{scheme}://{shown}:{port}"
 
 
 async def _welcome(host: Host, url: str, rpc_address: str | None, *, has_keys: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from modelhost.config.loading import load_settings, parse_model_options, valid_keys
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, PrepareSettings
+from modelhost.config.repository import RepositorySettings
 from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 from modelhost.config.settings import Settings
@@ -17,6 +18,7 @@ __all__ = [
     "PoolSettings",
     "PreloadEntry",
     "PrepareSettings",
+    "RepositorySettings",
     "RuntimeSettings",
     "SecuritySettings",
     "ServerSettings",

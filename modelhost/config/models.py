@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from modelhost.config.fields import Duration, Isolation, PositiveInt, Seconds, Section, Size, SizeOrAuto
+from modelhost.config.fields import Isolation, PositiveInt, Seconds, Section, Size, SizeOrAuto
 from modelhost.config.versions import VersionPolicy, Versions
 
 
@@ -72,11 +72,6 @@ class ModelsSettings(Section):
     """Options by model name."""
     version_policy: Versions = VersionPolicy()
     """Which versions of models are served that do not say so themselves; see the option of that name."""
-    watch: bool = False
-    """Looks for new, changed and removed models by itself, every `watch_interval`; else when it is told to (SIGHUP,
-    `POST /v2/repository/index`), and for a model that it does not know."""
-    watch_interval: Annotated[Duration, Field(gt=0)] = 2.0
-    """Time between two looks; more where one takes longer than a twentieth of it."""
 
     def options_for(self, name: str, own: ModelOptions) -> ModelOptions:
         """Returns a model's own options with these on top, key by key; a name among the pins is pinned."""

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.models import ModelsSettings, PrepareSettings
+from modelhost.config.repository import RepositorySettings
 from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 from modelhost.config.state import StateSettings
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = RuntimeSettings()
     batching: BatchingSettings = BatchingSettings()
     models: ModelsSettings = ModelsSettings()
+    repository: RepositorySettings = RepositorySettings()
     prepare: PrepareSettings = PrepareSettings()
     state: StateSettings = StateSettings()
 

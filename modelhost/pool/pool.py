@@ -222,6 +222,11 @@ class Pool:
                 if not held_by.waiters and held_by.state is SlotState.QUEUED:
                     self._scheduler.forget(held_by)
 
+    @property
+    def can_evict(self) -> bool:
+        """Whether a model could leave to make room now."""
+        return any(not candidate.pinned for candidate in self._table.candidates())
+
     # --- explicit load and unload ------------------------------------------------------------------
 
     async def load(self, name: str, version: str | None = None) -> ModelInfo:

@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from modelhost.api.app import create_app
+from modelhost.api.drain import DrainingServer
 from modelhost.api.protocol import protocol_class
 from modelhost.config import (
     BatchingSettings,
@@ -146,7 +147,7 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
         ready.set()
 
     app = create_app(host, on_ready=on_ready)
-    server = uvicorn.Server(
+    server = DrainingServer(
         uvicorn.Config(
             app,
             http=protocol_class(400, app.short_cut, app.guard),
@@ -156,7 +157,9 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
             log_config=None,
             server_header=False,
             **config,
-        )
+        ),
+        host,
+        app,
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -96,19 +97,10 @@ def test_calls_under_way_are_answered_before_the_host_closes(tmp_path: Path) -> 
         running = client.later("ModelInfer", fake_raw())
         assert script.run_started.wait(10)
         served.server.should_exit = True
-        # Where a call crosses the server's goodbye, the library answers with the second.
-        assert first_refusal(client) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        served.eventually(lambda _: not client.call("ServerReady").ready)
         may_end.set()
         assert floats(running.result()) == [2, 4]
     assert script.closes == 1
-
-
-def first_refusal(client: RpcClient) -> grpc.StatusCode:
-    try:
-        while True:
-            client.call("ServerLive")
-    except grpc.RpcError as error:
-        return error.code()
 
 
 def test_not_asked_for_nothing_is_imported() -> None:
@@ -161,3 +153,29 @@ def test_the_banner_says_where_grpc_is_answered(tmp_path: Path) -> None:
 
 def _environ() -> dict[str, str]:
     return environment(PYTHONPATH=os.environ.get("PYTHONPATH", ROOT))
+
+
+def test_calls_are_refused_while_the_host_drains_readiness_is_answered_and_what_has_begun_ends(rpc_fake) -> None:
+    script = FakeScript(run_may_end=threading.Event())
+    client: RpcClient = rpc_fake({"a": script})
+    begun = client.later("ModelInfer", fake_raw())
+    assert script.run_started.wait(10)
+    asked, answered = queue.SimpleQueue(), queue.SimpleQueue()  # type: ignore[var-annotated]
+    stream = client.stream(iter(asked.get, None))
+    client.served.server.should_exit = True
+    client.served.eventually(lambda _: client.served.host.is_draining)
+    assert not client.call("ServerReady").ready
+    assert client.call("ServerLive").live
+    for method, request in (("ModelInfer", fake_raw()), ("RepositoryModelLoad", {"model_name": "a"})):
+        with pytest.raises(grpc.RpcError) as caught:
+            client.infer(request) if method == "ModelInfer" else client.call(method, **request)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    asked.put(fake_raw())
+    answered.put(next(stream))
+    assert "shutting down" in answered.get().error_message
+    assert script.run_may_end is not None
+    script.run_may_end.set()
+    assert floats(begun.result()) == [2, 4]
+    with pytest.raises(grpc.RpcError):  # it would wait for ever
+        next(stream)
+    asked.put(None)

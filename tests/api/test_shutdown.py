@@ -25,8 +25,8 @@ def serve_short(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
 
         def serve_scripts(scripts: dict[str, FakeScript]) -> Served:
-            host = fake_host(tmp_path, scripts, server={"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"})
-            return stack.enter_context(serve(host, timeout_graceful_shutdown=GRACE_S))
+            server = {"max_request_bytes": "8MB", "max_decoding_bytes": "24MB", "drain_timeout": GRACE_S}
+            return stack.enter_context(serve(fake_host(tmp_path, scripts, server=server)))
 
         yield serve_scripts
 
@@ -35,7 +35,8 @@ def shut_down(served: Served) -> None:
     served.http.close()
     served.server.should_exit = True
     connections = served.server.server_state.connections
-    served.eventually(lambda _: all(one.cycle is None or not one.cycle.keep_alive for one in connections))
+    served.eventually(lambda _: served.host.is_draining)
+    served.eventually(lambda _: all(not one.is_busy or not one.cycle.keep_alive for one in connections))
 
 
 def test_a_run_on_a_thread_is_answered_and_its_connection_closed(serve_short) -> None:
@@ -47,10 +48,39 @@ def test_a_run_on_a_thread_is_answered_and_its_connection_closed(serve_short) ->
     with wire(served, infer("a")) as connection, wire(served) as idle:
         assert script.run_started.wait(10)
         shut_down(served)
-        assert idle.answer() is None
         script.run_may_end.set()
         (answer,) = connection.answers()
         assert (answer.data, answer.header("connection")) == ([2], "close")
+        assert idle.answer() is None
+
+
+@pytest.mark.parametrize(
+    "request_bytes", [infer("a"), head("/v1/models/a:predict", "Content-Length: 2") + b"{}"], ids=["v2", "v1"]
+)
+def test_new_work_is_refused_while_what_has_begun_goes_on_and_readiness_can_be_asked(
+    serve_short, request_bytes: bytes
+) -> None:
+    script = quick_script()
+    served = serve_short({"a": script})
+    warm(served, "a", runs=1)
+    script.run_may_end = threading.Event()
+    script.run_started.clear()
+    asked = head("/v2/health/ready", method="GET")
+    with wire(served, infer("a")) as connection, wire(served, asked) as probe, wire(served, asked) as late:
+        assert script.run_started.wait(10)
+        assert probe.must().json == late.must().json == {"ready": True}
+        shut_down(served)
+        with pytest.raises(ConnectionRefusedError):
+            served.connect()
+        probe.send(asked)
+        answer = probe.must()
+        assert (answer.status, answer.json) == (503, {"ready": False})
+        late.send(request_bytes)
+        (refused,) = late.answers()
+        assert (refused.status, refused.json["code"]) == (503, "closed")
+        assert (refused.header("connection"), refused.header("retry-after")) == ("close", "5")
+        script.run_may_end.set()
+        assert [answer.status for answer in connection.answers()] == [200]
 
 
 def test_a_load_is_waited_for(serve_short) -> None:

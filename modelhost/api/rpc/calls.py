@@ -89,11 +89,13 @@ def _answers(host: Host) -> dict[str, Answer]:
         return _message("RepositoryIndex", models=await views.repository_index(host, only_ready=request.ready))
 
     async def load(request: Any) -> Any:
+        host.check_accepting()
         check_load_parameters(plain_values(request.parameters))
         await host.pool.load(request.model_name)
         return _message("RepositoryModelLoad")
 
     async def unload(request: Any) -> Any:
+        host.check_accepting()
         check_unload_parameters(plain_values(request.parameters))
         await host.pool.unload(request.model_name)
         return _message("RepositoryModelUnload")

@@ -32,6 +32,7 @@ CODES: Final[Mapping[type[errors.ModelHostError], grpc.StatusCode]] = {
     errors.MemoryRefusal: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
     errors.HostClosed: grpc.StatusCode.UNAVAILABLE,
+    errors.HostStarting: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.ModelBroken: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RunFailed: grpc.StatusCode.INTERNAL,

@@ -41,6 +41,8 @@ class InferCalls:
     def __init__(self, inference: Inference, receiving: Receiving) -> None:
         self._inference, self._host = inference, inference.host
         self._receiving = receiving
+        self.under_way = 0
+        """Requests that have no answer yet."""
 
     async def model_infer(self, _: object, call: Call) -> None:
         """One request and its answer.
@@ -51,13 +53,16 @@ class InferCalls:
         asked = _Asked()
         failed: ModelHostError | None = None
         outcome = _CLIENT_GONE
+        self.under_way += 1
         try:
+            self._host.check_accepting()
             await self._receive_and_answer(call, asked)
             outcome = "ok"
         except Exception as caught:
             failed = known(caught, "ModelInfer")
             outcome = failed.code
         finally:
+            self.under_way -= 1
             self._inference.note(outcome, asked.timing, asked.file)
         if failed is not None:
             await abort(call, failed)
@@ -96,10 +101,12 @@ class InferCalls:
             return False
         started, asked = asyncio.get_running_loop().time(), _Asked()
         outcome, request_id = "ok", ""
+        self.under_way += 1
         try:
             deadline = self._deadline(started, call)
             with self._inference.budget.hold() as hold:
                 try:
+                    self._host.check_accepting()
                     self._inference.refuse_exhausted()
                     async with within("waiting for the memory of the message", started=started, deadline=deadline):
                         await hold.grow(len(message))
@@ -121,6 +128,7 @@ class InferCalls:
             outcome = _CLIENT_GONE
             raise
         finally:
+            self.under_way -= 1
             self._inference.note(outcome, asked.timing, asked.file)
         return True
 

@@ -25,6 +25,8 @@ _IDLE_MS: Final = 300_000
 #: A client that vanished without a word is noticed after these two: its calls end, and what they hold.
 _PING_AFTER_MS: Final = 60_000
 _PING_TIMEOUT_MS: Final = 20_000
+#: What is under way when the host has drained was told to stop; streams that idle have nothing to wait for.
+_STOP_S: Final = 0.5
 
 
 class RpcServer:
@@ -38,6 +40,12 @@ class RpcServer:
         self._reserved = _reserve(server.host, server.grpc_port)
         self.port: int = self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
+        self._calls: InferCalls | None = None
+
+    @property
+    def under_way(self) -> int:
+        """Inference requests that have no answer yet."""
+        return 0 if self._calls is None else self._calls.under_way
 
     async def start(self, inference: Inference) -> None:
         """Listens. The host is open. Raises ConfigError."""
@@ -46,7 +54,7 @@ class RpcServer:
         receiving = Receiving(
             room_bytes=memory.limit_bytes - memory.critical_bytes, max_bytes=host.budgets.request_bytes
         )
-        calls = InferCalls(inference, receiving)
+        self._calls = calls = InferCalls(inference, receiving)
         server = grpc.aio.server(
             interceptors=() if self._guard is None else (KeyCheck(self._guard),),
             handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving)),),
@@ -76,10 +84,11 @@ class RpcServer:
         self._server = server
 
     async def stop(self) -> None:
-        """Takes no more calls, and waits up to `server.drain_timeout` for those under way."""
-        if self._server is not None:
-            await self._server.stop(self._host.settings.server.drain_timeout)
-            self._server = None
+        """Takes no more calls, and waits for those under way: up to `server.drain_timeout`, unless the host has
+        drained before."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(_STOP_S if self._host.is_draining else self._host.settings.server.drain_timeout)
 
     def release_port(self) -> None:
         """Gives the port back where it never came to `start`; harmless otherwise."""

@@ -1,0 +1,131 @@
+"""The server's end: no new work from the first signal on, an answer for what has begun, and then out.
+
+uvicorn's own end closes connections that idle at once, which clients that are just sending on one take for a
+failure, and waits without looking at gRPC. Here they stay until the work is done, so that readiness can be asked
+for meanwhile and what comes too late gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+
+from modelhost.api.app import ModelHostApp
+from modelhost.api.connection import Connection
+from modelhost.host import Host
+
+log = logging.getLogger("modelhost")
+
+_POLL_S: Final = 0.02
+
+#: What is left to uvicorn once the work is done, or was given up: connections close, tasks see their cancellation.
+_CLOSING_S: Final = 0.5
+
+#: Runs that were stopped end at their next node. One that does not in so long is left to the end of the process.
+_STOPPING_S: Final = 5.0
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that ends as behind a load balancer it should. The main thread's signals, the event loop's rest.
+
+    `leave` ends the process whose runs do not; without it they are waited for. `on_hangup` is what SIGHUP asks for.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        host: Host,
+        app: ModelHostApp,
+        *,
+        leave: Callable[[], None] | None = None,
+        on_hangup: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._host, self._app, self._leave, self._on_hangup = host, app, leave, on_hangup
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._is_signalled = False
+        config.timeout_graceful_shutdown = _CLOSING_S  # type: ignore[assignment] # which it only waits for
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes SIGTERM and SIGINT: the first has the host drain, the second ends the process as by itself."""
+        if self._is_signalled:
+            leave_by(sig)
+        self._is_signalled = True
+        self._host.drain()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, and takes SIGHUP from then on."""
+        if self._on_hangup is not None and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        await super().startup(sockets)
+
+    def _hang_up(self) -> None:
+        assert self._on_hangup is not None
+        if not self.started or self._host.is_draining:
+            return
+        task = asyncio.get_running_loop().create_task(self._on_hangup())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the listener, waits for what is under way up to `server.drain_timeout`, and closes the rest."""
+        self._host.drain()
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        await self._drained(self._host.settings.server.drain_timeout)
+        stuck = None
+        if self._leave is not None:
+            stuck = asyncio.get_running_loop().call_later(_STOPPING_S, self._give_up)
+        for connection in self._connections():
+            connection.end_lingering()
+        await super().shutdown(sockets)
+        for connection in self._connections():  # of clients that do not take their answer
+            connection.transport.abort()
+        await asyncio.sleep(0)
+        if stuck is not None:
+            stuck.cancel()
+        self._captured_signals.clear()  # uvicorn would raise them once more
+
+    async def _drained(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while (left := self._under_way()) and loop.time() < deadline:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(_POLL_S)
+        if left:
+            log.warning("%d requests were still under way after %g s (server.drain_timeout): stopped", left, timeout_s)
+
+    def _under_way(self) -> int:
+        """Returns how many requests have no answer yet, or not all of it; their connections close after it."""
+        busy = [connection for connection in self._connections() if connection.is_busy or connection.is_sending]
+        for connection in busy:
+            connection.shutdown()
+        return len(busy) + self._app.calls_under_way
+
+    def _connections(self) -> list[Connection]:
+        connections: set[Any] = self.server_state.connections
+        return list(connections)
+
+    def _give_up(self) -> None:
+        log.error("%d runs have not ended though they were stopped: leaving", self._host.pool.runner.in_flight)
+        logging.shutdown()
+        assert self._leave is not None
+        self._leave()
+
+
+def leave_by(number: int) -> None:
+    """Ends the process as the signal would that nobody catches."""
+    with contextlib.suppress(ValueError):  # not on the main thread
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != 1:
+            os.kill(os.getpid(), number)
+    os._exit(128 + number)  # the first process of a container, which the kernel spares

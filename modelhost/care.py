@@ -1,0 +1,88 @@
+"""What an open host sees to by itself: whether memory can be helped, and what has changed on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from modelhost.conditions import Conditions
+from modelhost.config import Settings
+from modelhost.errors import ConfigError
+from modelhost.memory import Level, MemoryManager
+from modelhost.pool import Pool
+from modelhost.units import format_bytes
+
+log = logging.getLogger("modelhost")
+
+MEMORY_CRITICAL: Final = "memory_critical"
+REPOSITORY_UNREADABLE: Final = "repository_unreadable"
+
+#: Runs end, and give back what they hold: what is critical for less is only busy.
+CRITICAL_S: Final = 5.0
+
+#: Looking at the disk may take one part in so many of the time.
+_WATCH_SHARE: Final = 20
+
+
+class Care:
+    """Notes conditions, and watches the models' directory where the settings want it. Event-loop thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        memory: MemoryManager,
+        pool: Pool,
+        conditions: Conditions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._memory, self._pool, self._conditions = settings.repository, memory, pool, conditions
+        self._clock = clock
+        self._critical_since: float | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins."""
+        self._memory.on_change(self.look_at_memory)
+        if self._settings.watch:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Ends; harmless when it has."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    def look_at_memory(self) -> None:
+        """Notes where usage stays critical and nothing is left that could leave; called at every sample."""
+        if self._memory.level is not Level.CRITICAL or self._pool.can_evict:
+            self._critical_since = None
+            self._conditions.clear(MEMORY_CRITICAL)
+        elif self._critical_since is None:
+            self._critical_since = self._clock()
+        elif self._clock() - self._critical_since >= CRITICAL_S:
+            found = self._memory.thresholds
+            self._conditions.note(
+                MEMORY_CRITICAL,
+                f"usage stays above critical ({format_bytes(found.critical_bytes)} of "
+                f"{format_bytes(found.limit_bytes)}) and no model is left that could leave",
+            )
+
+    async def _watch(self) -> None:
+        took_s = 0.0
+        while True:
+            await asyncio.sleep(max(self._settings.watch_interval, took_s * _WATCH_SHARE))
+            started = self._clock()
+            try:
+                await self._pool.catalog.scan()
+            except ConfigError as error:
+                self._conditions.note(REPOSITORY_UNREADABLE, str(error))
+            else:
+                self._conditions.clear(REPOSITORY_UNREADABLE)
+            took_s = self._clock() - started

@@ -297,6 +297,12 @@ class Changes:
                     self._catalog.hold(slot.key.name, None)
 
 
+#: Options that are looked at whenever they are needed, or that `Changes` takes over; others mean another load.
+_LIGHT: Final = {"pinned", "batching", "version_policy", "max_batch_size", "load_peak_bytes", "read_ahead"}
+
+
 def is_same_load(options: ModelOptions, others: ModelOptions) -> bool:
     """Whether two models with these options are loaded alike."""
-    return (options.optimization, options.dimensions) == (others.optimization, others.dimensions)
+    if options == others:
+        return True
+    return options.model_dump(exclude=_LIGHT) == others.model_dump(exclude=_LIGHT)

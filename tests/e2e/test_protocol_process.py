@@ -129,7 +129,7 @@ def test_a_second_host_can_take_the_port_right_after_the_first_has_ended(tmp_pat
         (["--memory-limit", "10MB"], {}, "leaves nothing for models"),
         ([], {"MODELHOST_MEMORY_WARNING": "90%", "MODELHOST_MEMORY_CRITICAL": "80%"}, "memory.critical"),
         ([], {"MODELHOST_MODELS_PRELOAD": "nothing"}, "models.preload: 'nothing' could not be loaded"),
-        (["--host", "nowhere.invalid"], {}, "cannot listen on nowhere.invalid:"),
+        (["--host", "nowhere.invalid", "--insecure"], {}, "cannot listen on nowhere.invalid:"),
     ],
 )
 def test_an_impossible_start_is_one_line_and_no_traceback(

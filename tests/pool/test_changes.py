@@ -135,11 +135,11 @@ async def test_what_does_not_fit_beside_what_it_replaces_has_it_leave_when_it_is
     async with Stage(tmp_path, {"a": script}, memory_wait_s=5.0) as stage:
         held = await stage.pool.acquire("a")
         await change(stage, "a", 2)
-        await turns(50)
+        await until(lambda: state(stage, "a") == ("READY", "its new files wait for memory"))
         assert script.loads == 1  # both do not fit, and it may be over soon
         stage.clock.now += 5
         stage.pool._scheduler.pump()
-        assert stage.states() == {"a": "draining"} or "draining" in [m.state for m in stage.pool.snapshot().models]
+        assert sorted(model.state for model in stage.pool.snapshot().models) == ["draining", "queued"]
         waiting = stage.begin(stage.use("a"))
         await turns(20)
         assert not waiting.done()

@@ -51,6 +51,10 @@ class Forbidden(ModelHostError):
 
     code = "forbidden"
 
+    def __init__(self, text: str, *, key_name: str) -> None:
+        super().__init__(text)
+        self.key_name = key_name
+
 
 # --- what the client sent ------------------------------------------------------------------------
 

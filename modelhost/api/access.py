@@ -90,13 +90,14 @@ class Guard:
             raise Unauthenticated("no API key that is known here was sent: Authorization: Bearer KEY")
         if needs.isdisjoint(key.roles):
             has, wanted = " and ".join(sorted(key.roles)), " or ".join(sorted(needs))
-            raise Forbidden(f"the key '{key.name}' is for {has}, this needs {wanted}")
+            raise Forbidden(f"the key '{key.name}' is for {has}, this needs {wanted}", key_name=key.name)
         return key
 
-    def may_infer(self, sent: bytes | None) -> bool:
-        """Says whether this `authorization` value is enough for an inference request; why not is `admit`'s to say."""
+    def key_to_infer(self, sent: bytes | None) -> Key | None:
+        """Returns the key of an inference request by its `authorization` value; None where that is not enough, and
+        why is `admit`'s to say."""
         key = None if sent is None else self._key_in(sent)
-        return key is not None and Role.INFER in key.roles
+        return key if key is not None and Role.INFER in key.roles else None
 
     def _key_in(self, sent: bytes) -> Key | None:
         scheme, _, credential = sent.partition(b" ")

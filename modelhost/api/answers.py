@@ -56,9 +56,9 @@ class Answer:
         return cls(response.status_code, bytes(response.body), _JSON, extra)
 
     @classmethod
-    def of_error(cls, error: ModelHostError) -> Answer:
-        """Returns the answer for one of our errors."""
-        return cls.of_response(errors.respond(error))
+    def of_error(cls, error: ModelHostError, request_id: str | None = None) -> Answer:
+        """Returns the answer for one of our errors; see errors.respond."""
+        return cls.of_response(errors.respond(error, request_id))
 
     def headers(self) -> list[Header]:
         """Returns all headers, names in lower case."""

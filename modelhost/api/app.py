@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
-from modelhost.api import errors, memory, models, repository, server, v1
+from modelhost.api import errors, memory, models, repository, request_ids, server, v1
 from modelhost.api.access import Guard
+from modelhost.api.access_log import KEY_NAME, AccessLog
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
@@ -23,9 +24,12 @@ from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, Forbidden, ModelNotFound, Unauthenticated
 from modelhost.host import Host
 from modelhost.security.ring import KeyRing
+from modelhost.security.texts import hide
 
 if TYPE_CHECKING:
     from modelhost.api.rpc.server import RpcServer
+
+_ID_HEADER: Final = request_ids.HEADER.encode()
 
 #: The framework would follow OpenTelemetry's environment variables and export from every request.
 _NO_TELEMETRY: Final[TelemetryConfig] = {
@@ -49,6 +53,8 @@ class ModelHostApp(FastAPI):
     predictions: Predictions
     guard: Guard | None
     """Lets in who has a key; None where none is asked for."""
+    access_log: AccessLog | None
+    """Writes a line for each request; None where none is wanted."""
     rpc: RpcServer | None = None
     """What answers gRPC, once the host is open and where it is asked for."""
 
@@ -64,12 +70,22 @@ class ModelHostApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers inference requests, and leaves everything else to the framework; refuses who has no key for it."""
+        if scope["type"] == "http":
+            request_ids.begin(_sent_id(scope))
+            if self.access_log is not None:
+                await self.access_log.watch(self._answer, scope, receive, send)
+                return
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.guard is not None and scope["type"] != "lifespan":
             try:
-                self.guard.check(scope)
+                key = self.guard.check(scope)
             except (Unauthenticated, Forbidden) as refused:
+                scope[KEY_NAME] = refused.key_name if isinstance(refused, Forbidden) else None
                 await errors.respond(refused)(scope, receive, send)
                 return
+            scope[KEY_NAME] = None if key is None else key.name
         if _names_a_slash(scope):
             error = ModelNotFound(f"{scope['path']}: an encoded slash is part of a name, and no name has one")
             await errors.respond(error)(scope, receive, send)
@@ -91,6 +107,14 @@ class ModelHostApp(FastAPI):
         from modelhost.api import openapi  # hosts that nobody asks need not hold it
 
         return openapi.document(self.routes)
+
+
+def _sent_id(scope: Scope) -> str | None:
+    """Returns what the client has sent as the request's id."""
+    for name, value in scope["headers"]:
+        if name == _ID_HEADER:
+            return str(value, "latin-1")
+    return None
 
 
 def _names_a_slash(scope: Scope) -> bool:
@@ -123,6 +147,7 @@ def create_app(
     """
     keys = keys or KeyRing.of(host.settings.security)
     guard = None if keys is None else Guard(keys)
+    hide((host.settings.models.directory, host.settings.artifact_cache))
     metrics = Metrics(host)
     inference = Inference(host, metrics)
     infer = InferRoutes(inference)
@@ -130,7 +155,7 @@ def create_app(
     predictions = Predictions(infer)
 
     async def open_all(stack: AsyncExitStack) -> None:
-        rpc = _rpc_server(host, guard)
+        rpc = _rpc_server(host, guard, app.access_log)
         if rpc is not None:
             stack.callback(rpc.release_port)
         await host.open()
@@ -194,10 +219,11 @@ def create_app(
     ):
         app.routes.extend(router.routes)
     app.infer, app.predictions, app.short_cut, app.guard = infer, predictions, short_cut, guard
+    app.access_log = AccessLog() if host.settings.logging.access else None
     return app
 
 
-def _rpc_server(host: Host, guard: Guard | None) -> RpcServer | None:
+def _rpc_server(host: Host, guard: Guard | None, access_log: AccessLog | None) -> RpcServer | None:
     """Takes the gRPC port where one is asked for. Raises ConfigError.
 
     Its libraries are an extra, and are imported before the host measures what it holds itself.
@@ -212,4 +238,4 @@ def _rpc_server(host: Host, guard: Guard | None) -> RpcServer | None:
         raise ConfigError(
             f"server.grpc_port is set, but gRPC is not installed ({error}): pip install 'modelhost[grpc]'"
         ) from None
-    return RpcServer(host, guard)
+    return RpcServer(host, guard, access_log)

@@ -12,6 +12,7 @@ from modelhost.api.buffers import Buffer
 from modelhost.api.codec import Body
 from modelhost.api.infer import Head
 from modelhost.api.inference import Inference
+from modelhost.api.request_ids import sane_or_new
 from modelhost.pool import Timing
 
 #: Where raw tensors begin, so that they need no copy: what any instruction wants.
@@ -48,6 +49,7 @@ class Exchange:
         "hold",
         "is_gone",
         "keep_alive",
+        "key_name",
         "length",
         "on_gone",
         "received_bytes",
@@ -70,6 +72,7 @@ class Exchange:
         self.response_complete = False
         """Whether it was answered. The server asks for this name, and for `keep_alive`."""
         self.is_gone = False
+        self.key_name: str | None = None
         self.on_gone: Callable[[], None] | None = None
         self.hold: ByteHold = inference.budget.hold()
         self.received_bytes = self.claimed_bytes = 0
@@ -81,6 +84,11 @@ class Exchange:
     def tasks(self) -> set[asyncio.Task[Any]]:
         """Where a task is put that works on it: the server waits for those at its shutdown."""
         return self._sender.tasks
+
+    @property
+    def request_id(self) -> str:
+        """The client's id of the request, or a new one at each look."""
+        return sane_or_new(self.head.request_id)
 
     # --- the body ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from modelhost.api.answers import Answer, Header
 from modelhost.api.infer import Head, infer_path
+from modelhost.api.request_ids import HEADER
 
 #: Request line and headers together. Every connection may hold as much at any time.
 MAX_HEAD_BYTES: Final = 32 << 10
@@ -24,12 +25,15 @@ CONTENT_LENGTH: Final = b"content-length"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ACCEPT_ENCODING: Final = b"accept-encoding"
 AUTHORIZATION: Final = b"authorization"
+_REQUEST_ID: Final = HEADER.encode()
 #: Stands for any known header that came twice: which one counts is for the application to say.
 TWICE: Final = b""
 #: With one of these a request is not for the short cut.
 UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", TWICE})
 #: Headers that the short cut looks at.
-KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTHORIZATION}) | (UNUSUAL - {TWICE})
+KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTHORIZATION, _REQUEST_ID}) | (
+    UNUSUAL - {TWICE}
+)
 
 Target = tuple[str, "str | None"]
 
@@ -48,10 +52,12 @@ def target_of(url: bytes) -> Target | None:
 def head_of(known: dict[bytes, bytes]) -> Head:
     """Returns what says how the body is read, of the headers that are known."""
     header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
+    request_id = known.get(_REQUEST_ID)
     return Head(
         None if header_length is None else header_length.decode("latin-1"),
         None,
         None if accept_encoding is None else accept_encoding.decode("latin-1"),
+        None if request_id is None else request_id.decode("latin-1"),
     )
 
 

@@ -62,10 +62,16 @@ _IDENTITY: Final = ("", "identity")
 class Head:
     """What of a request's headers says how its body is to be read, and its answer to be written."""
 
-    __slots__ = ("accept_encoding", "content_encoding", "header_length")
+    __slots__ = ("accept_encoding", "content_encoding", "header_length", "request_id")
 
-    def __init__(self, header_length: str | None, content_encoding: str | None, accept_encoding: str | None) -> None:
-        self.header_length, self.accept_encoding = header_length, accept_encoding
+    def __init__(
+        self,
+        header_length: str | None,
+        content_encoding: str | None,
+        accept_encoding: str | None,
+        request_id: str | None = None,
+    ) -> None:
+        self.header_length, self.accept_encoding, self.request_id = header_length, accept_encoding, request_id
         self.content_encoding = "" if content_encoding is None else content_encoding.strip().lower()
 
     @classmethod

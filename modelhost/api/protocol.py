@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 import httptools
 
 from modelhost.api.access import Guard
+from modelhost.api.access_log import AccessLog
 from modelhost.api.answers import Answer
 from modelhost.api.connection import Connection
 from modelhost.api.connections import Door
@@ -64,6 +65,7 @@ class HttpProtocol(Connection):
     """What comes on one connection. Event-loop thread."""
 
     guard: ClassVar[Guard | None] = None
+    request_log: ClassVar[AccessLog | None] = None
     _targets: ClassVar[dict[bytes, Target | None]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -189,7 +191,8 @@ class HttpProtocol(Connection):
         if not length.isdigit() or len(length) > 18 or (len(known) > 1 and not UNUSUAL.isdisjoint(known)):
             return None
         authorization = known.pop(AUTHORIZATION, None) if len(known) > 1 else None
-        if self.guard is not None and not self.guard.may_infer(authorization):
+        key = None if self.guard is None else self.guard.key_to_infer(authorization)
+        if key is None and self.guard is not None:
             return None  # which the application refuses, as all else of this kind
         size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
         if (
@@ -204,6 +207,8 @@ class HttpProtocol(Connection):
         timing = Timing(time.perf_counter_ns())
         exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference)
         exchange.keep_alive = self.parser.should_keep_alive()
+        if key is not None:
+            exchange.key_name = key.name
         return exchange
 
     def _target(self) -> Target | None:
@@ -297,6 +302,8 @@ class HttpProtocol(Connection):
         else:
             transport.write(head)
             transport.write(answer.body)
+        if self.request_log is not None:
+            self.request_log.note(exchange, answer)
         if answer.hold is not None:
             self._unsent = answer
             if self.flow.write_paused:
@@ -384,10 +391,18 @@ def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
     return parser
 
 
-def protocol_class(max_connections: int, short_cut: ShortCut, guard: Guard | None = None) -> Any:
-    """Returns the protocol with this bound, this short cut and this guard, for uvicorn's `http` setting."""
+def protocol_class(
+    max_connections: int, short_cut: ShortCut, guard: Guard | None = None, request_log: AccessLog | None = None
+) -> Any:
+    """Returns the protocol with this bound, this short cut, this guard and this log, for uvicorn's `http` setting."""
     return type(
         "HttpProtocol",
         (HttpProtocol,),
-        {"door": Door(max_connections), "short_cut": short_cut, "guard": guard, "_targets": {}},
+        {
+            "door": Door(max_connections),
+            "short_cut": short_cut,
+            "guard": guard,
+            "request_log": request_log,
+            "_targets": {},
+        },
     )

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
 
+from modelhost.api import request_ids
 from modelhost.api.answers import Answer
 from modelhost.api.body import ByteHold
 from modelhost.api.codec import (
@@ -251,6 +252,7 @@ class ShortCut:
                 await hold.grow(len(body) - hold.size_bytes)
             return body
 
+        request_ids.begin(exchange.head.request_id)
         exchange.timing.input_ns = exchange.timing.queue_ns = 0
         try:
             answer = await self._routes.answer(
@@ -323,13 +325,13 @@ class ShortCut:
     def _fail(self, exchange: Exchange, error: ModelHostError, file: ModelFile | None) -> None:
         self.inference.note(error.code, exchange.timing, file)
         exchange.hold.end()
-        exchange.send(Answer.of_error(error))
+        exchange.send(Answer.of_error(error, exchange.request_id))
 
     def _fail_unexpected(self, exchange: Exchange, error: Exception) -> None:
         name, version = exchange.target
         path = f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
         exchange.hold.end()
-        exchange.send(Answer.of_response(respond_unexpected("POST", path, error)))
+        exchange.send(Answer.of_response(respond_unexpected("POST", path, error, exchange.request_id)))
 
 
 class _OnThread:
@@ -386,7 +388,7 @@ class _OnThread:
     def give_up(self, error: ModelHostError) -> None:
         """Answers with an error, and stops the run; its claims last until it has really returned."""
         self._of.inference.note(error.code, self._exchange.timing, self._file)
-        self._exchange.send(Answer.of_error(error))
+        self._exchange.send(Answer.of_error(error, self._exchange.request_id))
         self.cancel.cancel()
 
     def _expire(self) -> None:

@@ -16,8 +16,10 @@ from modelhost.api.codec.v1_answers import encode_predictions, predictions_cost_
 from modelhost.api.errors import JsonResponse
 from modelhost.api.infer import Head, InferRoutes
 from modelhost.api.inference import Encoding, Face, Outputs
+from modelhost.api.request_ids import HEADER, current
 from modelhost.host import Host
 from modelhost.pool import ModelKey
+from modelhost.security.texts import without_paths
 from modelhost.tensors import TensorSpec
 
 _PREDICT: Final = ":predict"
@@ -89,7 +91,8 @@ class Predictions:
         """One request, from its arrival to its answer."""
         if request.method != "POST":
             text = f"{request.method} {request.url.path}: Method Not Allowed"
-            return JsonResponse({"error": text, "code": "http"}, 405, {"Allow": "POST"})
+            headers = {"Allow": "POST", HEADER: current()}
+            return JsonResponse({"error": text, "code": "http"}, 405, headers)
         return await self._infer.respond(request, name, version, self._decode)
 
     async def predict_documented(self, request: Request, name: str, version: str | None = None) -> Response:
@@ -140,7 +143,10 @@ def _status(host: Host, name: str, version: str) -> dict[str, Any]:
     return {
         "version": version,
         "state": _STATES.get(state, on_disk),
-        "status": {"error_code": "UNKNOWN" if is_failed else "OK", "error_message": reason if is_failed else ""},
+        "status": {
+            "error_code": "UNKNOWN" if is_failed else "OK",
+            "error_message": without_paths(reason) if is_failed else "",
+        },
     }
 
 

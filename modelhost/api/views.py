@@ -10,6 +10,7 @@ from modelhost.errors import ModelNotFound
 from modelhost.host import Host
 from modelhost.pool import ModelKey
 from modelhost.pool.statistics import BatchTook, ModelStatistics
+from modelhost.security.texts import without_paths
 from modelhost.tensors import TensorSpec
 
 #: What is announced is what works.
@@ -133,10 +134,10 @@ def _index(host: Host) -> list[dict[str, str]]:
             continue
         for version in versions:
             state, reason = host.pool.state_of(ModelKey(name, version))
-            entries.append({"name": name, "version": version, "state": state, "reason": reason})
+            entries.append({"name": name, "version": version, "state": state, "reason": without_paths(reason)})
     served = set(catalog.names)
     entries += [
-        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
+        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": without_paths(reason)}
         for name, reason in catalog.problems.items()
         if name not in served
     ]

@@ -38,8 +38,9 @@ log = logging.getLogger("modelhost")
 )
 @click.option("--insecure", is_flag=True, default=None, help="Ask for no keys where other machines can reach the host.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level to log. [default: info]"
 )
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Form of the log. [default: text]")
 def command(
     models_directory: Path | None,
     config_file: Path | None,
@@ -48,7 +49,8 @@ def command(
     grpc_port: int | None,
     memory_limit: str | None,
     insecure: bool | None,
-    log_level: str,
+    log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Serve a directory of models over HTTP (the V2 inference protocol).
 
@@ -66,9 +68,7 @@ def command(
     from modelhost.memory import allocator
 
     allocator.configure()
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
-    )
+    from modelhost.api import logs
     from modelhost.security.ring import take_from
 
     keys = take_from(os.environ)  # before there is a child that would inherit them
@@ -79,12 +79,16 @@ def command(
         "server.grpc_port": grpc_port,
         "memory.limit": memory_limit,
         "security.insecure": insecure,
+        "logging.level": log_level,
+        "logging.format": log_format,
     }
 
     def read() -> Settings:
         return load_settings(file=config_file, flags=flags)
 
-    _serve(read(), keys, read)
+    settings = read()
+    logs.configure(settings.logging)
+    _serve(settings, keys, read)
 
 
 def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], Settings]) -> None:
@@ -126,7 +130,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
         uvicorn.Config(
             app,
             loop=_loop(),
-            http=protocol_class(connections, app.short_cut, app.guard),
+            http=protocol_class(connections, app.short_cut, app.guard, app.access_log),
             ws="none",
             lifespan="on",
             access_log=False,

@@ -1,6 +1,7 @@
 """One frozen settings value, and the only reader of the settings file, `MODELHOST_*` and flags."""
 
 from modelhost.config.loading import load_settings, parse_model_options, valid_keys
+from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, PrepareSettings
 from modelhost.config.repository import RepositorySettings
@@ -12,6 +13,7 @@ from modelhost.config.versions import VersionPolicy
 
 __all__ = [
     "BatchingSettings",
+    "LoggingSettings",
     "MemorySettings",
     "ModelOptions",
     "ModelsSettings",

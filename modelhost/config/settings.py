@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.models import ModelsSettings, PrepareSettings
 from modelhost.config.repository import RepositorySettings
@@ -21,6 +22,7 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     security: SecuritySettings = SecuritySettings()
+    logging: LoggingSettings = LoggingSettings()
     memory: MemorySettings = MemorySettings()
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()

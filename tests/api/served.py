@@ -22,6 +22,7 @@ from modelhost.api.drain import DrainingServer
 from modelhost.api.protocol import protocol_class
 from modelhost.config import (
     BatchingSettings,
+    LoggingSettings,
     MemorySettings,
     ModelsSettings,
     PoolSettings,
@@ -46,6 +47,7 @@ def settings(directory: Path, **sections: dict[str, Any]) -> Settings:
         memory=MemorySettings(**({"sample_interval_s": 0.02} | sections.get("memory", {}))),
         pool=PoolSettings(**({"memory_wait_s": 0.05} | sections.get("pool", {}))),
         runtime=RuntimeSettings(),
+        logging=LoggingSettings(**sections.get("logging", {})),
         security=SecuritySettings(**sections.get("security", {})),
         batching=BatchingSettings(**sections.get("batching", {})),
         models=ModelsSettings(**({"directory": directory} | sections.get("models", {}))),
@@ -150,7 +152,7 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
     server = DrainingServer(
         uvicorn.Config(
             app,
-            http=protocol_class(400, app.short_cut, app.guard),
+            http=protocol_class(400, app.short_cut, app.guard, app.access_log),
             ws="none",
             lifespan="on",
             access_log=False,

@@ -453,8 +453,10 @@ def test_a_bug_is_500_in_our_shape(serve_fake, monkeypatch: pytest.MonkeyPatch) 
         raise KeyError("surprise")
 
     monkeypatch.setattr(served.host.pool, "snapshot", fail)
-    body = error_of(served.get("/memory"), 500)
-    assert body == {"error": "internal error: KeyError: 'surprise'", "code": "internal"}
+    response = served.get("/memory")
+    request_id = response.headers["x-request-id"]
+    text = f"internal error; the log has it under request id {request_id}"
+    assert error_of(response, 500) == {"error": text, "code": "internal"}
 
 
 def test_a_failed_allocation_is_503_in_our_shape(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,7 @@ def test_a_target_is_read_as_the_application_reads_it(url: bytes, target: Any) -
 # --- the same answers ----------------------------------------------------------------------------------------
 
 #: The client would ask for compression by itself.
-ASKS_FOR_NOTHING = {"Accept-Encoding": ""}
+ASKS_FOR_NOTHING = {"Accept-Encoding": "", "X-Request-Id": "the-same"}
 X = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}
 RAW = {"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
 BINARY = {"parameters": {"binary_data_output": True}}

@@ -11,7 +11,7 @@ import grpc
 from modelhost.api import views
 from modelhost.api.body import ByteBudget
 from modelhost.api.repository import check_load_parameters, check_unload_parameters
-from modelhost.api.rpc.errors import abort, known
+from modelhost.api.rpc.errors import abort, begin, known
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import METHODS, parse, plain_values
 from modelhost.api.rpc.receiving import Call, Receiving
@@ -124,6 +124,7 @@ def _answering(name: str, answer: Answer, host: Host, receiving: Receiving) -> H
     receive_s = host.settings.server.read_timeout
 
     async def handler(_: object, call: Call) -> None:
+        begin(call)
         try:
             with ByteBudget(_MAX_MESSAGE_BYTES, max_waiting=1).hold() as hold:
                 message = await receiving.receive(

@@ -10,8 +10,10 @@ from typing import Final, NoReturn
 import grpc
 
 from modelhost import errors
-from modelhost.api.errors import answer_of
+from modelhost.api import request_ids
+from modelhost.api.errors import INTERNAL, answer_of, tell
 from modelhost.api.rpc.receiving import Call
+from modelhost.security.texts import without_paths
 
 log = logging.getLogger("modelhost")
 
@@ -68,13 +70,28 @@ def known(error: Exception, method: str) -> errors.ModelHostError:
         # The C library refused an allocation: an address-space limit, most likely.
         text = f"{method}: memory could not be allocated: {error}"
         return errors.InsufficientMemory(text, needed_bytes=0, available_bytes=0)
-    log.error("%s failed", method, exc_info=error)
-    return errors.ModelHostError(f"internal error: {type(error).__name__}: {error}")
+    request_id = request_ids.current()
+    log.error("%s failed", method, exc_info=error, extra={"request_id": request_id})
+    return errors.ModelHostError(INTERNAL.format(request_id))
+
+
+def begin(call: Call) -> None:
+    """Says that the rest of this task is about this call, which may have a request id in its metadata."""
+    sent = (value for name, value in call.invocation_metadata() or () if name == request_ids.HEADER)
+    request_ids.begin(next(sent, None))
 
 
 async def abort(call: Call, error: errors.ModelHostError) -> NoReturn:
-    """Ends the call with the error's status, text and figures."""
-    await call.abort(code_of(error), shortened(str(error)), ((ERROR_KEY, figures_of(error)),))
+    """Ends the call with the error's status, text, figures, and the request's id."""
+    request_id = request_ids.current()
+    tell(error, request_id)
+    metadata = ((ERROR_KEY, figures_of(error)), (request_ids.HEADER, request_id))
+    await call.abort(code_of(error), text_of(error), metadata)
+
+
+def text_of(error: errors.ModelHostError) -> str:
+    """Returns what clients are told of an error, as much of it as goes into a status."""
+    return shortened(without_paths(str(error)))
 
 
 def shortened(text: str) -> str:

@@ -14,7 +14,7 @@ from modelhost.api.deadlines import within
 from modelhost.api.inference import DECODE_INLINE_BYTES, Face, Inference, arrived, kept_bytes
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.encode import MessageEncoding
-from modelhost.api.rpc.errors import abort, known, shortened
+from modelhost.api.rpc.errors import abort, begin, known, text_of
 from modelhost.api.rpc.messages import ModelStreamInferResponse
 from modelhost.api.rpc.receiving import Call, Receiving
 from modelhost.api.rpc.wire import Parts, take_apart
@@ -50,6 +50,7 @@ class InferCalls:
         The handler reads and writes by itself, though the call is no stream: so it decides when the message
         may come, and the claim for the answer lasts until it is sent.
         """
+        begin(call)
         asked = _Asked()
         failed: ModelHostError | None = None
         outcome = _CLIENT_GONE
@@ -84,6 +85,7 @@ class InferCalls:
 
     async def model_stream_infer(self, _: object, call: Call) -> None:
         """Requests of one client, each answered before the next one is read; an error does not end the stream."""
+        begin(call)
         try:
             with self._receiving.stream():
                 while await self._answer_next(call):
@@ -170,7 +172,7 @@ def _sooner(deadline: float, started: float, decoded: InferRequest) -> float:
 
 def _failure(request_id: str, error: ModelHostError) -> bytes:
     """Returns what a stream has in place of an answer."""
-    failed = ModelStreamInferResponse(error_message=shortened(str(error)))
+    failed = ModelStreamInferResponse(error_message=text_of(error))
     failed.infer_response.id = request_id
     data: bytes = failed.SerializeToString()
     return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn, Protocol
 
@@ -30,6 +30,12 @@ class Call(Protocol):
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, str], ...] = ()
     ) -> NoReturn:
         """Ends the call with a status, by raising."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, Any]] | None:
+        """Returns what the client has sent beside the messages."""
+
+    def code(self) -> Any:
+        """Returns the status that the call was aborted with, as a number or a member of StatusCode."""
 
     def time_remaining(self) -> float | None:
         """Returns the seconds to the client's deadline, None where it has none."""

@@ -8,9 +8,10 @@ from typing import Final
 import grpc
 
 from modelhost.api.access import Guard
+from modelhost.api.access_log import AccessLog
 from modelhost.api.connections import connection_limit
 from modelhost.api.inference import Inference
-from modelhost.api.rpc.access import KeyCheck
+from modelhost.api.rpc.access import CallLog, KeyCheck
 from modelhost.api.rpc.calls import handlers
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import SERVICE
@@ -32,11 +33,15 @@ _STOP_S: Final = 0.5
 class RpcServer:
     """Serves a host from `start` to `stop`. Its port is taken before, so that one in use is said at once."""
 
-    def __init__(self, host: Host, guard: Guard | None = None) -> None:
+    def __init__(self, host: Host, guard: Guard | None = None, access_log: AccessLog | None = None) -> None:
         """Takes the port of `server.grpc_port`. Raises ConfigError."""
         server = host.settings.server
         assert server.grpc_port is not None
-        self._host, self._guard = host, guard
+        self._host = host
+        self._interceptors = (
+            *(() if access_log is None else (CallLog(access_log),)),
+            *(() if guard is None else (KeyCheck(guard),)),
+        )
         self._reserved = _reserve(server.host, server.grpc_port)
         self.port: int = self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
@@ -56,7 +61,7 @@ class RpcServer:
         )
         self._calls = calls = InferCalls(inference, receiving)
         server = grpc.aio.server(
-            interceptors=() if self._guard is None else (KeyCheck(self._guard),),
+            interceptors=self._interceptors,
             handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving)),),
             options=(
                 ("grpc.so_reuseport", 0),  # else a second host on this port would get half of the calls

@@ -449,6 +449,24 @@ def soak(
         case.run(report, plan, cache=cache)
 
 
+@cli.command()
+@click.option("--times", type=click.IntRange(1), default=200, show_default=True, help="Kills.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the moments, and of the work.")
+@_cache
+@_out
+def kill(times: int, seed: int, cache: Path | None, out: Path | None) -> None:
+    """`kill -9` at random moments: is the next start clean, and does it answer right?
+
+    While a host starts, prepares, loads, unloads, swaps and writes, and `modelhost prepare` works beside it. Each
+    start is looked at: complaints in its log, leftovers, artifacts that are not whole, totals that went back, and
+    answers against those of ONNX Runtime itself. Some five seconds for each.
+    """
+    from benchmarks.kill import run as case
+
+    with _report("kill", out, times=times, seed=seed) as report:
+        case.run(report, times=times, seed=seed, cache=cache)
+
+
 @cli.command("peers")
 @click.argument("names", nargs=-1)
 @click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")

@@ -100,6 +100,20 @@ class MemoryCgroup:
         """
         _limit(self.path, self.version, limit_bytes, is_raised=limit_bytes >= self._limit_now())
 
+    def approach_limit(self, wanted_bytes: int) -> bool:
+        """Lowers the limit towards `wanted_bytes`; says whether all the way. Try again until it is reached.
+
+        A quarter of it stays above what is in use: whoever is inside has to shed first, which it does when it
+        is told so by the limit that it has, and may be in the middle of a load. The kernel would refuse (v1) or
+        kill (v2) where it cannot take back enough, and kill where what is left does not do.
+        """
+        now_bytes = self._limit_now()
+        step_bytes = max(wanted_bytes, self.read().usage_bytes + wanted_bytes // 4)
+        if step_bytes < now_bytes:
+            with contextlib.suppress(OSError):  # it has grown since
+                self.change_limit(step_bytes)
+        return self._limit_now() <= wanted_bytes
+
     def _limit_now(self) -> int:
         text = (self.path / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")).read_text().strip()
         return sys.maxsize if text == "max" else int(text)

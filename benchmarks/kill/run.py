@@ -175,7 +175,7 @@ def run(report: Report, *, times: int, seed: int, cache: Path | None) -> None:
             series.cycle(number)
             for log in logs.glob(f"*-{number}.*"):
                 log.unlink()
-            report.progress(f"{number + 1} of {times} killed, {len(series.wrong)} violations")
+            report.progress(f"{number + 1} of {times} killed, {len(series.wrong)} violations {series.wrong[-1:]}")
         series.last(times)
     report.add(
         "total",

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.cgroup import MemoryCgroup
 from benchmarks.client import Client
 from benchmarks.models import ARTIFACTS
 from benchmarks.process import HostProcess
@@ -213,9 +212,7 @@ class Faults:
         lowered = int(group.limit_bytes * _LOWERED_SHARE)
         with Client(self.host.url) as client:
             try:
-                # The kernel refuses a limit below what it cannot take back: the host has to shed first, which it
-                # does when it is told by the limit that it can be given.
-                reached = _until(lambda: _lower(group, lowered), 10.0)
+                reached = _until(lambda: group.approach_limit(lowered), 10.0)
                 time.sleep(self.lowered_s)
                 seen = client.memory()["limit_bytes"]
             finally:
@@ -309,19 +306,6 @@ class Faults:
         found = "200" if reply.status == 200 else code(reply)
         if found not in wanted:
             raise Unmet(f"expected {' or '.join(wanted)}, got {found}: {reply.body[:300]!r}")
-
-
-def _lower(group: MemoryCgroup, wanted_bytes: int) -> bool:
-    """Lowers the limit to `wanted_bytes`, or as far as the kernel lets; says whether all the way."""
-    low, high = wanted_bytes, group.limit_bytes
-    for _ in range(6):
-        try:
-            group.change_limit(low)
-        except OSError:
-            low = (low + high) // 2
-        else:
-            return low == wanted_bytes
-    return False
 
 
 def _repeated(question: Question, times: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -229,7 +229,9 @@ class MemoryManager:
         return self._changes > 0
 
     def memory_info(self) -> MemoryInfo:
-        """Looks at usage now, notes a change of level, and returns the figures."""
+        """Looks at limit and usage now, notes a change of level, and returns the figures."""
+        if self._thresholds is not None:
+            self._follow_limit()
         usage = self._look("request")
         found = self.thresholds
         return MemoryInfo(
@@ -455,8 +457,8 @@ class MemoryManager:
         self.history.add(
             "limit", level=self._level, usage_bytes=self._usage_bytes, cause=self._steady.limit_source, details=details
         )
-        for listener in self._limit_listeners:
-            listener(found)
+        for listener in self._limit_listeners:  # later: who asks for the figures is in the middle of a decision
+            asyncio.get_running_loop().call_soon(listener, found)
 
     def _note_readable(self, reason: str | None) -> None:
         """Takes note that usage or limit cannot be read any more (why), or can be read again (None)."""

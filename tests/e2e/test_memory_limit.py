@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,11 +16,11 @@ import pytest
 from benchmarks import cgroup
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import ModelSet, conv_nets, repeat
-from benchmarks.pressure import ask_at_random, ask_in_order
+from benchmarks.pressure import Outcome, ask_at_random, ask_in_order
 from benchmarks.process import HostProcess, Meter, running_host
 
 _MB = 1 << 20
-LIMIT_BYTES = 256 * _MB
+LIMIT_BYTES, LOWERED_BYTES = 256 * _MB, 160 * _MB
 FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 MODELS, REQUESTS, CLIENTS, CYCLES = (40, 400, 8, 300) if FULL else (12, 60, 8, 30)
 
@@ -89,6 +90,46 @@ def test_more_models_than_fit_are_all_answered_rightly_and_nothing_is_killed(
     # Must show 3: after unloading everything usage is back.
     assert settled(client, host, models) < 5 * _MB
     assert client.memory()["models"] == []
+
+
+def test_a_limit_that_is_lowered_under_load_makes_models_leave_and_nothing_is_killed(
+    models: ModelSet, host: HostProcess, client: Client
+) -> None:
+    group, cases = host.group, models.cases[: max(8, MODELS // 2)]
+    assert group is not None
+    for _ in range(2):  # measured at first; then as many as fit are loaded, on the heap
+        ask_in_order(host.url, cases)
+    before = client.memory()
+    assert before["usage_bytes"] > LOWERED_BYTES * 3 // 4, "they would have fitted: this test would show nothing"
+    outcomes: list[Outcome] = []
+    seen = threading.Event()
+
+    def load() -> None:
+        while not seen.is_set():
+            outcomes.append(ask_at_random(host.url, cases, requests=16, clients=4, seed=len(outcomes)))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    end = time.monotonic() + 20
+    while not group.approach_limit(LOWERED_BYTES):
+        assert time.monotonic() < end, "the host did not shed"
+        time.sleep(0.02)
+    while (memory := client.memory())["usage_bytes"] >= LOWERED_BYTES * 3 // 4 or memory["limit_bytes"] > LOWERED_BYTES:
+        assert time.monotonic() < end, f"usage stays at {memory['usage_bytes']}"
+    memory = client.memory()  # what follows the limit has followed it
+    assert (memory["limit_bytes"], memory["critical_bytes"]) == (LOWERED_BYTES, LOWERED_BYTES * 3 // 4)
+    assert memory["activation_ceiling_bytes"] == LOWERED_BYTES // 4
+    seen.set()
+    thread.join()
+    group.change_limit(LIMIT_BYTES)
+    in_order = ask_in_order(host.url, cases)
+    for outcome in (*outcomes, in_order):
+        assert outcome.failures == []
+        assert outcome.wrong == 0
+    memory = client.memory()
+    kept = ("limit_bytes", "warning_bytes", "critical_bytes", "activation_ceiling_bytes")
+    assert [memory[key] for key in kept] == [before[key] for key in kept]
+    assert [event["limit_bytes"] for event in memory["events"] if event["kind"] == "limit"][-1] == LIMIT_BYTES
 
 
 def test_load_and_unload_again_and_again_leaves_nothing_behind(

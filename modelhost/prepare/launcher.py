@@ -100,6 +100,7 @@ def _job(
         "folder": None if folder is None else str(folder.resolve()),
         "inputs": [[spec.name, spec.datatype, spec.shape, spec.dim_names] for spec in summary.inputs],
         "non_tensor_inputs": summary.non_tensor_inputs,
+        "external": summary.external_files,
         "weight_bytes": summary.weight_bytes,
         "dimensions": dict(dimensions),
         "optimization": optimization,

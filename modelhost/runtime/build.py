@@ -142,7 +142,7 @@ class _Build:
     def _original(self) -> Iterator[Any]:
         """Opens the original, finds inputs that it runs on, measures the runs and keeps the answers."""
         job = self.job
-        session, opened = open_measured(job.file, "heap", job.optimization)
+        session, opened = open_measured(job.file, "heap", job.optimization, job.external)
         yield opened
         if job.non_tensor_inputs:
             raise StepFailed(f"input '{job.non_tensor_inputs[0]}' is no tensor")
@@ -190,9 +190,12 @@ class _Build:
 
     def _points(self, chosen: VariantFigures, asking: Asking) -> Iterator[Any]:
         """Measures further runs of what was chosen."""
-        file = self.job.file if chosen.variant == "heap" else self._folder / "model.onnx"
         allow_pages(self._folder / "model.bin")
-        yield from Points(open_only(file, chosen.variant), asking, self.engine, chosen.runs).measure()
+        if chosen.variant == "heap":
+            session = open_only(self.job.file, chosen.variant, self.job.external)
+        else:
+            session = open_only(self._folder / "model.onnx", chosen.variant)
+        yield from Points(session, asking, self.engine, chosen.runs).measure()
 
     # --- the order of steps ----------------------------------------------------------------------------
 

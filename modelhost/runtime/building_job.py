@@ -16,6 +16,8 @@ class Job:
     """What the launcher asks for. Without a `folder` the model is only measured."""
 
     file: Path
+    external: tuple[str, ...]
+    """The model's other files, as it names them."""
     folder: Path | None
     inputs: tuple[TensorSpec, ...]
     non_tensor_inputs: tuple[str, ...]
@@ -39,6 +41,7 @@ class Job:
         return cls(
             file=Path(table.pop("file")),
             folder=None if folder is None else Path(folder),
+            external=tuple(table.pop("external")),
             inputs=tuple(inputs),
             non_tensor_inputs=tuple(table.pop("non_tensor_inputs")),
             custom_op_libraries=tuple(map(Path, table.pop("custom_op_libraries"))),

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from modelhost.prepare.face import with_inputs
 from modelhost.prepare.manifest import Variant
 from modelhost.runtime.building_steps import StepFailed, committed_bytes, reset_peak, status_bytes, trim_heap
-from modelhost.runtime.engine import PROVIDERS, Arena, NotRunnable, runnable, session_options, set_up
+from modelhost.runtime.engine import PROVIDERS, Arena, NotRunnable, open_session, runnable, session_options, set_up
 
 #: Smaller weights stay in the graph: a mapping for each would cost more than it saves (DenseNet-121 has
 #: 120 below: 0.1 MB of 3.4 MB held, for 100 mappings more).
@@ -49,15 +49,17 @@ class Engine:
         trim_heap()
 
 
-def open_measured(file: Path, variant: Variant, optimization: str = "all") -> tuple[Any, Opened]:
-    """Opens a model and measures that. Raises StepFailed where it could not be run anyway."""
+def open_measured(
+    file: Path, variant: Variant, optimization: str = "all", external: Sequence[str] = ()
+) -> tuple[Any, Opened]:
+    """Opens a model and measures that; see open_session. Raises StepFailed where it could not be run anyway."""
     options = session_options(optimization, variant)
     trim_heap()
     before = committed_bytes()
     reset_peak()
     resident, pages = status_bytes("VmRSS"), status_bytes("RssFile")
     started = time.perf_counter()
-    session = ort.InferenceSession(str(file), options, providers=PROVIDERS)
+    session = open_session(file, options, external)
     load_ms = (time.perf_counter() - started) * 1e3
     # Of the heap alone: pages of files come and go as they like.
     peak_bytes = status_bytes("VmHWM") - resident - max(0, status_bytes("RssFile") - pages)
@@ -69,9 +71,9 @@ def open_measured(file: Path, variant: Variant, optimization: str = "all") -> tu
     return session, Opened(load_ms, resident_bytes, max(peak_bytes, resident_bytes))
 
 
-def open_only(file: Path, variant: Variant) -> Any:
+def open_only(file: Path, variant: Variant, external: Sequence[str] = ()) -> Any:
     """Opens a model."""
-    return open_measured(file, variant)[0]
+    return open_measured(file, variant, external=external)[0]
 
 
 def save(file: Path, folder: Path, inputs: Collection[str]) -> None:

@@ -6,7 +6,9 @@ a ceiling. Imports nothing of the host's: it would cost a child as much time as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,6 +94,30 @@ def session_options(optimization: str, variant: Variant = "heap", *, intra_op_th
     for library in _custom_op_libraries:
         options.register_custom_ops_library(library)
     return options
+
+
+def open_session(file: Path, options: Any, external: Sequence[str] = ()) -> Any:
+    """Opens a model whose external data (`external`, as the model names them) are copied, not mapped.
+
+    ONNX Runtime would have the session use their pages as weights, and whoever writes to such a file would
+    change them under it, or take them away, which ends the process. Of an artifact they are to be mapped, since
+    nobody writes to one: for that no names are given.
+    """
+    with contextlib.ExitStack() as stack:
+        mapped = [stack.enter_context(_pages(file.parent / name)) for name in external]
+        # A name for the arrays would outlive the maps that they are of.
+        if mapped:
+            options.add_external_initializers_from_files_in_memory(
+                list(external), [np.frombuffer(pages, np.uint8) for pages in mapped], [len(pages) for pages in mapped]
+            )
+        return ort.InferenceSession(str(file), options, providers=PROVIDERS)
+
+
+@contextlib.contextmanager
+def _pages(file: Path) -> Iterator[mmap.mmap]:
+    """Maps a file for as long as it is read. Raises OSError, and ValueError where it is empty."""
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
+        yield pages
 
 
 class NotRunnable(Exception):

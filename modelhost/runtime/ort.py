@@ -35,9 +35,9 @@ allocator.configure()  # before onnxruntime allocates: see the allocator's own w
 import onnxruntime as ort  # noqa: E402
 
 from modelhost.runtime.engine import (  # noqa: E402
-    PROVIDERS,
     Arena,
     NotRunnable,
+    open_session,
     runnable,
     session_options,
     set_up,
@@ -143,7 +143,9 @@ class OrtRuntime:
     def _opened(self, file: Path, plan: LoadPlan, cancel: CancelToken) -> Any:
         options = session_options(plan.optimization, plan.variant, intra_op_threads=self._intra_op_threads)
         cancel.bind(lambda: options.set_load_cancellation_flag(True))
-        return ort.InferenceSession(str(plan.artifact or file), options, providers=PROVIDERS)
+        if plan.artifact is not None:
+            return open_session(plan.artifact, options)
+        return open_session(file, options, self._preparer.external_files(file) if self._preparer is not None else ())
 
     def _isolated(
         self, file: Path, plan: LoadPlan, inspection: Inspection, cancel: CancelToken, mapped: tuple[Path, ...]

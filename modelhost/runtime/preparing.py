@@ -81,8 +81,12 @@ class Preparer:
     def stamp(self, file: Path) -> tuple[int, ...]:
         """Returns what changes when a model's files do, its external data included; empty where one is gone."""
         stat = _full_stat(file)
-        if not stat:
-            return ()
+        others = [_full_stat(file.parent / name) for name in self.external_files(file)] if stat else []
+        return tuple(itertools.chain(stat, *others)) if all(others) else ()
+
+    def external_files(self, file: Path) -> tuple[str, ...]:
+        """Returns the names of a model's other files, as it writes them; none where it cannot be read."""
+        stat = _full_stat(file)
         with self._lock:
             known = self._externals.get(file)
         if known is None or known[0] != stat:
@@ -92,8 +96,7 @@ class Preparer:
                 known = stat, ()
             with self._lock:
                 self._externals[file] = known
-        others = [_full_stat(file.parent / name) for name in known[1]]
-        return tuple(itertools.chain(stat, *others)) if all(others) else ()
+        return known[1]
 
     def _find(
         self, file: Path, external: tuple[str, ...] | None = None, dimensions: Mapping[str, int] | None = None

@@ -10,12 +10,16 @@ from typing import Any
 
 import grpc
 import httpx
+import models_for_tests as build
+import numpy as np
 import pytest
+from onnx.external_data_helper import set_external_data
 from rpc_client import RpcClient, client_of, fake_raw, refused
-from served import Served, error_of, fake_host, head, serve
+from served import Served, error_of, fake_host, head, serve, settings
 from wire import ROOMY, counting, infer, nothing_held, quick_script, used_bytes, wire
 
 from modelhost.api.rpc.messages import METHODS, SERVICE
+from modelhost.host import Host
 from modelhost.security.keys import Role, new_key
 
 #: What an operation needs: `open`, `any` key, or one of these roles. A route that is not here fails a test.
@@ -399,6 +403,50 @@ def test_a_model_cannot_be_sent_to_the_host(guarded: Guarded, directory: Path, p
     assert "is not supported: models come from the repository's directory" in error_of(answer, 400)["error"]
     assert sorted(path.name for path in directory.rglob("*")) == before
     assert guarded.served.snapshot().models == ()
+
+
+def external_model(directory: Path, name: str, location: str) -> Path:
+    """Writes a model whose only weight is external data at `location`; returns its folder."""
+    model = build.add_constant(1.0)
+    set_external_data(model.graph.initializer[0], location)
+    model.graph.initializer[0].ClearField("raw_data")
+    folder = directory / name / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def test_external_data_that_lead_out_of_a_models_folder_are_served_on_no_way(tmp_path: Path) -> None:
+    models, secret = tmp_path / "models", tmp_path / "secret.bin"
+    secret.write_bytes(np.float32(31337).tobytes())
+    good = external_model(models, "good", "w.bin")
+    (good / "w.bin").write_bytes(np.float32(1).tobytes())
+    external_model(models, "dots", "../../../secret.bin")
+    external_model(models, "absolute", str(secret))
+    external_model(models, "backslash", "..\\..\\..\\secret.bin")
+    external_model(models, "nul", "w.bin\0")
+    (external_model(models, "linked", "w.bin") / "w.bin").symlink_to(secret)
+    (external_model(models, "folder", "data/secret.bin") / "data").symlink_to(tmp_path)
+    names = ["dots", "absolute", "backslash", "nul", "linked", "folder"]
+    with serve(Host(settings(models, server={"grpc_port": 0}))) as served, client_of(served) as client:
+        request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+        assert served.infer("good", request).json()["outputs"][0]["data"] == [2]
+        for name in names:
+            answers = [
+                served.infer(name, request),
+                served.get(f"/v2/models/{name}"),
+                served.post(f"/v1/models/{name}:predict", {"instances": [1]}),
+                served.post(f"/v2/repository/models/{name}/load"),
+            ]
+            for answer in answers:
+                body = error_of(answer, 500)
+                assert body["code"] == "model_broken"
+                assert "the model's folder" in body["reason"]
+                assert str(tmp_path) not in answer.text
+                assert "31337" not in answer.text
+            code, text, _ = refused(lambda name=name: client.call("RepositoryModelLoad", model_name=name))
+            assert (code, str(tmp_path) in text) == (grpc.StatusCode.FAILED_PRECONDITION, False)
+        assert str(tmp_path) not in served.post("/v2/repository/index").text
 
 
 # --- without keys, and other origins ------------------------------------------------------------------------

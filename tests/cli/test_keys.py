@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +152,35 @@ def test_keys_are_in_no_output_and_in_no_childs_environment(host: HostProcess) -
     ended = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert "PATH=" in ended.stdout
     assert INFER not in ended.stdout
+
+
+def test_a_hangup_has_the_file_read_again(tmp_path: Path) -> None:
+    """A file that is not right changes nothing; one that is does so on connections that are open."""
+    file = tmp_path / "keys"
+    (former, kept), (latter, replacing) = new_key("app", ["infer"]), new_key("app", ["infer"])
+    file.write_text(kept.line())
+    with (
+        running_host(tmp_path, MODELS, "--memory-limit", "400MB", MODELHOST_SECURITY_KEYS_FILE=str(file)) as running,
+        httpx.Client(base_url=running.url, trust_env=False) as client,
+    ):
+
+        def status(key: str) -> int:
+            return client.get("/v2", headers={"Authorization": f"Bearer {key}"}).status_code
+
+        def reload_until(said: str) -> None:
+            running.process.send_signal(signal.SIGHUP)
+            until = time.monotonic() + 20
+            while said not in running.log:
+                assert time.monotonic() < until, running.log
+                time.sleep(0.01)
+
+        assert (status(former), status(latter)) == (200, 401)
+        file.write_text("nonsense")
+        reload_until("expected `NAME")
+        assert (status(former), status(latter)) == (200, 401)
+        file.write_text(replacing.line())
+        reload_until("1 API keys are in force")
+        assert (status(former), status(latter)) == (401, 200)
 
 
 # --- and one that does not ----------------------------------------------------------------------------------

@@ -467,6 +467,48 @@ def kill(times: int, seed: int, cache: Path | None, out: Path | None) -> None:
         case.run(report, times=times, seed=seed, cache=cache)
 
 
+@cli.command("slow-clients")
+@click.option("--senders", type=click.IntRange(1), default=500, show_default=True, help="Connections that send slowly.")
+@click.option("--body", "body_bytes", type=_Size(), default="10MB", show_default=True, help="What they say they send.")
+@click.option(
+    "--pace", type=click.FloatRange(0.1), default=10, show_default=True, help="Bytes a second, each sent by itself."
+)
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that are not slow.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=10, show_default=True, help="Length of a run.")
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="MODELHOST_NAME of the host is VALUE.")
+@_limit
+@_cache
+@_out
+def slow_clients(
+    senders: int,
+    body_bytes: int,
+    pace: float,
+    clients: int,
+    rounds: int,
+    seconds: int,
+    settings: tuple[str, ...],
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Hundreds of connections send large bodies byte by byte; a few others use a resident model, driven by wrk.
+
+    The others see no error and less than 3 times their calm p99, and usage stays below critical.
+
+    
+    More than there are places for, and places for as many:
+      python -m benchmarks slow-clients --senders 1000
+      python -m benchmarks slow-clients --senders 1000 --set SERVER_MAX_CONNECTIONS=1100
+    """
+    from benchmarks import slow_clients as case
+    from benchmarks import workloads
+
+    plan = case.Plan(senders, body_bytes, pace, clients, seconds, rounds, dict(_pair(text) for text in settings))
+    with _report("slow-clients", out, **asdict(plan), **_limits(limit_bytes)) as report:
+        case.run(report, workloads.make("tiny", cache=cache), plan, limit_bytes=limit_bytes)
+
+
 @cli.command("peers")
 @click.argument("names", nargs=-1)
 @click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")

@@ -211,9 +211,9 @@ def create_app(
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
         app.add_api_route(f"{path}:predict", predictions.predict_documented, methods=["POST"], tags=["v1"])
     for router in (
-        server.routes(host),
+        server.routes(inference),
         models.routes(host),
-        repository.routes(host),
+        repository.routes(inference),
         v1.routes(host),
         memory.routes(host, metrics),
     ):

@@ -1,32 +1,20 @@
-"""Bodies in both directions: bounded in size each, and in sum."""
+"""Bodies in both directions, bounded in sum: a budget that all requests share, and their claims on it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import orjson
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
-
-from modelhost.config import ServerSettings
-from modelhost.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
+from modelhost.errors import Overloaded, RequestTooLarge
 from modelhost.units import format_bytes
-
-#: A body that comes in pieces claims memory in steps of this size, not all that its length states:
-#: a client that announces much and sends nothing holds nothing.
-CLAIM_STEP_BYTES = 256 << 10
 
 #: One part in so many of the budget is for answers alone.
 _ANSWER_PART = 4
 
 #: How long a request waits for others' bodies to be done with.
 _WAIT_S = 10.0
-
-#: Bodies that are no tensors are a few words.
-_MAX_OBJECT_BYTES = 1 << 20
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +37,10 @@ class ByteBudget:
         self.used_bytes = 0
         self._max_waiting = max_waiting
         self._waiters: deque[_Waiter] = deque()
+        self.on_free: Callable[[], None] | None = None
+        """Called where bytes are free that nobody waits for."""
+        self.on_wait: Callable[[], None] | None = None
+        """Called where somebody has begun to wait."""
 
     @property
     def waiting(self) -> int:
@@ -94,6 +86,8 @@ class ByteBudget:
             self._waiters.appendleft(waiter)
         else:
             self._waiters.append(waiter)
+        if self.on_wait is not None:
+            self.on_wait()
         self._break_deadlock()
         try:
             async with asyncio.timeout(_WAIT_S):
@@ -110,7 +104,7 @@ class ByteBudget:
 
     def _break_deadlock(self) -> None:
         """Refuses the last in the line where everybody who holds bytes waits for more of them."""
-        if sum(waiter.held_bytes for waiter in self._waiters) < self.used_bytes:
+        if not self._waiters or sum(waiter.held_bytes for waiter in self._waiters) < self.used_bytes:
             return
         victim = next((waiter for waiter in reversed(self._waiters) if waiter.held_bytes), None)
         if victim is not None:
@@ -133,6 +127,8 @@ class ByteBudget:
                 self.used_bytes += waiter.size_bytes
                 waiter.is_granted = True
                 waiter.granted.set_result(None)
+        if self.on_free is not None:
+            self.on_free()
 
     def _overloaded(self) -> Overloaded:
         text = (
@@ -220,84 +216,3 @@ class ByteHold:
 
     def __exit__(self, *exc_info: object) -> None:
         self.end()
-
-
-async def read_body(
-    request: Request,
-    hold: ByteHold,
-    *,
-    max_bytes: int,
-    deadline: float | None = None,
-    pause_s: float | None = None,
-) -> bytes:
-    """Returns the body, having claimed its bytes from `hold` as they came.
-
-    `deadline` is on the event loop's clock; `pause_s` bounds each wait for the client. Raises
-    RequestTooLarge before reading where the length is stated, and as soon as it is passed where it is
-    not; InvalidRequest where the length is no number; DeadlineExceeded; ClientDisconnect.
-    """
-    stated = request.headers.get("content-length")
-    if stated is not None:
-        if not (stated.isascii() and stated.isdecimal()):
-            raise InvalidRequest(f"Content-Length: expected a number of bytes, got {stated!r}")
-        _check(int(stated), max_bytes)
-    chunks: list[bytes] = []
-    received = claimed = 0
-    while True:
-        message = await _receive(request, deadline, pause_s)
-        chunk = _body_of(message)
-        received += len(chunk)
-        _check(received, max_bytes)
-        chunks.append(chunk)
-        is_last = not message.get("more_body")
-        if received > claimed:
-            # By steps: a large body comes in hundreds of pieces.
-            step = received - claimed if is_last else max(received - claimed, CLAIM_STEP_BYTES)
-            await hold.grow(step)
-            claimed += step
-        if is_last:
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def read_object(request: Request, server: ServerSettings) -> dict[str, Any]:
-    """Returns the JSON object that a body of a few words is; nothing at all is an empty one.
-
-    Raises what `read_body` raises, and InvalidRequest for anything else.
-    """
-    deadline = asyncio.get_running_loop().time() + server.request_timeout_s
-    with ByteBudget(_MAX_OBJECT_BYTES, max_waiting=1).hold() as hold:
-        body = await read_body(
-            request, hold, max_bytes=_MAX_OBJECT_BYTES, deadline=deadline, pause_s=server.read_timeout
-        )
-    try:
-        document = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body: expected a JSON object, got {type(document).__name__}")
-    return document
-
-
-async def _receive(request: Request, deadline: float | None, pause_s: float | None) -> Message:
-    loop = asyncio.get_running_loop()
-    until = None if pause_s is None else loop.time() + pause_s
-    if deadline is not None:
-        until = deadline if until is None else min(until, deadline)
-    began = loop.time()
-    try:
-        async with asyncio.timeout_at(until):
-            return await request.receive()
-    except TimeoutError:
-        raise DeadlineExceeded("receiving the body", waited_s=loop.time() - began) from None
-
-
-def _body_of(message: Message) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    body: bytes = message.get("body", b"")
-    return body
-
-
-def _check(size_bytes: int, max_bytes: int) -> None:
-    if size_bytes > max_bytes:
-        raise RequestTooLarge("the body has at least", size_bytes=size_bytes, limit_bytes=max_bytes)

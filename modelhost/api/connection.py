@@ -12,10 +12,13 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelhost.api.answers import Answer
+from modelhost.api.arrivals import Arrival
+from modelhost.api.body import ByteHold
 from modelhost.api.connections import MAX_LINGERING, Door
 from modelhost.api.exchange import Exchange
-from modelhost.api.heads import MAX_HEAD_BYTES, answer_head
+from modelhost.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, answer_head
 from modelhost.api.shortcut import ShortCut
+from modelhost.errors import Overloaded
 
 #: How long a connection that was refused stays for its client to read why: closed at once it would be reset, and
 #: the answer lost, where the client is still sending.
@@ -34,6 +37,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._in_head, self._head_bytes = True, 0
         self._exchange: Exchange | None = None
+        self._arrival: Arrival | None = None  # of the exchange, while its body is coming
+        self._pieces: ByteHold | None = None  # for what is here of requests that are not all here, or have to wait
         self._running: Any = None  # the application's cycle that is being answered, or was the last
         self._refusal: bytes | None = None
         self._unsent: Answer | None = None
@@ -50,6 +55,7 @@ class Connection(HttpToolsProtocol):
         """Ends every timer, and the claim of what was not sent."""
         self._idle_check.cancel()
         self.door.lingering.discard(self)
+        self._keep(0)
         self._sent()
         super().connection_lost(exc)
 
@@ -121,22 +127,41 @@ class Connection(HttpToolsProtocol):
 
     def slow_s(self, now: float) -> float:
         """See Spareable."""
+        if self._arrival is not None:
+            return self._arrival.slow_s(now)
         is_slow = self._in_head and self._head_bytes and self._refusal is None and not self.is_busy
         return now - self._active_at if is_slow else 0.0
 
     def spare(self) -> None:
         """See Spareable. No longer counts from here on; without a word where nothing was asked, since clients take
         that for the answer to what they ask next."""
-        if self._head_bytes:
-            self._refuse(503, "overloaded", f"{self.door.limit} connections are open, and others have work")
+        text = f"{self.door.limit} connections are open, and others have work"
+        if self._arrival is not None:
+            self._arrival.body.refused(Overloaded("connections", waiting=0, limit=self.door.limit, text=text))
+        elif self._head_bytes:
+            self._refuse(503, "overloaded", text)
         else:
             self._refusal = b""
             self._linger()
 
+    def _keep(self, size_bytes: int) -> None:
+        """Claims what is here of requests that are not all here, or have to wait; refuses them where it is too much."""
+        arrivals = self.short_cut.inference.arrivals
+        if self._pieces is None:
+            if not size_bytes:
+                return
+            self._pieces = arrivals.pieces.hold()
+        if not arrivals.keep_bytes(self._pieces, size_bytes):
+            self._refuse(503, "overloaded", str(arrivals.no_pieces()))
+
     # --- refusals ------------------------------------------------------------------------------------
 
     def _refuse_head(self) -> None:
-        self._refuse(431, "request_too_large", f"request line and headers are over {MAX_HEAD_BYTES} bytes")
+        self._refuse(
+            431,
+            "request_too_large",
+            f"request line and headers are over {MAX_HEAD_BYTES} bytes, or over {MAX_HEADERS} headers",
+        )
 
     def _refuse(self, status: int, code: str, text: str) -> None:
         """Refuses all that comes on this connection from here on; answers that are due go before."""
@@ -164,13 +189,19 @@ class Connection(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Says that nothing more is sent, and closes when the client has seen that, or has had its time."""
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True  # nobody is there for what it answers
+            running.message_event.set()
         lingering, transport = self.door.lingering, self.transport
-        if len(lingering) >= MAX_LINGERING or not transport.can_write_eof() or transport.is_closing():
+        can_linger = len(lingering) < MAX_LINGERING and transport.can_write_eof() and not self.short_cut.is_closed
+        if not can_linger or transport.is_closing():
             transport.close()
             return
         if self._refusal is None:
             self._refusal = b""
         lingering.add(self)
         transport.write_eof()
+        self.flow.resume_reading()
         self._idle_check.cancel()
         self._idle_check = self.loop.call_later(_LINGER_S, transport.abort)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from modelhost.api.answers import Answer
-from modelhost.api.body import CLAIM_STEP_BYTES, ByteHold
+from modelhost.api.arrivals import BEGINNING_BYTES, Arrivals
+from modelhost.api.body import ByteHold
 from modelhost.api.buffers import Buffer
 from modelhost.api.codec import Body
 from modelhost.api.infer import Head
 from modelhost.api.inference import Inference
 from modelhost.api.request_ids import sane_or_new
+from modelhost.errors import ModelHostError
 from modelhost.pool import Timing
 
 #: Where raw tensors begin, so that they need no copy: what any instruction wants.
@@ -32,6 +34,12 @@ class Sender(Protocol):
     def send(self, exchange: Exchange, answer: Answer) -> None:
         """Sends the answer, and ends the claim for its body when it has gone."""
 
+    def granted(self, exchange: Exchange) -> None:
+        """Goes on reading a body whose memory is claimed."""
+
+    def refused(self, exchange: Exchange, error: ModelHostError) -> None:
+        """Answers with an error, in place of going on to read the body."""
+
 
 class Exchange:
     """One request from its head to its answer. Event-loop thread.
@@ -44,7 +52,6 @@ class Exchange:
         "_buffers",
         "_sender",
         "_small",
-        "claimed_bytes",
         "head",
         "hold",
         "is_gone",
@@ -75,7 +82,7 @@ class Exchange:
         self.key_name: str | None = None
         self.on_gone: Callable[[], None] | None = None
         self.hold: ByteHold = inference.budget.hold()
-        self.received_bytes = self.claimed_bytes = 0
+        self.received_bytes = 0
         self._sender, self._buffers = sender, inference.buffers
         self._small: bytes | bytearray = b""
         self._buffer: memoryview | None = None
@@ -107,41 +114,46 @@ class Exchange:
             self._small += piece
         self.received_bytes += len(piece)
 
-    def try_receive(self, piece: bytes) -> bool:
-        """Takes a piece of a large body; returns False where the claim for it would have to wait, or where there
-        is no room for all of the body in one piece."""
+    def receive(self, piece: bytes, arrivals: Arrivals) -> None:
+        """Takes a piece of a large body: where it is wanted, if all of it can be claimed at once and this is enough to
+        begin with, else as one of a small body."""
         end = self.received_bytes + len(piece)
-        if not self._try_claim(end) or (whole := self._whole()) is None:
-            return False
-        whole[self.received_bytes : end] = piece
-        self.received_bytes = end
-        return True
-
-    def room(self) -> memoryview | None:
-        """Returns where the next bytes of a large body go, claimed; None as `try_receive` returns False."""
-        begin = self.received_bytes
-        if begin >= self.claimed_bytes and not self._try_claim(begin + 1):
-            return None
-        whole = self._whole()
-        return None if whole is None else whole[begin : self.claimed_bytes]
-
-    def _try_claim(self, end: int) -> bool:
-        """Claims the body up to `end`, by steps: of one that is announced and never comes little is claimed."""
-        if end > self.claimed_bytes:
-            step = min(self.length, max(end, self.claimed_bytes + CLAIM_STEP_BYTES)) - self.claimed_bytes
-            if not self.hold.try_grow(step):
-                return False
-            self.claimed_bytes += step
-        return True
-
-    def _whole(self) -> memoryview | None:
+        if self._buffer is None and end >= BEGINNING_BYTES and arrivals.try_claim(self) and not self.make_room():
+            self.hold.end()
         if self._buffer is None:
-            try:
-                room = self._buffers.take(self.length + _ALIGNMENT)
-            except MemoryError:
-                return None
-            self._buffer = _aligned(room, self.length, self.head.header_length)
-        return self._buffer
+            self.receive_small(piece)
+        else:
+            self._buffer[self.received_bytes : end] = piece
+            self.received_bytes = end
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for all of the body in one piece."""
+        return self._buffer is not None
+
+    def make_room(self) -> bool:
+        """Makes room for all of the body, which is claimed; returns False where there is none in one piece."""
+        try:
+            room = self._buffers.take(self.length + _ALIGNMENT)
+        except MemoryError:
+            return False
+        self._buffer = whole = _aligned(room, self.length, self.head.header_length)
+        whole[: self.received_bytes] = self._small
+        self._small = b""
+        return True
+
+    def room(self) -> memoryview:
+        """Returns where the next bytes of a body go for which there is room."""
+        assert self._buffer is not None
+        return self._buffer[self.received_bytes :]
+
+    def granted(self) -> None:
+        """See Coming."""
+        self._sender.granted(self)
+
+    def refused(self, error: ModelHostError) -> None:
+        """See Coming."""
+        self._sender.refused(self, error)
 
     def body(self) -> Body:
         """Returns what was received: bytes, or a view on a buffer in which raw tensors are aligned."""

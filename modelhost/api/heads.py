@@ -14,6 +14,10 @@ from modelhost.api.request_ids import HEADER
 #: Request line and headers together. Every connection may hold as much at any time.
 MAX_HEAD_BYTES: Final = 32 << 10
 
+#: Headers of one request. What one holds beside its bytes is more than many have.
+MAX_HEADERS: Final = 128
+HEADER_BYTES: Final = 160
+
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_LINE: Final = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 

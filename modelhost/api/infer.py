@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from modelhost.api.answers import Answer, AsgiAnswer
-from modelhost.api.body import ByteHold, read_body
+from modelhost.api.body import ByteHold
 from modelhost.api.codec import (
     Body,
     EncodedResponse,
@@ -43,6 +43,7 @@ from modelhost.api.inference import (
     arrived,
     kept_bytes,
 )
+from modelhost.api.reading import read_body
 from modelhost.errors import HostClosed, HostStarting, ModelHostError
 from modelhost.pool import ModelKey, Timing
 from modelhost.tensors import Array
@@ -52,9 +53,6 @@ _GONE: Final = Answer.of_response(CLIENT_GONE)
 
 #: Compressing answers up to this takes no time to speak of: what the encoder holds is not counted.
 _SMALL_ANSWER_BYTES: Final = 64 << 10
-
-#: In the scope of a request that was taken before it came to the application: it is not new work any more.
-BEGUN: Final = "modelhost.begun"
 
 _IDENTITY: Final = ("", "identity")
 
@@ -201,6 +199,7 @@ class InferRoutes:
             return await read_body(
                 request,
                 hold,
+                self.inference.arrivals,
                 max_bytes=self._host.budgets.request_bytes,
                 deadline=started + server.request_timeout_s,
                 pause_s=server.read_timeout,
@@ -210,8 +209,7 @@ class InferRoutes:
             return DisconnectWatch(request.receive)
 
         try:
-            if BEGUN not in request.scope:
-                self._host.check_accepting()
+            self._host.check_accepting()
             answer = await self.answer(Head.of(request), read, name, version, timing, decode=decode, watch=watch)
         except (HostClosed, HostStarting) as error:
             self.inference.note(error.code, timing, None)

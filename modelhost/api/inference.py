@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
+from modelhost.api.arrivals import Arrivals
 from modelhost.api.body import ByteBudget, ByteHold
 from modelhost.api.buffers import BufferPool
 from modelhost.api.codec import InferRequest, OutputRequest
 from modelhost.api.deadlines import within
 from modelhost.api.metrics import Metrics
 from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
-from modelhost.host import Host
+from modelhost.host import Budgets, Host
 from modelhost.pool import Kept, Lease, ModelKey, Timing
 from modelhost.pool.statistics import ModelStatistics
 from modelhost.repository import ModelFile
@@ -39,6 +40,9 @@ KEPT_FACTOR: Final = 16
 #: Buffers that are kept for the next large bodies hold at most one part in so many of all bodies' bytes.
 _KEPT_PART: Final = 4
 _MAX_KEPT_BYTES: Final = 64 << 20
+
+#: Requests that are not all there hold at most one part in so many of that, beside it.
+_PIECES_PART: Final = 4
 
 _ANSWER_TAKES: Final = "the answer takes"
 _FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
@@ -69,10 +73,16 @@ class Inference:
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
         decoding_bytes = self.host.budgets.decoding_bytes
-        self.budget = ByteBudget(decoding_bytes, max_waiting=self.host.settings.server.max_queue)
+        max_waiting = self.host.settings.server.max_queue
+        self.budget = ByteBudget(decoding_bytes, max_waiting=max_waiting)
+        self.arrivals = Arrivals(self.budget, pieces_bytes=decoding_bytes // _PIECES_PART, max_waiting=max_waiting)
         self.buffers = BufferPool(min(decoding_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
         self.host.memory.add_trimmer(self.buffers.clear)
-        self.host.on_budgets(lambda budgets: self.budget.resize(budgets.decoding_bytes))
+        self.host.on_budgets(self._resize)
+
+    def _resize(self, budgets: Budgets) -> None:
+        self.budget.resize(budgets.decoding_bytes)
+        self.arrivals.pieces.resize(budgets.decoding_bytes // _PIECES_PART)
 
     @property
     def max_decoded_bytes(self) -> int:

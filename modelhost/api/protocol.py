@@ -21,14 +21,17 @@ import httptools
 from modelhost.api.access import Guard
 from modelhost.api.access_log import AccessLog
 from modelhost.api.answers import Answer
+from modelhost.api.arrivals import BEGINNING_BYTES, SMALL_BODY_BYTES
 from modelhost.api.connection import Connection
 from modelhost.api.connections import Door
 from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
     AUTHORIZATION,
     CONTENT_LENGTH,
+    HEADER_BYTES,
     KNOWN,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     TWICE,
     UNUSUAL,
     Target,
@@ -38,14 +41,12 @@ from modelhost.api.heads import (
     target_of,
     without_upgrade,
 )
-from modelhost.api.infer import BEGUN, PLAIN_HEAD
+from modelhost.api.infer import PLAIN_HEAD
 from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
-from modelhost.errors import DeadlineExceeded
+from modelhost.errors import DeadlineExceeded, ModelHostError, Overloaded
 from modelhost.pool import Timing
-
-#: A body up to this is collected without a claim, as uvicorn does before it stops reading.
-_SMALL_BODY_BYTES: Final = 64 << 10
+from modelhost.units import format_bytes
 
 #: Head and body up to this are sent as one piece of memory.
 _JOINED_BYTES: Final = 64 << 10
@@ -54,8 +55,10 @@ _JOINED_BYTES: Final = 64 << 10
 _TARGETS_KEPT: Final = 1024
 _TARGET_BYTES: Final = 512
 
-#: Requests that may be queued behind one that is in progress before nothing more is read.
+#: Requests that may be queued behind one that is in progress before nothing more is read, and what one of them holds
+#: beside its body.
 _QUEUED_REQUESTS: Final = 16
+_QUEUED_BYTES: Final = 4 << 10
 
 #: On top of what is known of a head that begins behind another request in one segment: nobody knows where.
 _UNKNOWN_BYTES: Final = 1 << 40
@@ -116,11 +119,9 @@ class HttpProtocol(Connection):
             elif self.pipeline:
                 self._listen()
             elif not exchange.is_received:
-                self._active_at = self.loop.time()
-                if self._receive_check is None:
-                    self._watch_receiving(exchange)
-                if exchange.length > _SMALL_BODY_BYTES:
-                    self._receive_in_place(exchange)
+                self._go_on_receiving(exchange)
+        elif not self._in_head:
+            self._hold_back()
 
     # --- the parser's callbacks ----------------------------------------------------------------------
 
@@ -145,7 +146,9 @@ class HttpProtocol(Connection):
     def on_headers_complete(self) -> None:
         """Ends the head. An upgrade that could not be taken out is refused: the parser would take the
         body for a request of its own."""
-        if self._head_bytes > MAX_HEAD_BYTES and head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
+        if len(self.headers) > MAX_HEADERS or (
+            self._head_bytes > MAX_HEAD_BYTES and head_bytes(self.url, self.headers) > MAX_HEAD_BYTES
+        ):
             self._is_head_long = True
             raise ValueError("the head is too long")
         if self.parser.should_upgrade():
@@ -156,23 +159,25 @@ class HttpProtocol(Connection):
         else:
             self._exchange = self.cycle = exchange
         self._in_head, self._head_bytes = False, 0
+        if self._pieces is not None:
+            self._keep(0)
 
     def on_body(self, body: bytes) -> None:
         """Takes a piece of the body."""
         exchange = self._exchange
         if exchange is None or self.cycle is not exchange:
             super().on_body(body)
-        elif exchange.length <= _SMALL_BODY_BYTES:
+        elif exchange.length <= SMALL_BODY_BYTES:
             exchange.receive_small(body)
-        elif not exchange.try_receive(body):
-            self._hand_over_exchange(exchange)
-            super().on_body(body)
+        else:
+            exchange.receive(body, self.short_cut.inference.arrivals)
 
     def on_message_complete(self) -> None:
         """Ends the request; a head comes next."""
         exchange = self._exchange
         if exchange is None or self.cycle is not exchange:
             super().on_message_complete()
+            self._keep(0)
         else:
             self._due = True
             if self._receive_check is not None:
@@ -232,25 +237,44 @@ class HttpProtocol(Connection):
         if self.short_cut.host.is_draining and self.scope["method"] == "POST":
             (self.pipeline[-1][0] if len(self.pipeline) > waiting else self.cycle).keep_alive = False
 
-    def _hand_over_exchange(self, exchange: Exchange, parsed_bytes: int | None = None) -> None:
-        """Leaves a request to the application after all, with what the parser has seen of its body."""
-        body = bytes(exchange.body()[:parsed_bytes])
-        exchange.hold.end()
-        self._exchange = None
-        self.cycle = None
-        self._end_receiving(exchange)
-        self._hand_over()
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment] # which is open for more
-        scope[BEGUN] = True
-        if not exchange.keep_alive:  # a shutdown has begun meanwhile
-            self.cycle.keep_alive = False
-        super().on_body(body)
+    # --- bodies that do not come at once -------------------------------------------------------------
 
-    # --- large bodies --------------------------------------------------------------------------------
+    def _go_on_receiving(self, exchange: Exchange) -> None:
+        """Claims what is there of a body. One that is large is read on when all of it is claimed."""
+        self._active_at = self.loop.time()
+        arrivals, arrival = self.short_cut.inference.arrivals, self._arrival
+        if arrival is None:
+            self._arrival = arrival = arrivals.begin(exchange)
+            self._watch_receiving(exchange)
+        if exchange.has_room:
+            arrival.pieces.end()
+            self._read_with(BodyReceiver(self, exchange))
+        elif not arrivals.keep(arrival) or arrival.is_waiting:
+            return  # refused, or in line
+        elif exchange.length > SMALL_BODY_BYTES and exchange.received_bytes >= BEGINNING_BYTES:
+            self.flow.pause_reading()
+            arrivals.claim(arrival)
 
-    def _receive_in_place(self, exchange: Exchange) -> None:
+    def granted(self, exchange: Exchange) -> None:
         """Has the rest of a body written where it is wanted, without the parser, which would copy it twice."""
-        self._read_with(BodyReceiver(self, exchange))
+        if exchange.make_room():
+            self._active_at = self.loop.time()
+            self._read_with(BodyReceiver(self, exchange))
+        else:
+            text = f"there is no room in one piece for a body of {format_bytes(exchange.length)}"
+            self.refused(exchange, Overloaded("bodies", waiting=0, limit=0, text=text))
+
+    def refused(self, exchange: Exchange, error: ModelHostError) -> None:
+        """Answers a request with an error in place of its body, and ends the connection."""
+        self._end_receiving(exchange)
+        self.short_cut.refuse(exchange, error)
+
+    def _hold_back(self) -> None:
+        """Reads no more of a body for the application until that has taken what is here, and claims this."""
+        cycle = self.cycle
+        if cycle is not None and cycle.body and not cycle.response_complete:
+            self.flow.pause_reading()
+            self._keep(len(cycle.body))
 
     def note_activity(self) -> None:
         """Notes that the client is sending."""
@@ -258,9 +282,9 @@ class HttpProtocol(Connection):
 
     def _read_with(self, protocol: asyncio.BaseProtocol) -> None:
         # Paused meanwhile: a transport asks for the kind of protocol when it begins to read.
-        self.transport.pause_reading()
+        self.flow.pause_reading()
         self.transport.set_protocol(protocol)
-        self.transport.resume_reading()
+        self.flow.resume_reading()
 
     def received(self, exchange: Exchange) -> None:
         """Goes on with a request whose body has come past the parser, which begins anew."""
@@ -270,19 +294,14 @@ class HttpProtocol(Connection):
         self._in_head = True
         self.short_cut.begin(exchange)
 
-    def cannot_receive(self, exchange: Exchange, unparsed_from: int) -> None:
-        """Leaves a request to the application, since its next bytes would have to wait for a claim."""
-        self._read_with(self)
-        body = bytes(exchange.body())
-        self._hand_over_exchange(exchange, unparsed_from)
-        self.data_received(body[unparsed_from:])
-
     def _listen(self) -> None:
         """Goes on reading while an exchange is in progress, though others are queued behind it, as long as
         those are few: else nobody would notice that the client leaves."""
         if self._exchange is None or len(self.pipeline) > _QUEUED_REQUESTS:
             return
-        if sum([len(cycle.body) for cycle, _ in self.pipeline]) <= _SMALL_BODY_BYTES:
+        queued_bytes = sum([len(cycle.body) + _QUEUED_BYTES for cycle, _ in self.pipeline])
+        self._keep(queued_bytes)
+        if queued_bytes <= _QUEUED_REQUESTS * _QUEUED_BYTES + SMALL_BODY_BYTES:
             self.flow.resume_reading()
 
     # --- answers -------------------------------------------------------------------------------------
@@ -329,6 +348,8 @@ class HttpProtocol(Connection):
         if self.pipeline and not self.transport.is_closing():
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
+        if not self.pipeline:
+            self._keep(0)
         if self.timeout_keep_alive_task is not None:
             # Not uvicorn's timer, one for each answer, which nobody would cancel for the short cut.
             self.timeout_keep_alive_task.cancel()
@@ -346,22 +367,25 @@ class HttpProtocol(Connection):
 
     def _end_receiving(self, exchange: Exchange) -> None:
         self.short_cut.receiving.discard(exchange)
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            self.short_cut.inference.arrivals.end(arrival)
         if self._receive_check is not None:
             self._receive_check.cancel()
             self._receive_check = None
 
     def _check_receiving(self) -> None:
         """Answers 503 where a body has paused, or has taken all the time there is."""
-        self._receive_check = None
-        exchange = self._exchange
-        if exchange is None or exchange.is_received:
+        exchange, arrival = self._exchange, self._arrival
+        if exchange is None or exchange.is_received or arrival is None:
+            self._receive_check = None
             return
         server = self.short_cut.inference.host.settings.server
-        paused_s = self.loop.time() - self._active_at
+        paused_s = 0.0 if arrival.is_waiting else self.loop.time() - self._active_at
         taken_s = (time.perf_counter_ns() - exchange.timing.arrived_ns) * 1e-9
         remaining_s = min(server.read_timeout - paused_s, server.request_timeout_s - taken_s)
         if remaining_s <= 0:
-            self.short_cut.refuse(exchange, DeadlineExceeded("receiving the body", waited_s=taken_s))
+            self.refused(exchange, DeadlineExceeded("receiving the body", waited_s=taken_s))
         else:
             self._receive_check = self.loop.call_later(remaining_s, self._check_receiving)
 
@@ -373,8 +397,10 @@ class HttpProtocol(Connection):
             self._expect_head()
         if self._head_bytes == _UNKNOWN_BYTES:
             self._head_bytes += head_bytes(self.url, self.headers)
-        if self._head_bytes % _UNKNOWN_BYTES > MAX_HEAD_BYTES:
+        if self._head_bytes % _UNKNOWN_BYTES > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse_head()
+        else:
+            self._keep(2 * (self._head_bytes % _UNKNOWN_BYTES) + HEADER_BYTES * len(self.headers))
 
     def _refuse_parsed(self) -> None:
         """Refuses what the parser has, or we have within it."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from modelhost.api.exchange import Exchange
+
+#: Where bytes go that nobody looks at any more.
+_UNWANTED: Final = bytearray(64 << 10)
 
 
 class Receiving(Protocol):
@@ -16,12 +19,6 @@ class Receiving(Protocol):
 
     def received(self, exchange: Exchange) -> None:
         """Goes on with a request whose body is there."""
-
-    def cannot_receive(self, exchange: Exchange, unparsed_from: int) -> None:
-        """Leaves a request to the application, since its next bytes would have to wait for a claim."""
-
-    def data_received(self, data: bytes) -> None:
-        """Takes bytes as they come on the socket."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Notes that the connection has ended."""
@@ -38,15 +35,10 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Receiving, exchange: Exchange) -> None:
         self._connection, self._exchange = connection, exchange
-        self._parsed_bytes = exchange.received_bytes
-        self._is_stuck = False
-        self._spill = bytearray(1)
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
         """Returns room for what comes next."""
-        room = None if self._exchange.response_complete else self._exchange.room()
-        self._is_stuck = room is None
-        return self._spill if room is None else room
+        return _UNWANTED if self._exchange.response_complete else self._exchange.room()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Takes note of what has come."""
@@ -54,10 +46,6 @@ class BodyReceiver(asyncio.BufferedProtocol):
         if exchange.response_complete:
             return  # refused: what still comes in is not looked at
         connection.note_activity()
-        if self._is_stuck:
-            connection.cannot_receive(exchange, self._parsed_bytes)
-            connection.data_received(bytes(self._spill))
-            return
         exchange.received_bytes += nbytes
         if exchange.is_received:
             connection.received(exchange)

@@ -9,22 +9,22 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from modelhost.api import views
-from modelhost.api.body import read_object
 from modelhost.api.codec.json_tensors import say
 from modelhost.api.errors import JsonResponse
+from modelhost.api.inference import Inference
+from modelhost.api.reading import read_object
 from modelhost.errors import InvalidRequest
-from modelhost.host import Host
 
 
-def routes(host: Host) -> APIRouter:
+def routes(inference: Inference) -> APIRouter:
     """Returns the routes that list, load and unload."""
-    router = APIRouter(tags=["repository"])
+    host, router = inference.host, APIRouter(tags=["repository"])
 
     @router.post("/v2/repository/index")
     @router.post("/v2/repository/{repository}/index")
     async def index(request: Request, repository: str | None = None) -> Response:
         """Every model that was found, with its state; only the loaded ones with `{"ready": true}`."""
-        only_ready = (await read_object(request, host.settings.server)).get("ready", False)
+        only_ready = (await read_object(request, inference.arrivals, host.settings.server)).get("ready", False)
         if not isinstance(only_ready, bool):
             raise InvalidRequest(f"'ready': expected true or false, got {say(only_ready)}")
         return JsonResponse(await views.repository_index(host, only_ready=only_ready))
@@ -34,7 +34,7 @@ def routes(host: Host) -> APIRouter:
     async def load(request: Request, name: str, repository: str | None = None) -> Response:
         """Loads a model, or loads it again where its files have changed; answers when it is ready."""
         host.check_accepting()
-        check_load_parameters(_parameters(await read_object(request, host.settings.server)))
+        check_load_parameters(_parameters(await read_object(request, inference.arrivals, host.settings.server)))
         loaded = await host.pool.load(name)
         return JsonResponse({"name": name, "load": True, **loaded.as_dict()})
 
@@ -43,7 +43,7 @@ def routes(host: Host) -> APIRouter:
     async def unload(request: Request, name: str, repository: str | None = None) -> Response:
         """Unloads all versions of a model; answers when its memory is back."""
         host.check_accepting()
-        check_unload_parameters(_parameters(await read_object(request, host.settings.server)))
+        check_unload_parameters(_parameters(await read_object(request, inference.arrivals, host.settings.server)))
         recoveries = await host.pool.unload(name)
         return JsonResponse(
             {"name": name, "unload": True, "recovered": [recovery.as_dict() for recovery in recoveries]}

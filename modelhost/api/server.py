@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from modelhost.api import log_levels, views
-from modelhost.api.body import read_object
 from modelhost.api.errors import JsonResponse
-from modelhost.host import Host
+from modelhost.api.inference import Inference
+from modelhost.api.reading import read_object
 
 
-def routes(host: Host) -> APIRouter:
+def routes(inference: Inference) -> APIRouter:
     """Returns the routes that ask for no model."""
-    router = APIRouter(tags=["server"])
+    host, router = inference.host, APIRouter(tags=["server"])
 
     @router.get("/")
     async def alive() -> Response:
@@ -43,6 +43,6 @@ def routes(host: Host) -> APIRouter:
     @router.post("/v2/logging")
     async def change_logging(request: Request) -> Response:
         """Changes which messages are logged, until the process ends; answers what is logged from here on."""
-        return JsonResponse(log_levels.change(await read_object(request, host.settings.server)))
+        return JsonResponse(log_levels.change(await read_object(request, inference.arrivals, host.settings.server)))
 
     return router

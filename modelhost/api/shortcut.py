@@ -68,6 +68,8 @@ class ShortCut:
         self._on_threads: set[_OnThread] = set()
         self.receiving: set[Exchange] = set()
         """Those whose bodies are still coming, after the first segment of them."""
+        self.is_closed = False
+        """Whether the host has shut down, and connections end at once."""
 
     def begin(self, exchange: Exchange) -> None:
         """Answers a request whose body is there, now or later. Raises nothing."""
@@ -96,8 +98,9 @@ class ShortCut:
 
     def close(self) -> None:
         """Answers everybody whose run or body is still in progress, and stops it: the host shuts down."""
+        self.is_closed = True
         for exchange in tuple(self.receiving):
-            self.refuse(exchange, self.inference.closed())
+            exchange.refused(self.inference.closed())
         for running in tuple(self._on_threads):
             running.give_up(self.inference.closed())
 

@@ -124,7 +124,7 @@ def test_compressed_requests_are_served_at_once(serve_fake) -> None:
     requests = [
         served.later(lambda: served.infer("a", content, headers={"Content-Encoding": "gzip"})) for _ in range(16)
     ]
-    assert {request.result().status_code for request in requests} == {200}
+    assert [request.result().text for request in requests if request.result().status_code != 200] == []
 
 
 @pytest.mark.parametrize(("rows", "clients"), [(80_000, 8), (120_000, 4)])
@@ -134,7 +134,7 @@ def test_large_requests_at_once_wait_for_each_other(serve_fake, rows: int, clien
         {"inputs": [{"name": "x", "datatype": "FP32", "shape": [rows], "data": [0.5] * rows}]}
     ).encode()
     requests = [served.later(lambda: served.infer("a", content)) for _ in range(clients)]
-    assert {request.result().status_code for request in requests} == {200}
+    assert [request.result().text for request in requests if request.result().status_code != 200] == []
 
 
 def test_a_client_that_left_is_no_success(serve_fake) -> None:

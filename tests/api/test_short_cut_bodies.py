@@ -25,6 +25,7 @@ from wire import (
     wire,
 )
 
+from modelhost.api import arrivals
 from modelhost.api.buffers import BufferPool
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.fake import FakeModel
@@ -121,54 +122,72 @@ def test_a_large_raw_tensor_is_not_copied(serve_fake, fed: list[Array], monkeypa
     assert fed[0].nbytes == 2 * MB
 
 
-def test_a_large_body_is_claimed_by_steps_as_it_comes(serve_fake) -> None:
+def test_of_a_large_body_its_beginning_is_claimed_and_then_all_of_it(serve_fake) -> None:
     served = serve_fake({"a": quick_script()}, **ROOMY)
+    pieces = served.app.infer.inference.arrivals.pieces
     request = infer_binary("a", numbers(4 * MB))
     with wire(served, request[:300]) as connection:
-        served.settle()
-        assert used_bytes(served) == 256 << 10
+        served.eventually(lambda _: pieces.used_bytes == 4 << 10)
+        assert used_bytes(served) == 0
         connection.send(request[300:MB])
-        served.eventually(lambda _: MB - (64 << 10) <= used_bytes(served) <= MB + (256 << 10))
+        served.eventually(lambda _: 4 * MB <= used_bytes(served) <= 4 * MB + 300)
+        assert pieces.used_bytes == 0
         connection.send(request[MB:])
         assert connection.must().status == 200
     nothing_held(served)
 
 
-def test_a_large_body_that_has_to_wait_for_memory_is_left_to_the_application(serve_fake) -> None:
-    script = quick_script()
-    served = serve_fake({"a": script}, server={"max_request_bytes": "2MB", "max_decoding_bytes": "4MB"})
+@pytest.mark.parametrize("path", ["/v2/models/a/infer", "/v2/models/a/infer?x"])
+@pytest.mark.parametrize("line", ["X-A: b", "Expect: 100-continue"])
+def test_a_large_body_waits_for_memory_and_is_not_read_meanwhile(serve_fake, path: str, line: str) -> None:
+    served = serve_fake({"a": quick_script()}, server={"max_request_bytes": "2MB", "max_decoding_bytes": "4MB"})
     warm(served, "a")
-    values = numbers(MB + MB // 2)
-    request = infer_binary("a", values)
-    budget = served.app.infer.inference.budget
-    others = served.on_loop(budget.hold)
-    with counting(served) as ways, wire(served, request[: MB // 2]) as connection:
-        served.eventually(lambda _: used_bytes(served) >= MB // 4)
-        assert served.on_loop(lambda: others.try_grow(budget.free_bytes))
-        connection.send(request[MB // 2 : MB])
-        served.eventually(lambda _: budget.waiting == 1)
+    body, length = binary(numbers(MB + MB // 2))
+    lines = (f"Content-Length: {len(body)}", f"Inference-Header-Content-Length: {length}", line)
+    inference = served.app.infer.inference
+    others = served.on_loop(inference.budget.hold)
+    assert served.on_loop(lambda: others.try_grow(inference.budget.free_bytes))
+    with wire(served, head(path, *lines), body[:10_000]) as connection:
+        served.eventually(lambda _: inference.arrivals.waiting == 1)
+        connection.send(body[10_000:50_000])
+        served.settle()
+        assert inference.arrivals.pieces.used_bytes <= 128 << 10
         served.on_loop(others.end)
-        connection.send(request[MB:])
-        answer = connection.must()
-        assert np.array_equal(answer.raw, values * 2)
-        assert (ways.socket, ways.application) == (0, 1)
+        if "100" in line:
+            connection.buffer += connection.socket.recv(25)
+            assert bytes(connection.buffer) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.buffer.clear()
+        connection.send(body[50_000:])
+        assert np.array_equal(connection.must().raw, numbers(MB + MB // 2) * 2)
         connection.send(infer("a"))
         assert connection.must().data == [2]
-        assert ways.socket == 1
     nothing_held(served)
 
 
-def test_a_large_body_without_room_in_one_piece_is_left_to_the_application(
-    serve_fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_body_without_room_in_one_piece_is_503(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> Any:
         raise MemoryError("Unable to allocate 1. MiB")
 
     served = serve_fake({"a": quick_script()}, **ROOMY)
     monkeypatch.setattr(served.app.infer.inference.buffers, "take", refuse)
-    with counting(served) as ways, wire(served, infer_binary("a", numbers(MB))) as connection:
-        assert connection.must().status == 200
-        assert (ways.socket, ways.application) == (0, 1)
+    with wire(served, infer_binary("a", numbers(MB))[: MB // 2]) as connection:
+        answer = connection.must()
+        assert (answer.status, answer.json["code"]) == (503, "overloaded")
+        assert "no room in one piece for a body of 1.0 MB" in answer.json["error"]
+    nothing_held(served)
+
+
+def test_a_body_that_comes_slowly_yields_to_one_that_does_not(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve_fake({"a": quick_script()}, server={"max_request_bytes": "3MB", "max_decoding_bytes": "4MB"})
+    with wire(served, infer_binary("a", numbers(2 * MB))[:5000]) as slow:
+        served.eventually(lambda _: used_bytes(served) > 2 * MB)
+        monkeypatch.setattr(arrivals, "_JUDGED_AFTER_S", 0)
+        monkeypatch.setattr(arrivals, "_QUICK_S", 0)
+        with wire(served, infer_binary("a", numbers(2 * MB))) as quick:
+            assert quick.must().status == 200
+        (answer,) = slow.answers()
+        assert (answer.status, answer.json["code"]) == (503, "overloaded")
+        assert answer.json["error"].startswith("4.8 KB of 2.0 MB came in")
     nothing_held(served)
 
 

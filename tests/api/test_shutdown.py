@@ -109,7 +109,7 @@ def test_a_body_that_is_still_coming_is_waited_for(serve_short, size: int) -> No
         assert answer.header("connection") == "close"
 
 
-def test_a_body_that_is_left_to_the_application_during_a_shutdown_ends_the_connection_too(serve_short) -> None:
+def test_a_body_that_waits_for_memory_during_a_shutdown_ends_the_connection_too(serve_short) -> None:
     served = serve_short({"a": quick_script()})
     warm(served, "a", runs=1)
     values = np.arange(MB // 4, dtype="<f4")
@@ -120,10 +120,10 @@ def test_a_body_that_is_left_to_the_application_during_a_shutdown_ends_the_conne
         served.eventually(lambda _: len(served.app.short_cut.receiving) == 1)
         shut_down(served)
         assert served.on_loop(lambda: others.try_grow(budget.free_bytes))
-        connection.send(request[1000:600_000])
-        served.eventually(lambda _: budget.waiting == 1)
+        connection.send(request[1000:6000])
+        served.eventually(lambda _: served.app.infer.inference.arrivals.waiting == 1)
         served.on_loop(others.end)
-        connection.send(request[600_000:])
+        connection.send(request[6000:])
         (answer,) = connection.answers()
         assert answer.status == 200
         assert answer.header("connection") == "close"

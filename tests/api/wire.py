@@ -211,7 +211,8 @@ def nothing_held(served: Served) -> None:
         lambda snapshot: (
             snapshot.waiting == snapshot.in_flight == 0
             and all(model.leases == 0 for model in snapshot.models)
-            and used_bytes(served) == 0
+            and used_bytes(served) == served.app.infer.inference.arrivals.pieces.used_bytes == 0
+            and not len(served.app.infer.inference.arrivals)
             and not served.app.short_cut.receiving
             and not served.app.short_cut._on_threads
         )

@@ -165,7 +165,7 @@ class Host:
         self.runtime = self._runtime_factory(settings, self.budgets)
         self.memory = MemoryManager(settings.memory, probe=probe, conditions=self.conditions)
         self.memory.add_trimmer(self.runtime.trim)
-        self.memory.read_workers = lambda with_template: self.runtime.workers_bytes(with_template=with_template)
+        self.memory.read_workers, self.memory.read_booked = self.runtime.workers_bytes, self.runtime.booked_bytes
         repository = Repository(settings.models.directory)
         self.pool = Pool(
             repository=repository,

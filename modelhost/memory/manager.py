@@ -153,8 +153,10 @@ class MemoryManager:
         self.quiet_marker: Callable[[], object | None] = lambda: 0
         # As above: a scripted machine has no heap, unless it says what is free in it.
         self.read_heap_free: Callable[[], int] = allocator.free_bytes if isinstance(self.probe, Probe) else lambda: 0
-        self.read_workers: Callable[[bool], int] = lambda with_template: 0
-        """What worker processes hold; without their template only what comes and goes with models."""
+        self.read_workers: Callable[[], int] = lambda: 0
+        """What worker processes hold now; asked where the probe does not see them, on the memory thread."""
+        self.read_booked: Callable[[], int] = lambda: 0
+        """What of it came with models and goes with them. A short call, on the memory thread."""
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._thresholds: Thresholds | None = None
@@ -185,7 +187,7 @@ class MemoryManager:
 
     def set_baseline(self) -> Thresholds:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
-        self._look_at_workers()
+        self._look_at_workers()  # nobody is served yet
         usage = self._usage().usage_bytes
         self._thresholds = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
         self._heap_free_bytes = self.read_heap_free()
@@ -425,7 +427,8 @@ class MemoryManager:
     async def _sample_once(self) -> None:
         """One look; acts on the level, and returns what idle runs left in the arena."""
         self._follow_limit()
-        self._look_at_workers()
+        if not self.probe.sees_children and not self.is_changing:  # else it is read when that has ended
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._look_at_workers)
         self._look("sample")
         self.pressure()
         marker = self.quiet_marker()
@@ -509,12 +512,12 @@ class MemoryManager:
         return Usage(usage.usage_bytes + self._workers_bytes, {**usage.raw, "workers_bytes": self._workers_bytes})
 
     def _look_at_workers(self) -> None:
-        """Reads what workers hold where the probe sees only this process."""
-        self._workers_bytes = 0 if self.probe.sees_children else self.read_workers(True)
+        """Reads what workers hold where the probe sees only this process. Takes a millisecond for each."""
+        self._workers_bytes = 0 if self.probe.sees_children else self.read_workers()
 
     def _committed_bytes(self) -> int:
-        """Reads the memory of the process and its workers' exactly. On the memory thread."""
-        return self._steady.committed_bytes() + self.read_workers(False)
+        """Reads the process's memory exactly, with what its workers are booked at. On the memory thread."""
+        return self._steady.committed_bytes() + self.read_booked()
 
     def _look_into_heap(self) -> int:
         """Reads what is free in the heap, for the decisions until the next change. On the memory thread."""
@@ -548,12 +551,17 @@ class MemoryManager:
         """Runs `work` on the memory thread to its end, even if the caller is cancelled meanwhile."""
         self._changes += 1
 
+        def work_and_look() -> T:
+            try:
+                return work()
+            finally:
+                self._look_at_workers()
+
         async def run() -> T:
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work_and_look)
             finally:
                 self._changes -= 1
-                self._look_at_workers()
                 always()
                 self._notify()
 

@@ -40,7 +40,17 @@ def family(pid: int) -> Iterator[int]:
 def anonymous_bytes(pid: int) -> int:
     """Returns a process's own memory, of shared pages its share; 0 where it is gone."""
     # Kernels without the first have the second, which counts a page for every fork that shares it.
-    for file, wanted in (("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:")):
+    return _figure(pid, ("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:"))
+
+
+def private_bytes(pid: int) -> int:
+    """Returns the memory that a process shares with nobody, so that its end gives it back; 0 where it is gone."""
+    return _figure(pid, ("smaps_rollup", "Private_Dirty:"), ("status", "RssAnon:"))
+
+
+def _figure(pid: int, *places: tuple[str, str]) -> int:
+    """Returns the first of these figures that the kernel has, each in a file of the process."""
+    for file, wanted in places:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
             for line in stream:
                 if line.startswith(wanted):

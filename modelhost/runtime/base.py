@@ -179,12 +179,14 @@ class Runtime(Protocol):
     def warm_up(self) -> None:
         """Starts what workers are made from, so that the first isolated model need not. Raises LoadError."""
 
-    def workers_bytes(self, *, with_template: bool) -> int:
-        """Returns the memory that worker processes hold, and what is shared with them.
+    def workers_bytes(self) -> int:
+        """Returns the memory that worker processes hold, and what is shared with them. Any thread.
 
-        `with_template` counts what they are made from too, which is there as soon as one is, and stays.
-        Takes up to a millisecond for each. Any thread.
+        Takes up to a millisecond for each.
         """
+
+    def booked_bytes(self) -> int:
+        """Returns what those workers that there are held when they had loaded. Takes microseconds; any thread."""
 
     def close(self) -> None:
         """Ends what was started besides models, all of which are closed. Harmless when closed."""

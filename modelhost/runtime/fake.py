@@ -288,8 +288,12 @@ class FakeRuntime:
     def warm_up(self) -> None:
         """Does nothing: scripted workers hold what their script says."""
 
-    def workers_bytes(self, *, with_template: bool) -> int:
+    def workers_bytes(self) -> int:
         """Nothing: what scripted models hold is in the machine's figures."""
+        return 0
+
+    def booked_bytes(self) -> int:
+        """As above."""
         return 0
 
     def close(self) -> None:

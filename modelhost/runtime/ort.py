@@ -176,9 +176,13 @@ class OrtRuntime:
         if self._workers is not None:
             self._workers.warm_up()
 
-    def workers_bytes(self, *, with_template: bool) -> int:
+    def workers_bytes(self) -> int:
         """Returns what workers hold."""
-        return 0 if self._workers is None else self._workers.held_bytes(with_template=with_template)
+        return 0 if self._workers is None else self._workers.held_bytes()
+
+    def booked_bytes(self) -> int:
+        """Returns what they held when they had loaded."""
+        return 0 if self._workers is None else self._workers.booked_bytes()
 
     def close(self) -> None:
         """Ends what workers are forked from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from modelhost.errors import (
     DeadlineExceeded,
     InvalidRequest,
     InvalidTensor,
+    Overloaded,
     RunTooLarge,
     WorkerCrashed,
     WorkerRestarting,
@@ -32,6 +34,7 @@ from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan
 from modelhost.runtime.worker import nursery
 from modelhost.runtime.worker import workers as isolation
 from modelhost.runtime.worker.model import IsolatedModel
+from modelhost.runtime.worker.segment import Segment
 from modelhost.runtime.worker.session import CannotOpen, WorkerDied
 from modelhost.runtime.worker.workers import Workers
 from modelhost.tensors import DTYPES, from_bfloat16, to_bfloat16
@@ -202,10 +205,38 @@ def test_large_outputs_are_seen_in_place_and_nobody_writes_over_them(stage: Stag
     assert not first.flags.owndata
     np.testing.assert_array_equal(first, many + 1)
     np.testing.assert_array_equal(second, many * 2 + 1)
-    held = stage.workers.held_bytes(with_template=False)
+    held = stage.workers.held_bytes()
     del first, second
     stage.workers.trim()
-    assert stage.workers.held_bytes(with_template=False) <= held - many.nbytes
+    assert stage.workers.held_bytes() <= held - many.nbytes
+
+
+def test_outputs_that_are_kept_for_long_take_a_bounded_number_of_channels(stage: Stage) -> None:
+    model = stage.load(build.add_constant(1), "kept")
+    many = np.zeros(10_000, np.float32)
+    kept = [model.run({"x": many + number}, ["y"], None)[0] for number in range(20)]
+    assert [float(array[0]) for array in kept] == [number + 1 for number in range(20)]
+    assert len(model._session._all) < 12
+    del kept
+    assert len(model._session._all) <= 4
+
+
+def test_a_run_without_a_descriptor_for_it_is_told_to_come_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stage.load(build.add_constant(1), "descriptors")
+
+    def none_left(wanted_bytes: int) -> Segment:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Segment, "create", none_left)
+    with pytest.raises(Overloaded, match="Too many open files"):
+        add(model)
+    monkeypatch.undo()
+    assert add(model) == 2
+    monkeypatch.setattr(Segment, "create", none_left)
+    with pytest.raises(Overloaded, match="Too many open files"):  # in the middle of a run
+        model.run({"x": np.zeros(100_000, np.float32)}, ["y"], None)
+    monkeypatch.undo()
+    assert add(model) == 2
 
 
 def test_outputs_larger_than_the_inputs_get_their_room(stage: Stage) -> None:
@@ -253,27 +284,27 @@ def test_what_cannot_be_opened_says_why_and_leaves_no_worker(stage: Stage) -> No
 
 
 def test_an_unload_ends_the_process_and_its_memory_is_back(stage: Stage) -> None:
-    before = stage.workers.held_bytes(with_template=False)
+    before = stage.workers.held_bytes()
     model = stage.load(build.heavy(20), "heavy")
-    held = stage.workers.held_bytes(with_template=False) - before
+    held = stage.workers.held_bytes() - before
     assert held > 4 * _MB  # equal weights are kept once
     pid, wait = pid_of(model), ends(model)
     model.close()
     stage.models.remove(model)
     assert not is_there(pid)
-    assert abs(stage.workers.held_bytes(with_template=False) - before) < _MB
+    assert abs(stage.workers.held_bytes() - before) < _MB
     assert not wait.__closure__[0].cell_contents.is_set()  # no crash: nobody is told
 
 
 def test_runs_leave_nothing_large_behind(stage: Stage) -> None:
     model = stage.load(build.add_constant(1), "leaves")
     add(model)
-    before = stage.workers.held_bytes(with_template=False)
+    before = stage.workers.held_bytes()
     for _ in range(2):
         model.run({"x": np.ones(4 * _MB, np.float32)}, ["y"], None)
-    assert stage.workers.held_bytes(with_template=False) - before < 3 * _MB
+    assert stage.workers.held_bytes() - before < 3 * _MB
     stage.workers.trim()
-    assert stage.workers.held_bytes(with_template=False) - before < _MB
+    assert stage.workers.held_bytes() - before < _MB
 
 
 def test_a_plan_has_what_the_worker_adds(stage: Stage, tmp_path: Path) -> None:

@@ -56,11 +56,13 @@ class Channel:
         *,
         stop_grace_s: float,
         trim: bool,
+        lends: bool,
     ) -> list[tuple[str, Array]]:
         """Returns datatype and value of each output; is free when those have gone that lie in its segment.
 
-        With `trim` the worker's arena is shrunk before the answer. Raises RefusedThere and ValueError, after which it
-        is free, and NotTaken, NotStopped and BrokenWire, after which it is of no use.
+        With `trim` the worker's arena is shrunk before the answer; unless it `lends` its segment all outputs are
+        copies. Raises RefusedThere and ValueError, after which it
+        is free, and NotTaken, NotStopped, BrokenWire and OSError, after which it is of no use.
         """
         parcel = Parcel.of(list(feeds.values()))
         self._make_room(parcel.size_bytes)
@@ -81,7 +83,7 @@ class Channel:
             answer = self._answer(cancel, stop_grace_s)
         match answer:
             case {"done": [*places]} if len(places) == len(names):
-                return self._outputs(places)
+                return self._outputs(places, _COPIED_BYTES if lends else _MOST_BYTES)
             case {"failed": [str(kind), str(text)]}:
                 raise (InvalidArgument if kind == "InvalidArgument" else RefusedThere)(text)
         raise BrokenWire(f"this is no answer to a run with {len(names)} outputs: {str(answer)[:200]}")
@@ -128,11 +130,11 @@ class Channel:
                     raise NotStopped from None
                 stopped_at = stopped_at or now
 
-    def _outputs(self, places: Sequence[Any]) -> list[tuple[str, Array]]:
+    def _outputs(self, places: Sequence[Any], copied_bytes: int) -> list[tuple[str, Array]]:
         loan = _Loan(self, self._segment, self._free)
         memory = np.asarray(loan)
         found = [read(place, memory) for place in places]
-        if sum([array.nbytes for _, array in found]) <= _COPIED_BYTES:
+        if sum([array.nbytes for _, array in found]) <= copied_bytes:
             return [(datatype, array.copy()) for datatype, array in found]
         return found
 

@@ -108,7 +108,6 @@ class Nursery:
         }
         self._lock = threading.Lock()  # one start and one fork at a time
         self._template: _Template | None = None
-        self._template_bytes = 0
 
     @property
     def is_started(self) -> bool:
@@ -118,20 +117,25 @@ class Nursery:
     def start(self) -> None:
         """Starts the template where there is none; returns when it is ready. Raises LoadError."""
         with self._lock:
-            self._started()
+            try:
+                self._started()
+            except OSError as error:
+                raise LoadError(f"no process for workers can be started: {error.strerror}") from None
 
     def fork(self) -> Worker:
         """Returns a new worker, in some milliseconds. Raises LoadError."""
         with self._lock:
-            return self._started().fork()
+            try:
+                return self._started().fork()
+            except OSError as error:
+                raise LoadError(f"no worker process can be started: {error.strerror}") from None
 
-    def held_bytes(self, *, with_template: bool = True) -> int:
-        """Returns the memory of all workers' own, and of the template, or only what grew since that was started."""
+    def held_bytes(self) -> int:
+        """Returns the memory of the template and all workers, what they share counted once."""
         template = self._template
         if template is None or template.has_ended:
             return 0
-        pids = [template.pid, *template.workers()]
-        return sum(map(anonymous_bytes, pids)) - (0 if with_template else self._template_bytes)
+        return sum(map(anonymous_bytes, (template.pid, *template.workers())))
 
     def close(self) -> None:
         """Ends the template, and with it every worker that is left. Harmless when closed."""
@@ -144,11 +148,10 @@ class Nursery:
         if self._template is None or self._template.has_ended:
             began = time.monotonic()
             self._template = _Template(self._job)
-            self._template_bytes = anonymous_bytes(self._template.pid)
             log.info(
                 "started the process that workers are forked from in %.0f ms, %s",
                 (time.monotonic() - began) * 1e3,
-                format_bytes(self._template_bytes),
+                format_bytes(anonymous_bytes(self._template.pid)),
             )
         return self._template
 
@@ -165,18 +168,15 @@ class _Template:
         self._workers: dict[int, Worker] = {}
         self.has_ended = False
         with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    # -P: what lies in the directory that this was started in is no module of ours.
-                    [sys.executable, "-P", "-m", _TEMPLATE, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=child_environment(),
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # Ctrl-C is for us, who end it when all requests have been answered
-                )
-            except OSError as error:
-                raise LoadError(f"no process for workers can be started: {error.strerror}") from None
+            self._process = subprocess.Popen(
+                # -P: what lies in the directory that this was started in is no module of ours.
+                [sys.executable, "-P", "-m", _TEMPLATE, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=child_environment(),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C is for us, who end it when all requests have been answered
+            )
         threading.Thread(target=self._listen, name="modelhost-workers", daemon=True).start()
         if "ready" not in self._ask(job, (), _START_S):
             self.close()

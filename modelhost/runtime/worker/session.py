@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelhost.errors import DeadlineExceeded, WorkerCrashed, WorkerRestarting
+from modelhost.errors import DeadlineExceeded, Overloaded, WorkerCrashed, WorkerRestarting
 from modelhost.prepare.manifest import Variant
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.worker.channel import Channel, NotStopped, NotTaken, RefusedThere
@@ -24,6 +24,9 @@ log = logging.getLogger("modelhost")
 
 #: Channels that are kept for the next runs; more came of outputs that were kept for long.
 _KEPT_CHANNELS: Final = 4
+
+#: With more than so many, outputs are copied: each channel has three descriptors here, and a thread there.
+_LENDING_CHANNELS: Final = 8
 
 #: A worker that is asked for its memory has so long, and one that is to end.
 _TRIM_S, _END_S = 1.0, 2.0
@@ -109,13 +112,22 @@ class WorkerSession:
             channel = self._taken()
         except BrokenWire:
             raise WorkerRestarting(self.worker.reason()) from None
+        except OSError as error:
+            raise _no_channel(error) from None
         if cancel is not None:
+            if cancel.is_cancelled:
+                self._give_back(channel)
+                raise DeadlineExceeded("the run", waited_s=0.0)
             cancel.bind(_Stop(self._control, channel, channel.run_number + 1))
         try:
-            return channel.run(feeds, names, cancel, stop_grace_s=self._stop_grace_s, trim=trim)
+            lends = len(self._all) <= _LENDING_CHANNELS
+            return channel.run(feeds, names, cancel, stop_grace_s=self._stop_grace_s, trim=trim, lends=lends)
         except (RefusedThere, ValueError):
             self._give_back(channel)
             raise
+        except OSError as error:  # no room for inputs or outputs: the channel may be in the middle of a run
+            self._drop(channel)
+            raise _no_channel(error) from None
         except NotTaken:
             self._drop(channel)
             raise WorkerRestarting(self.worker.reason()) from None
@@ -140,10 +152,18 @@ class WorkerSession:
             return self._free.pop()
         connection, theirs = Connection.pair()
         with theirs:
-            channel = Channel(next(self._numbers), connection, self._give_back)
-            with self._sending:
-                self._control.send({"channel": channel.number}, (theirs.fileno(),))
-        self._all.add(channel)
+            try:
+                channel = Channel(next(self._numbers), connection, self._give_back)
+            except OSError:
+                connection.close()
+                raise
+            self._all.add(channel)
+            try:
+                with self._sending:
+                    self._control.send({"channel": channel.number}, (theirs.fileno(),))
+            except BaseException:
+                self._drop(channel)
+                raise
         return channel
 
     def _give_back(self, channel: Channel) -> None:
@@ -190,6 +210,12 @@ class WorkerSession:
             pass  # it has ended, which others are told
         finally:
             self._control.set_timeout(PATIENT_S)
+
+
+def _no_channel(error: OSError) -> Overloaded:
+    """Returns what a run is told for which there is no descriptor, or no memory that can be shared."""
+    text = f"no memory can be shared with the model's worker process: {error.strerror}"
+    return Overloaded("shared memory", waiting=0, limit=0, text=text)
 
 
 class _Stop:

@@ -13,6 +13,7 @@ from typing import Final
 from modelhost.config import ModelOptions, RuntimeSettings
 from modelhost.errors import ConfigError
 from modelhost.prepare.footprint import RunFootprint, Term
+from modelhost.prepare.processes import private_bytes
 from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan
 from modelhost.runtime.worker.footprint import with_transport
 from modelhost.runtime.worker.model import IsolatedModel
@@ -38,7 +39,8 @@ class Workers:
             custom_op_libraries=settings.custom_op_libraries,
         )
         self._lock = threading.Lock()
-        self._sessions: set[WorkerSession] = set()
+        # With what each held when it had loaded, until its process has gone.
+        self._sessions: dict[WorkerSession, int] = {}
 
     def planned(self, inspection: Inspection, options: ModelOptions) -> Inspection:
         """Returns what is known of a model with what a worker adds to it, where it is to live in one.
@@ -85,8 +87,9 @@ class Workers:
         session.open(file, optimization=plan.optimization, variant=plan.variant, cancel=cancel)
 
         def ended() -> None:
-            with self._lock:
-                self._sessions.discard(session)
+            if session.worker.has_ended:  # else it still holds what it held
+                with self._lock:
+                    del self._sessions[session]
             closed()
 
         try:
@@ -95,7 +98,7 @@ class Workers:
             session.close()
             raise
         with self._lock:
-            self._sessions.add(session)
+            self._sessions[session] = private_bytes(session.worker.pid)
         return model
 
     def trim(self) -> None:
@@ -103,13 +106,14 @@ class Workers:
         for session in self._open():
             session.trim()
 
-    def held_bytes(self, *, with_template: bool) -> int:
-        """Returns what they hold; see Runtime.workers_bytes."""
-        sessions = self._open()
-        if not sessions and not with_template:
-            return 0
-        shared_bytes = sum([session.shared_bytes() for session in sessions])
-        return shared_bytes + self._nursery.held_bytes(with_template=with_template)
+    def booked_bytes(self) -> int:
+        """Returns what the workers there are held when they had loaded; what runs take since is not in it."""
+        with self._lock:
+            return sum(self._sessions.values())
+
+    def held_bytes(self) -> int:
+        """Returns what workers, template and shared memory hold now. Takes up to a millisecond for each process."""
+        return sum([session.shared_bytes() for session in self._open()]) + self._nursery.held_bytes()
 
     def close(self) -> None:
         """Ends the template; all models are closed."""

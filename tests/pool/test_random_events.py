@@ -41,7 +41,7 @@ class Actor:
         actions = [self.acquire] * 8 + [self.release] * 7 + [self.run, self.run, self.cancel, self.cancel]
         actions += [self.run_some, self.run_in_place]
         actions += [self.unload, self.load, self.clean_up, self.let_fail, self.others, self.time]
-        actions += [self.change_files, self.damage]
+        actions += [self.change_files, self.damage, self.scan, self.scan, self.remove]
         self.random.choice(actions)()
         for _ in range(self.random.choice((0, 0, 1, 2, 5, 30))):
             await asyncio.sleep(0)
@@ -54,6 +54,9 @@ class Actor:
         for script in self.stage.runtime.scripts.values():
             script.load_error = None
             script.unusable_artifacts = 0
+        for name in self.names:
+            (self.stage.directory / name / "1/model.onnx").write_bytes(b"x")
+        self.stage.clock.now += 10
 
     # --- what may happen --------------------------------------------------------------------------
 
@@ -109,6 +112,17 @@ class Actor:
         """New files: a child has to open them first."""
         script = self.stage.script(self._name())
         script.is_prepared, script.fingerprint = False, (self.random.random(),)  # type: ignore[assignment]
+
+    def scan(self) -> None:
+        self._begin(self.stage.pool.catalog.scan())
+
+    def remove(self) -> None:
+        """Takes a model's files away, or brings them back; half of the time others think that they are half there."""
+        file = self.stage.directory / self._name() / "1/model.onnx"
+        if file.exists() and self.random.random() < 0.5:
+            file.unlink()
+        else:
+            file.write_bytes(self.random.choice((b"", b"x", b"x")))
 
     def damage(self) -> None:
         self.stage.script(self._name()).unusable_artifacts = self.random.choice((0, 1))
@@ -185,6 +199,7 @@ async def test_whatever_happens_the_books_are_right_and_nothing_is_left_behind(t
         while actor.tasks:
             await soon(asyncio.wait(set(actor.tasks), return_when=asyncio.FIRST_COMPLETED))
             actor.finish()
+        await stage.pool.catalog.scan()
         await stage.settled()
         stage.check_at_rest()
 

@@ -13,6 +13,7 @@ from modelhost.host import Host
 from modelhost.memory import PressureInfo, WeightsInCache
 from modelhost.pool import ModelInfo, ModelKey
 from modelhost.pool.activations import ActivationGate
+from modelhost.security.texts import without_paths_within
 
 
 def routes(host: Host, metrics: Metrics) -> APIRouter:
@@ -59,7 +60,7 @@ async def _memory(host: Host) -> dict[str, object]:
         "raw": info.raw,
         "page_cache": _page_cache(weights, host.memory.pressure()),
         "models": [_model(model, weights) for model in snapshot.models],
-        "conditions": [condition.as_dict() for condition in host.conditions.snapshot()],
+        "conditions": without_paths_within([condition.as_dict() for condition in host.conditions.snapshot()]),
         "waiting": snapshot.waiting,
         "runs_in_flight": snapshot.in_flight,
         "events": [event.as_dict() for event in host.memory.history.snapshot()],

@@ -24,13 +24,18 @@ _ADVICE: Final = {
 def api_key(file: Path | None) -> str | None:
     """Returns the key of a file, or of the environment where none is named. Raises click.ClickException."""
     if file is None:
-        return os.environ.get(_VARIABLE, "").strip() or None
-    try:
-        text = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    if not text or not text.isascii() or len(text.split()) != 1:
-        raise click.ClickException(f"{file}: expected an API key and nothing else, got {len(text.split())} words")
+        where, text = _VARIABLE, os.environ.get(_VARIABLE, "").strip()
+        if not text:
+            return None
+    else:
+        where = str(file)
+        try:
+            text = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.ClickException(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    words = text.split()
+    if len(words) != 1 or not text.isascii():  # the library that sends it would show it in its complaint
+        raise click.ClickException(f"{where}: expected an API key and nothing else, got {len(words)} words")
     return text
 
 

@@ -102,11 +102,15 @@ def test_the_commands_say_what_to_do_without_the_right_key(host: HostProcess, ke
     assert key is None or key not in ended.output
 
 
-@pytest.mark.parametrize("text", ["", "two words", "ä" * 40])
+@pytest.mark.parametrize("text", ["", "two words", "two\nlines", "ä" * 40])
 def test_what_is_no_key_is_not_sent(tmp_path: Path, text: str) -> None:
     file = tmp_path / "key"
     file.write_text(text)
     assert "expected an API key and nothing else" in run("memory", "--api-key-file", file).output
+    if text:
+        ended = run("memory", MODELHOST_API_KEY=text)
+        assert "MODELHOST_API_KEY: expected an API key and nothing else" in ended.output
+        assert text not in ended.output
     assert "cannot read" in run("memory", "--api-key-file", tmp_path / "nothing").output
 
 

@@ -47,6 +47,7 @@ class Run:
         if is_early:
             url_of(host, until=started + self.random.uniform(0, _EARLY_S))
             self._kill(host, number, "starting")
+            self.wrong += [f"start {number}: {text}" for text in host.complaints()]
             return
         url = self._verified(host, number, started)
         if url is None:

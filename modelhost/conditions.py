@@ -35,10 +35,13 @@ class Conditions:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._held: dict[str, Condition] = {}
+        self._checks: dict[str, Callable[[], bool]] = {}
 
-    def note(self, name: str, text: str) -> None:
-        """Says that something holds; the text may change."""
+    def note(self, name: str, text: str, *, is_over: Callable[[], bool] | None = None) -> None:
+        """Says that something holds; the text may change. `is_over` is asked by `look_again`, and may block."""
         with self._lock:
+            if is_over is not None:
+                self._checks[name] = is_over
             held = self._held.get(name)
             self._held[name] = Condition(name, text, self._wall_clock()) if held is None else replace(held, text=text)
         if held is None:
@@ -48,8 +51,22 @@ class Conditions:
         """Says that something does not hold, or no longer."""
         with self._lock:
             held = self._held.pop(name, None)
+            self._checks.pop(name, None)
         if held is not None:
             log.info("%s is over, after %.0f s", name, max(0.0, self._wall_clock() - held.since))
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether `look_again` would ask anything."""
+        return bool(self._checks)
+
+    def look_again(self) -> None:
+        """Asks whether what holds is over, where somebody can tell; blocks."""
+        with self._lock:
+            checks = list(self._checks.items())
+        for name, is_over in checks:
+            if is_over():
+                self.clear(name)
 
     def holds(self, name: str) -> bool:
         """Says whether something holds."""

@@ -8,6 +8,7 @@ async with Host(settings) as host:
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -31,6 +32,9 @@ from modelhost.units import format_bytes
 log = logging.getLogger("modelhost")
 
 _MB = 1 << 20
+
+#: Between two looks at a disk that was full.
+_LOOK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Budgets:
 RuntimeFactory = Callable[[Settings, Budgets], Runtime]
 
 
-def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
+def onnx_runtime(settings: Settings, budgets: Budgets, conditions: Conditions | None = None) -> Runtime:
     """Makes the ONNX Runtime runtime; it can be set up once in a process."""
     from modelhost.prepare import ArtifactStore
     from modelhost.runtime.ort import OrtRuntime, identity  # the heavy import belongs to hosts that run models
@@ -102,7 +106,7 @@ def onnx_runtime(settings: Settings, budgets: Budgets) -> Runtime:
     came_along = settings.artifacts_beside
     beside = ArtifactStore(came_along, models, made_for) if came_along != store.cache else None
     return OrtRuntime(
-        preparer=Preparer(store, settings.prepare, beside=beside),
+        preparer=Preparer(store, settings.prepare, beside=beside, conditions=conditions),
         activation_ceiling_bytes=budgets.activation_ceiling_bytes,
         intra_op_threads=settings.runtime.intra_op_threads,
         custom_op_libraries=settings.runtime.custom_op_libraries,
@@ -122,7 +126,7 @@ class Host:
         self,
         settings: Settings | None = None,
         *,
-        runtime_factory: RuntimeFactory = onnx_runtime,
+        runtime_factory: RuntimeFactory | None = None,
         probe: MemoryProbe | None = None,
     ) -> None:
         self.settings = settings or Settings()
@@ -135,7 +139,8 @@ class Host:
         """What is not as it should be while the host serves on."""
         self._budget_listeners: list[Callable[[Budgets], None]] = []
         self._keeper: StatisticsKeeper | None = None
-        self._runtime_factory = runtime_factory
+        self._runtime_factory = runtime_factory or partial(onnx_runtime, conditions=self.conditions)
+        self._looking: asyncio.Task[None] | None = None
         self._probe = probe
         self._care: Care | None = None
 
@@ -179,6 +184,7 @@ class Host:
         )
         self.memory.on_limit(partial(self._follow_limit, self.budgets))
         try:
+            self.pool.runner.add_thread()
             await self.pool.catalog.scan()
             self._report_problems()
             await self._restore_statistics()
@@ -189,6 +195,7 @@ class Host:
             await self.memory.trim()
             self.memory.set_baseline()
             self.memory.start()
+            self._looking = asyncio.get_running_loop().create_task(self._look_again())
         except BaseException:
             await self.close()
             raise
@@ -200,6 +207,9 @@ class Host:
         self.drain()
         if self._care is not None:
             await self._care.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         if self._keeper is not None:
             await self._keeper.stop()
         await self.pool.close()
@@ -232,6 +242,13 @@ class Host:
             )
             await self._keeper.restore()
             self._keeper.start()
+
+    async def _look_again(self) -> None:
+        """Asks now and then whether what is not as it should be is over."""
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            if self.conditions.has_checks:
+                await self.pool.catalog.on_disk(self.conditions.look_again)
 
     @property
     def is_ready(self) -> bool:

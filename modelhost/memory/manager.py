@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -35,6 +34,7 @@ from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInf
 from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
 from modelhost.memory.steady import SteadyProbe
 from modelhost.memory.thresholds import Thresholds, follow, resolve
+from modelhost.threads import one_thread
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
@@ -171,7 +171,7 @@ class MemoryManager:
         self._limit_listeners: list[Callable[[Thresholds], None]] = []
         self._changes = 0
         self._trimmed_at: object | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="modelhost-memory")
+        self._thread = one_thread("modelhost-memory")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sampler: asyncio.Task[None] | None = None
 

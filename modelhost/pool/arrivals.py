@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from modelhost.config import PoolSettings
@@ -35,6 +34,7 @@ from modelhost.runtime.base import (
     NeedsMemory,
     Runtime,
 )
+from modelhost.threads import one_thread
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
@@ -74,7 +74,7 @@ class Arrivals:
         """Called with a slot that has just become ready."""
         self.footprints = Footprints()
         self._child: tuple[Slot, CancelToken] | None = None
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="modelhost-prepare")
+        self._builder = one_thread("modelhost-prepare")
         self.overdue: LoadWatch | None = None
         """The load that did not end when it was stopped, and holds all others up."""
         self._is_closed = False

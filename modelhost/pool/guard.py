@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Final
@@ -33,8 +34,10 @@ class RunGuard:
         """Returns what will stop the run that begins now, should it be long."""
         token = self._token = CancelToken()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="modelhost-guard", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._watch, name="modelhost-guard", daemon=True)
+            with contextlib.suppress(RuntimeError):  # none is to be had: the run goes unwatched, the next one tries
+                thread.start()
+                self._thread = thread
         elif self._is_asleep:
             self._wake.set()
         return token

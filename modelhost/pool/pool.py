@@ -11,7 +11,6 @@ import contextlib
 import copy
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from modelhost.pool.table import SlotTable, info
 from modelhost.pool.waiter import Waiter
 from modelhost.repository import ModelFile, Repository
 from modelhost.runtime.base import Inspection, LoadedModel, Runtime
+from modelhost.threads import one_thread
 
 
 class Pool:
@@ -60,7 +60,7 @@ class Pool:
     ) -> None:
         batching = batching or BatchingSettings()
         self.runner = runner
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="modelhost-disk")
+        self._disk = one_thread("modelhost-disk")
         self.catalog = Catalog(repository, models, self._disk, clock=clock)
         self._runtime, self._memory, self._settings, self._clock = runtime, memory, settings, clock
         self.activations = ActivationGate(

@@ -124,11 +124,21 @@ class Runner:
         self._admitted -= 1
         lane.admitted -= 1
 
+    def add_thread(self) -> None:
+        """Starts a thread; where the system has none to give, those that are there go on. Raises RuntimeError
+        where there is none at all, which is why a host starts one before it takes requests."""
+        thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+            return
+        self._threads.append(thread)
+
     def _put(self, job: Job, lane: Lane) -> None:
         if len(self._threads) < self.threads and len(self._threads) <= self.in_flight:
-            thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self.add_thread()
         self._loop = asyncio.get_running_loop()
         self.started += 1
         self.in_flight += 1

@@ -29,6 +29,9 @@ log = logging.getLogger("modelhost")
 _MANIFEST: Final = "manifest.json"
 _FILES: Final = ("model.onnx", "model.bin")
 
+#: What is written to see whether anything can be.
+_ROOM_BYTES: Final = 1 << 20
+
 #: Sessions map these files, and a process dies that reads a page which is no longer there: nobody is to write to
 #: them any more, their owner included. They are replaced and removed as a whole.
 _WRITABLE: Final = 0o222
@@ -180,6 +183,15 @@ class ArtifactStore:
         with contextlib.suppress(OSError):
             return (shutil.disk_usage(self.cache).free + files.size_bytes(self.cache)) // 2
         return sys.maxsize
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Says whether the cache can be written and has so many bytes left; blocks."""
+        try:
+            with files.folder_aside(self.cache) as folder:
+                files.write_whole(folder / "room", bytes(_ROOM_BYTES))
+            return shutil.disk_usage(self.cache).free >= size_bytes
+        except OSError:
+            return False
 
     def reject(self, key: str) -> None:
         """Removes an artifact that proved unusable; where that is not allowed, it is not used any more."""

@@ -6,9 +6,11 @@ prepares it, once for all hosts to come; elsewhere it only measures, and this pr
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from modelhost.conditions import Conditions
 from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Manifest
 from modelhost.prepare.footprint import RunFootprint
@@ -32,6 +35,12 @@ log = logging.getLogger("modelhost")
 #: Measured models that are remembered; one or two kilobytes each.
 _MEASURED_KEPT: Final = 4096
 
+#: The condition of a cache whose disk is full or broken.
+_UNWRITTEN: Final = "artifacts_unwritten"
+_READ_ONLY: Final = tuple(map(os.strerror, (errno.EROFS, errno.EACCES, errno.EPERM)))
+#: It is over when there is room for what could not be written: in sizes of the model, and besides.
+_DISK_FACTOR, _DISK_BYTES = 4, 16 << 20
+
 #: File, its size and time, optimisation and sizes that it was measured with.
 _MeasuredKey = tuple[Path, tuple[int, ...], str]
 
@@ -39,8 +48,16 @@ _MeasuredKey = tuple[Path, tuple[int, ...], str]
 class Preparer:
     """Knows the figures of models, and gets those that it does not know. Any thread; one `prepare` at a time."""
 
-    def __init__(self, store: ArtifactStore, settings: PrepareSettings, *, beside: ArtifactStore | None = None) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        settings: PrepareSettings,
+        *,
+        beside: ArtifactStore | None = None,
+        conditions: Conditions | None = None,
+    ) -> None:
         self.store, self._settings = store, settings
+        self._conditions = conditions or Conditions()
         self._stores = (store,) if beside is None else (store, beside)
         self._measured: LRUCache[_MeasuredKey, LoadPlan] = LRUCache(_MEASURED_KEPT)
         #: The highest ceiling at which a child could not open a model.
@@ -160,13 +177,27 @@ class Preparer:
         except PrepareFailed as error:
             if error.kind == "disk" or (error.kind == "memory" and is_last):
                 log.warning("%s cannot be prepared here and will only be measured: %s", file, error)
+                if error.kind == "disk":
+                    self._note_disk(str(error), _stat(file)[:1])
                 return False
             raise
+        self._conditions.clear(_UNWRITTEN)
         self.store.clean_up(
             max_bytes=self.store.size_bound(self._settings.cache_max_bytes),
             in_use=self.in_use() | {made.directory.name},  # what is about to be loaded, too
         )
         return True
+
+    def _note_disk(self, reason: str, size_bytes: tuple[int, ...]) -> None:
+        """Notes a disk that takes no more; one that is not to be written to is how the host was set up."""
+        if any(words in reason for words in _READ_ONLY):
+            return
+        wanted_bytes = _DISK_BYTES + _DISK_FACTOR * sum(size_bytes)
+        self._conditions.note(
+            _UNWRITTEN,
+            "models that have to be prepared are served from the heap: the cache's disk takes no more",
+            is_over=lambda: self.store.has_room(wanted_bytes),
+        )
 
     def _measure(self, file: Path, options: ModelOptions, bounds: Bounds, child: Child) -> None:
         """Measures at the wanted optimisation, or else at one that needs less at its peak."""

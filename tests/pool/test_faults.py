@@ -1,0 +1,151 @@
+"""What goes wrong around the pool: errors of every kind from loads and runs, clocks that jump, missing threads."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_stage import FEEDS, Stage
+
+from modelhost.errors import ModelBroken, ModelHostError
+from modelhost.pool import Runner
+from modelhost.runtime.base import CancelToken
+from modelhost.runtime.fake import FakeScript
+from modelhost.threads import one_thread
+
+pytestmark = pytest.mark.anyio
+
+DAY_S = 86_400.0
+
+#: What bindings in C++ raise, and what Python does where something runs out.
+ERRORS = [
+    RuntimeError("an error of the runtime"),
+    MemoryError(),
+    OSError(errno.EMFILE, os.strerror(errno.EMFILE), "model.onnx"),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    ValueError("no such name"),
+    TypeError("incompatible arguments"),
+    KeyError("x"),
+    IndexError(),
+    SystemError("error return without exception set"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RecursionError(),
+    Exception(),
+]
+
+
+def named(error: BaseException) -> str:
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=named)
+async def test_an_error_of_any_kind_from_a_load_breaks_that_model_alone_and_for_a_while(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, names=["a", "b"]) as stage:
+
+        def fail(*_: Any) -> Any:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stage.runtime, "load", fail)
+            with pytest.raises(ModelHostError) as raised:
+                await stage.pool.acquire("a")
+        assert isinstance(raised.value, ModelBroken)
+        assert raised.value.code == "model_broken"
+        assert stage.memory.ledger.open_count == 0
+        await stage.use("b")
+        stage.clock.now += 3600
+        await stage.use("a")
+        assert set(stage.loaded) == {"a", "b"}
+        stage.check()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=named)
+async def test_an_error_of_any_kind_from_a_run_ends_that_run_and_nothing_else(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, {"a": FakeScript()}) as stage, stage.pool.lease("a") as lease:
+        (slot,) = stage.pool._table
+
+        def fail(*_: Any) -> Any:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(slot.model, "run", fail)
+            with pytest.raises(type(error)):
+                await lease.run(FEEDS)
+        assert stage.runner.in_flight == 0
+        assert stage.pool.activations.claimed_bytes == 0
+        assert (await lease.run(FEEDS)).keys()
+        stage.check()
+
+
+# --- clocks ------------------------------------------------------------------------------------------
+
+
+async def test_a_wall_clock_that_jumps_by_days_changes_no_wait_and_no_eviction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = itertools.cycle((0.0, -400 * DAY_S, 5 * DAY_S, 10_000 * DAY_S, -DAY_S))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    names = [f"m{number}" for number in range(9)]
+    async with Stage(tmp_path, names=names, sampling=True, idle_ttl=60.0) as stage:
+        for _ in range(2):
+            await stage.use(*names)
+        assert "m8" in stage.loaded
+        assert "m0" not in stage.loaded, "the one used longest ago goes first, whatever the clock says"
+        assert stage.pool.snapshot().counters.expiries == 0
+        assert stage.pool.snapshot().counters.refusals == {}
+        stage.check()
+
+
+# --- threads -----------------------------------------------------------------------------------------
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_without_another_thread_those_that_are_there_do_all_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, names=["a", "b"], threads=4) as stage:
+        stage.runner.add_thread()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            await stage.use("a", "b", "a")  # loads, too
+            done = [stage.runner.submit(lambda: 1, cancel=CancelToken()) for _ in range(4)]
+            assert [await one for one in done] == [1] * 4
+        stage.check()
+
+
+async def test_without_any_thread_a_run_is_refused_and_the_runner_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = Runner(threads=2, max_waiting=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            runner.submit(lambda: 1, cancel=CancelToken())
+    assert runner.in_flight == 0
+    assert await runner.submit(lambda: 1, cancel=CancelToken()) == 1
+    runner.close()
+
+
+def test_an_executor_has_its_thread_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = one_thread("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert executor.submit(lambda: np.pi).result() == np.pi
+        with pytest.raises(RuntimeError, match="can't start"):
+            one_thread("another")
+    executor.shutdown()

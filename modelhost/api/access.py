@@ -6,6 +6,7 @@ somebody adds is closed until it is written down here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
@@ -66,10 +67,12 @@ def needs_of_call(method: str) -> Needs:
 
 
 class Guard:
-    """Lets in who has a key for what is asked. Decides by a request's head alone. Any thread."""
+    """Lets in who has a key for what is asked. Decides by a request's head alone. Event-loop thread."""
 
     def __init__(self, keys: KeyRing) -> None:
         self.keys = keys
+        self.refused: Counter[str] = Counter()
+        """Requests and calls that were refused, by code."""
 
     def check(self, scope: Scope) -> Key | None:
         """Returns the key of a request over ASGI, None where none is needed. Raises Unauthenticated and Forbidden."""
@@ -81,6 +84,13 @@ class Guard:
 
         Raises Unauthenticated and Forbidden.
         """
+        try:
+            return self._admit(sent, needs)
+        except (Unauthenticated, Forbidden) as error:
+            self.refused[error.code] += 1
+            raise
+
+    def _admit(self, sent: Sequence[bytes], needs: Needs) -> Key | None:
         if needs is None:
             return None
         if not sent:

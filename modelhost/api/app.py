@@ -148,7 +148,7 @@ def create_app(
     keys = keys or KeyRing.of(host.settings.security)
     guard = None if keys is None else Guard(keys)
     hide((host.settings.models.directory, host.settings.artifact_cache))
-    metrics = Metrics(host)
+    metrics = Metrics(host, guard)
     inference = Inference(host, metrics)
     infer = InferRoutes(inference)
     short_cut = ShortCut(infer)

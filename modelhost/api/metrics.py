@@ -10,6 +10,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from modelhost.api.access import Guard
 from modelhost.host import Host
 from modelhost.memory import Weights, WeightsInCache
 from modelhost.pool import ModelKey
@@ -22,12 +23,12 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class Metrics:
     """One registry for one host; nothing is global, so that several hosts can live in one process."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, guard: Guard | None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self.answered = Times()
         """Requests whose outcome is `ok`."""
         self._times: dict[str, Times] = {"ok": self.answered}
-        self._collector = _HostCollector(host, self._times)
+        self._collector = _HostCollector(host, self._times, guard)
         self._registry.register(self._collector)
 
     def observe(self, outcome: str, took_s: float) -> None:
@@ -62,11 +63,20 @@ class Times:
         return list(zip((*map(str, _SECONDS), "+Inf"), map(float, accumulate(self.counts)), strict=True))
 
 
+def _refused(guard: Guard) -> Metric:
+    refused = CounterMetricFamily(
+        "modelhost_access_refused", "Requests and calls without a key that is for them, by code.", labels=["code"]
+    )
+    for code in ("unauthenticated", "forbidden"):
+        refused.add_metric([code], guard.refused[code])
+    return refused
+
+
 class _HostCollector:
     """Reads the host's own figures when they are asked for."""
 
-    def __init__(self, host: Host, times: Mapping[str, Times]) -> None:
-        self._host, self._times = host, times
+    def __init__(self, host: Host, times: Mapping[str, Times], guard: Guard | None) -> None:
+        self._host, self._times, self._guard = host, times, guard
         self.weights: WeightsInCache[ModelKey] = WeightsInCache({}, Weights(0, 0))
 
     def describe(self) -> Iterator[Metric]:
@@ -76,6 +86,8 @@ class _HostCollector:
     def collect(self) -> Iterator[Metric]:
         """Yields memory, ledger, page cache, activation and pool figures."""
         yield self._requests()
+        if self._guard is not None:
+            yield _refused(self._guard)
         yield self._conditions()
         yield from self._memory()
         yield from self._page_cache()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,11 @@ def guarded(directory: Path) -> Iterator[Guarded]:
     keys = write_keys(directory / ".keys", *ROLES)
     sections = {"security": {"keys_file": directory / ".keys"}, "server": {"grpc_port": 0} | ROOMY["server"]}
     with serve(fake_host(directory, {"a": quick_script(), "b": quick_script()}, **sections)) as served:
+        log = logging.getLogger("modelhost")
+        before = log.level, log.filters[:]
         yield Guarded(served, keys)
+        log.setLevel(before[0])  # which POST /v2/logging has changed
+        log.filters[:] = before[1]
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +216,20 @@ def test_a_key_is_for_what_its_role_is_for_whatever_is_there(guarded: Guarded, r
                 assert body["code"] == "forbidden"
                 assert body["error"].startswith(f"the key 'the-{role}' is for {role}, this needs ")
                 assert "www-authenticate" not in answer.headers
+
+
+def test_who_is_refused_is_counted(guarded: Guarded) -> None:
+    def counts() -> list[float]:
+        text = guarded.ask("GET /metrics", guarded.keys["observe"]).text
+        found = re.findall(r'modelhost_access_refused_total{code="(\w+)"} ([\d.]+)', text)
+        assert [code for code, _ in found] == ["unauthenticated", "forbidden"]
+        return [float(count) for _, count in found]
+
+    before = counts()
+    guarded.ask("GET /v2", None)
+    guarded.ask("POST /v2/models/{name}/infer", "no key")
+    guarded.ask("GET /memory", guarded.keys["infer"])
+    assert counts() == [before[0] + 2, before[1] + 1]
 
 
 def test_what_nobody_has_written_down_needs_the_role_that_changes_things(guarded: Guarded) -> None:

@@ -421,6 +421,53 @@ def loading(
 
 
 @cli.command()
+@click.option("--others", default="tiny,medium", show_default=True, help="Models that a few clients use, with commas.")
+@click.option("--floods", default="tiny,medium,slow", show_default=True, help="Models that are flooded, in turns.")
+@click.option("--form", type=click.Choice(["json", "binary"]), default="binary", show_default=True)
+@click.option("--connections", type=click.IntRange(1), default=2, show_default=True, help="To each of the others.")
+@click.option("--pause", "pause_ms", type=click.IntRange(0), default=10, show_default=True, help="Theirs, in ms.")
+@click.option("--flood", "flood_connections", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each kind, in turns.")
+@click.option("--seconds", type=click.IntRange(1), default=4, show_default=True, help="Length of a run.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the host; several times.")
+@_cache
+@_out
+def fairness(
+    others: str,
+    floods: str,
+    form: str,
+    connections: int,
+    pause_ms: int,
+    flood_connections: int,
+    rounds: int,
+    seconds: int,
+    settings: tuple[str, ...],
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Times and numbers of some models' requests while another one is flooded, beside those while nothing is.
+
+    Driven by wrk. The status is 1 on wrong answers and errors of the others, never on times.
+    """
+    from benchmarks import fairness as case
+    from benchmarks import workloads
+
+    plan = case.Plan(
+        rounds=rounds,
+        seconds=seconds,
+        connections=connections,
+        flood_connections=flood_connections,
+        form=form,
+        pause_ms=pause_ms,
+        settings=dict(_pair(text) for text in settings),
+    )
+    named = {"others": others.split(","), "floods": floods.split(",")}
+    with _report("fairness", out, **named, **asdict(plan)) as report:
+        made = {kind: [workloads.make(name, cache=cache) for name in names] for kind, names in named.items()}
+        case.run(report, made["others"], made["floods"], plan)
+
+
+@cli.command()
 @click.option("--minutes", type=click.FloatRange(0.1), default=30, show_default=True, help="Length of the rough phase.")
 @_count(60, "Models of all kinds, six of them always in use.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of who asks what, and what goes wrong when.")

@@ -56,9 +56,10 @@ def make(name: str, *, cache: Path | None = None) -> Workload:
     """Returns a workload, its model written where it is missing. Raises click.UsageError on an unknown name."""
     import onnxruntime as ort
 
-    if name not in _MAKERS:
-        raise click.UsageError(f"no workload '{name}'; there are {', '.join(_MAKERS)}")
-    maker, shape, forms, connections = _MAKERS[name]
+    makers = _MAKERS | _APART
+    if name not in makers:
+        raise click.UsageError(f"no workload '{name}'; there are {', '.join(makers)}")
+    maker, shape, forms, connections = makers[name]
     repository = (cache or default_cache()) / _FORMAT / name
     file = repository / name / "1" / "model.onnx"
     if not file.exists():
@@ -110,6 +111,34 @@ def _large_image() -> Any:
     return build_model(nodes, weights, ("x", shape), ("y", shape))
 
 
+def _slow() -> Any:
+    """Four numbers that a matrix of a million is made of, which is multiplied six times: some 100 ms on one thread."""
+    size = 1024
+    random = np.random.default_rng(7)
+    scale = np.float32(size**-0.5)
+    weights: list[tuple[str, Array]] = [
+        ("grow", random.standard_normal((4, size), np.float32)),
+        ("plane", random.standard_normal((size, size), np.float32) * scale),
+        ("turn", random.standard_normal((size, size), np.float32) * scale),
+        ("classes", random.standard_normal((size, 3), np.float32) * scale),
+        ("axis", np.array([1], np.int64)),
+    ]
+    nodes: list[Any] = [
+        ("MatMul", ["x", "grow"], ["row"], {}),
+        ("Unsqueeze", ["row", "axis"], ["lifted"], {}),
+        ("Add", ["lifted", "plane"], ["m0"], {}),
+    ]
+    for index in range(6):
+        nodes.append(("MatMul", [f"m{index}", "turn"], [f"n{index}"], {}))
+        nodes.append(("Tanh", [f"n{index}"], [f"m{index + 1}"], {}))
+    nodes += [
+        ("ReduceMean", ["m6"], ["mean"], {"axes": [1], "keepdims": 0}),
+        ("MatMul", ["mean", "classes"], ["scores"], {}),
+        ("Softmax", ["scores"], ["y"], {"axis": -1}),
+    ]
+    return build_model(nodes, weights, ("x", ["batch", 4]), ("y", ["batch", 3]))
+
+
 _FEW_TO_MANY: Final = (1, 8, 32)
 
 #: By name: what makes it, the shape of its question, the forms it is asked in, and over how many connections.
@@ -120,6 +149,11 @@ _MAKERS: Final[dict[str, tuple[Callable[[], Any], _Shape, tuple[str, ...], tuple
     "gemm": (_gemm, (1, 2048), ("binary",), (32,)),
     "large": (_large, (1, 3, 512, 512), ("json", "binary"), _FEW_TO_MANY),
     "large_image": (_large_image, (1, 3, 512, 512), ("binary", "json"), _FEW_TO_MANY),
+}
+
+#: Those that measurements of their own ask for, and nobody asks all servers.
+_APART: Final[dict[str, tuple[Callable[[], Any], _Shape, tuple[str, ...], tuple[int, ...]]]] = {
+    "slow": (_slow, (1, 4), ("binary", "json"), (64,)),
 }
 
 

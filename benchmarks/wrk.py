@@ -62,13 +62,14 @@ def find() -> str:
     return found
 
 
-def write_script(directory: Path, request: Request) -> Path:
-    """Writes the request as a script for wrk; returns the script."""
+def write_script(directory: Path, request: Request, *, pause_ms: int = 0) -> Path:
+    """Writes the request as a script for wrk, which pauses between two on a connection; returns the script."""
     script, body = directory / "request.lua", directory / "request.body"
     body.write_bytes(request.body)
     # A string in JSON is one in Lua as well, as long as it is ASCII without slashes escaped.
     headers = "{" + ", ".join(f"[{json.dumps(k)}] = {json.dumps(v)}" for k, v in request.headers.items()) + "}"
-    script.write_text(_SCRIPT % {"headers": headers, "body": json.dumps(str(body))})
+    pause = f"function delay() return {pause_ms} end\n" if pause_ms else ""
+    script.write_text(_SCRIPT % {"headers": headers, "body": json.dumps(str(body))} + pause)
     return script
 
 

@@ -37,6 +37,10 @@ _OVER_PART: Final = 4
 #: From this size on a run is worth a look at usage, which takes about 0.1 ms; it takes longer itself.
 _LOOK_FROM_BYTES: Final = 4 << 20
 
+#: Short runs that pass the line may take one part in so many over the ceiling together: predictions are seldom
+#: reached, and what the arena refuses comes back.
+_PASSING_PART: Final = 16
+
 #: Of the limit, one part in so many stays free beside the runs: 8 MB at 256 MB.
 _MARGIN_PART: Final = 32
 
@@ -48,10 +52,11 @@ class Claim:
     are kept beyond that, they hold it at their size.
     """
 
-    __slots__ = ("_gate", "_holds", "_is_abandoned", "_is_active", "_kept_bytes", "is_alone", "size_bytes")
+    __slots__ = ("_gate", "_holds", "_is_abandoned", "_is_active", "_kept_bytes", "_passes", "is_alone", "size_bytes")
 
-    def __init__(self, gate: ActivationGate, size_bytes: int) -> None:
+    def __init__(self, gate: ActivationGate, size_bytes: int, *, passes: bool = False) -> None:
         self.size_bytes = size_bytes
+        self._passes = passes
         self.is_alone = size_bytes >= gate.ceiling_bytes and gate.claimed_bytes == 0
         """Whether nobody else has anything in the arena until this claim ends."""
         self._gate = gate
@@ -60,6 +65,7 @@ class Claim:
         self._is_abandoned = False
         self._kept_bytes: int | None = None
         gate.claimed_bytes += size_bytes
+        gate._passing_bytes += size_bytes * passes
         gate._active += 1
 
     def keep(self, kept: Kept[Any]) -> None:
@@ -94,6 +100,7 @@ class Claim:
     def _shrink(self, size_bytes: int) -> None:
         gate = self._gate
         gate.claimed_bytes -= self.size_bytes - size_bytes
+        gate._passing_bytes -= (self.size_bytes - size_bytes) * self._passes
         self.size_bytes = size_bytes
         if gate._line or gate._first:
             gate._pump()
@@ -150,8 +157,9 @@ class ActivationGate:
 
     `preparing_bytes` says how much of the reservations is in usage already, held by a child process.
 
-    In turn: models that wait take turns, and a small run does not pass a large one whose turn it is, so that
-    the large one has it, however many others come.
+    In turn: models that wait take turns, and nobody passes the one whose turn it is and delays it: so it goes,
+    however many others come. Short runs may pass for as long as longer ones hold what it waits for: when those
+    have ended, it waits for the rest of the short ones that are in progress, and no more of them begin.
 
     Why the line always moves: its head waits for runs and encodings in progress, which end by
     themselves; for a load, a child that opens a model, or a clean-up in progress, which do too; and for
@@ -179,6 +187,7 @@ class ActivationGate:
         self.missed_total = 0
         """Runs that were let through and that the arena refused."""
         self._active = 0
+        self._passing_bytes = 0  # of what is claimed: by runs that have passed the line
         self._unpredicted_part = max(_UNPREDICTED_PART, threads)
         self._bound = QueueBound(max_waiting, max_waiting_per_model)
         self._memory, self._preparing_bytes = memory, preparing_bytes
@@ -221,7 +230,7 @@ class ActivationGate:
         if size_bytes is None:
             assert predicted_bytes is not None
             raise self._predicted_too_large(key, model, feeds, predicted_bytes)
-        claim = self._claim_now(size_bytes, predicted_bytes)
+        claim = self._claim_now(size_bytes, predicted_bytes, is_short=demand.look(feeds).is_short)
         if claim is not None:
             return claim
         waiting, own_waiting = len(self._line), self._line.count(key)
@@ -229,22 +238,21 @@ class ActivationGate:
             raise self._bound.refusal("the queue for memory of runs", str(key), waiting, own_waiting, max_waiting)
         return await self._wait(self._line, key, size_bytes, predicted_bytes or 0, deadline)
 
-    def try_claim(self, predicted_bytes: int | None) -> Claim | None:
-        """Claims what a run is predicted to take, where that is free now and nobody waits; never waits.
+    def try_claim(self, predicted_bytes: int | None, *, is_short: bool = False) -> Claim | None:
+        """Claims what a run is predicted to take, where it need not wait for that; never waits.
 
         None also where it would be refused: `claim` says why.
         """
         size_bytes = self._size_of(predicted_bytes)
-        return None if size_bytes is None else self._claim_now(size_bytes, predicted_bytes)
+        return None if size_bytes is None else self._claim_now(size_bytes, predicted_bytes, is_short=is_short)
 
     def has_room(self, predicted_bytes: int | None) -> bool:
-        """Whether a run may go now that is small, and need not claim: nothing else happens until it has returned."""
-        return (
-            predicted_bytes is not None
-            and predicted_bytes < _LOOK_FROM_BYTES
-            and self.claimed_bytes + predicted_bytes <= self.ceiling_bytes
-            and not (self._line or self._first)
-        )
+        """Whether a run may go now that is short, and need not claim: nothing else happens until it has returned."""
+        if predicted_bytes is None or predicted_bytes >= _LOOK_FROM_BYTES:
+            return False
+        if self._line or self._first:
+            return self._may_pass(predicted_bytes)
+        return self.claimed_bytes + predicted_bytes <= self.ceiling_bytes
 
     def _size_of(self, predicted_bytes: int | None) -> int | None:
         """Returns what a run claims; None where it would not fit alone."""
@@ -254,14 +262,25 @@ class ActivationGate:
             return predicted_bytes
         return self.ceiling_bytes if predicted_bytes <= self.ceiling_bytes + self.ceiling_bytes // _OVER_PART else None
 
-    def _claim_now(self, size_bytes: int, predicted_bytes: int | None) -> Claim | None:
-        if (
-            (predicted_bytes or 0) < _LOOK_FROM_BYTES
-            and self.claimed_bytes + size_bytes <= self.ceiling_bytes
-            and not (self._line or self._first)
-        ):
-            return Claim(self, size_bytes)
-        return None
+    def _claim_now(self, size_bytes: int, predicted_bytes: int | None, *, is_short: bool) -> Claim | None:
+        if (predicted_bytes or 0) >= _LOOK_FROM_BYTES:
+            return None
+        if self._line or self._first:
+            passes = is_short and predicted_bytes is not None and self._may_pass(size_bytes)
+            return Claim(self, size_bytes, passes=True) if passes else None
+        return Claim(self, size_bytes) if self.claimed_bytes + size_bytes <= self.ceiling_bytes else None
+
+    def _may_pass(self, size_bytes: int) -> bool:
+        """Whether a short run may go before the one whose turn it is, which waits for longer ones in any case."""
+        if self._first or not self._line:
+            return False
+        longer_bytes = self.claimed_bytes - self._passing_bytes
+        room_bytes = self.ceiling_bytes + self.ceiling_bytes // _PASSING_PART
+        return (
+            longer_bytes < self.ceiling_bytes  # else one of them has been promised all of it
+            and longer_bytes + self._line.head.size_bytes > self.ceiling_bytes
+            and self.claimed_bytes + size_bytes <= room_bytes
+        )
 
     async def claim_alone(self, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
         """Claims the whole arena, before everybody who waits, for a run that the arena has refused.

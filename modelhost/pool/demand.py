@@ -26,6 +26,12 @@ _PAYS_BELOW: Final = 0.9
 #: Times that were long may have been so by chance: of so many chances to share, one is taken all the same.
 _TRIED_EVERY: Final = 64
 
+#: Runs of less are short: who waits for the rest of one does not wait long.
+_SHORT_NS: Final = 20_000_000
+
+#: Runs before a run of these shapes is known to be short.
+_RUNS_TO_BE_SHORT: Final = 2
+
 #: Runs of a size before what a row takes in them is believed.
 _RUNS_TO_KNOW: Final = 3
 
@@ -55,6 +61,11 @@ class Figures:
         """Runs that were timed."""
         self.output_bytes = 0
         """Size of all outputs of the largest one."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether such a run is known to be short."""
+        return self.runs >= _RUNS_TO_BE_SHORT and self.run_ns <= _SHORT_NS
 
     def note(self, took_ns: int, output_bytes: int) -> None:
         """Takes note of a run."""

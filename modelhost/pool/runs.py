@@ -134,7 +134,8 @@ class ModelRuns:
 
         Raises Overloaded or HostClosed. The caller holds a lease, and ends it in `on_end`.
         """
-        claim = self.gate.try_claim(self.demand.predict(feeds))
+        figures = self.demand.look(feeds)
+        claim = self.gate.try_claim(figures.bytes, is_short=figures.is_short)
         if claim is None:
             return False
         run = Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=on_end)

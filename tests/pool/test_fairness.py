@@ -181,6 +181,56 @@ async def test_a_run_whose_turn_it_is_is_not_passed_by_small_ones_of_any_model(t
             lease.end()
 
 
+def known_short(stage: Stage, lease: Lease) -> None:
+    for _ in range(2):
+        lease._runs.demand.look(FEEDS).note(1_000_000, 8)
+
+
+async def test_short_runs_pass_one_that_waits_for_long_ones_and_do_not_delay_it(tmp_path: Path) -> None:
+    scripts = {"running": large(40), "large": large(60), "small": large(3)}
+    async with Stage(tmp_path, scripts) as stage:
+        leases = {name: await stage.pool.acquire(name) for name in scripts}
+        known_short(stage, leases["small"])
+        tasks = [stage.begin(leases["running"].run(FEEDS))]
+        await until(scripts["running"].run_started.is_set)
+        tasks.append(stage.begin(leases["large"].run(FEEDS)))
+        await turns(3)
+        tasks.append(stage.begin(leases["small"].run(FEEDS)))
+        await until(scripts["small"].run_started.is_set)  # beside the long one, for which the large one waits
+        let_end(scripts["running"])
+        await until(lambda: stage.pool.activations.claimed_bytes == 63 * MB)  # the large one has not waited for it
+        await until(scripts["large"].run_started.is_set)
+        let_end(*scripts.values())
+        await soon(asyncio.gather(*tasks))
+        for lease in leases.values():
+            lease.end()
+        await stage.settled()
+        stage.check_at_rest()
+        assert stage.pool.activations._passing_bytes == 0
+
+
+async def test_no_short_run_passes_one_that_waits_only_for_short_ones(tmp_path: Path) -> None:
+    scripts = {"running": large(30), "large": large(60), "small": large(3.5)}
+    async with Stage(tmp_path, scripts, threads=8) as stage:
+        leases = {name: await stage.pool.acquire(name) for name in scripts}
+        known_short(stage, leases["small"])
+        tasks = [stage.begin(leases["running"].run(FEEDS))]
+        await until(scripts["running"].run_started.is_set)
+        tasks.append(stage.begin(leases["large"].run(FEEDS)))
+        await turns(3)
+        tasks += [stage.begin(leases["small"].run(FEEDS)) for _ in range(3)]
+        await until(lambda: scripts["small"].runs == 3)
+        let_end(scripts["running"])
+        await until(lambda: stage.pool.activations.claimed_bytes == int(10.5 * MB))
+        tasks.append(stage.begin(leases["small"].run(FEEDS)))
+        await turns(20)
+        assert scripts["small"].runs == 3  # the large one goes first
+        let_end(*scripts.values())
+        await soon(asyncio.gather(*tasks))
+        for lease in leases.values():
+            lease.end()
+
+
 async def test_a_flood_leaves_room_in_the_line_for_memory(tmp_path: Path) -> None:
     scripts = {"flooded": large(60), "other": large(40)}
     async with (

@@ -68,6 +68,8 @@ class Child:
         try:
             talk = _Talk(process, job)
             is_in_time = talk.until(time.monotonic() + bounds.seconds)
+        except OSError as error:  # of descriptors that run out
+            raise PrepareFailed(f"the child process cannot be talked to: {error.strerror}", "crash") from None
         finally:
             with self._lock:
                 self._end()

@@ -556,6 +556,26 @@ def slow_clients(
         case.run(report, workloads.make("tiny", cache=cache), plan, limit_bytes=limit_bytes)
 
 
+@cli.command()
+@click.option("--requests", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Requests in all.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what is changed, and how.")
+@click.option(
+    "--save", type=click.Path(path_type=Path, file_okay=False), help="Write what was sent before a finding there."
+)
+@_limit
+@_out
+def fuzz(requests: int, seed: int, save: Path | None, limit_bytes: int, out: Path | None) -> None:
+    """A million requests, changed a little, over all endpoints: no failure, no growth, and right framing.
+
+    Seeds are those of tests/corpus. Many requests go in one write over several connections; some are no
+    requests at all, or their clients leave. Five minutes.
+    """
+    from benchmarks.fuzz import run as case
+
+    with _report("fuzz", out, requests=requests, seed=seed, **_limits(limit_bytes)) as report:
+        case.run(report, requests=requests, seed=seed, limit_bytes=limit_bytes, save=save)
+
+
 @cli.command("peers")
 @click.argument("names", nargs=-1)
 @click.option("--install", is_flag=True, help="Make the environments of NAMES, or of all.")

@@ -177,6 +177,8 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()  # one answer for each request
                 return
             else:
+                self.cycle.disconnected = True  # that was its answer: what the application still says goes nowhere
+                self.cycle.message_event.set()
                 self._end_refused(refusal)
                 return
         if not self.is_busy:

@@ -76,6 +76,7 @@ class HttpProtocol(Connection):
         self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
         self._due = False
+        self.headers = []  # bytes may come that begin no head
         self._receive_check: asyncio.TimerHandle | None = None
         super().connection_made(transport)
 

@@ -171,6 +171,23 @@ def test_a_body_that_is_broken_while_the_application_reads_it_has_one_answer(ser
     nothing_held(served)
 
 
+def test_a_line_end_before_the_first_request_is_nothing(serve_fake, caplog) -> None:
+    served = serve_fake({})
+    with wire(served, b"\r\n") as connection:
+        served.settle()
+        connection.send(LIVE)
+        assert connection.must().status == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_what_the_application_says_after_the_refusal_of_its_body_goes_nowhere(serve_fake, caplog) -> None:
+    served = serve_fake({})
+    with wire(served, head("/v2/nowhere", "Transfer-Encoding: chunked") + b"2\r\n{}\r\nzz\r\n") as connection:
+        assert [answer.status for answer in connection.answers()] == [400]
+    served.settle()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_a_client_that_leaves_ends_what_is_running_and_starts_nothing_that_waits(serve_fake) -> None:
     script = quick_script(run_may_end=threading.Event())  # set by the cancellation only
     other = quick_script()

@@ -1,18 +1,28 @@
-"""Memory: limits, usage, thresholds, reservations, verified clean-up, the page cache. Usable without the host."""
+"""Memory: limits, usage, thresholds, reservations, verified clean-up, the page cache. Usable without the host.
 
-from modelhost.memory.events import Level, MemoryEvent, Recovery
-from modelhost.memory.ledger import Ledger, LedgerTotals, Reservation
-from modelhost.memory.manager import (
-    CleanupGoal,
-    CleanupPlan,
-    Measured,
-    MemoryInfo,
-    MemoryManager,
-)
-from modelhost.memory.page_cache import PageCache, Weights, WeightsInCache
-from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo, PressureReading, PressureSource
-from modelhost.memory.probe import MemoryProbe, Probe, Usage
-from modelhost.memory.thresholds import Thresholds
+What is named here is imported when it is first asked for: the allocator and the control groups serve
+processes that know nothing of the manager and its settings (`modelhost.testing`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from modelhost.memory.events import Level, MemoryEvent, Recovery
+    from modelhost.memory.ledger import Ledger, LedgerTotals, Reservation
+    from modelhost.memory.manager import (
+        CleanupGoal,
+        CleanupPlan,
+        Measured,
+        MemoryInfo,
+        MemoryManager,
+    )
+    from modelhost.memory.page_cache import PageCache, Weights, WeightsInCache
+    from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo, PressureReading, PressureSource
+    from modelhost.memory.probe import MemoryProbe, Probe, Usage
+    from modelhost.memory.thresholds import Thresholds
 
 __all__ = [
     "CleanupGoal",
@@ -39,3 +49,25 @@ __all__ = [
     "Weights",
     "WeightsInCache",
 ]
+
+#: Name to the module that has it.
+_HOMES: Final = {
+    **dict.fromkeys(("Level", "MemoryEvent", "Recovery"), "events"),
+    **dict.fromkeys(("Ledger", "LedgerTotals", "Reservation"), "ledger"),
+    **dict.fromkeys(("CleanupGoal", "CleanupPlan", "Measured", "MemoryInfo", "MemoryManager"), "manager"),
+    **dict.fromkeys(("PageCache", "Weights", "WeightsInCache"), "page_cache"),
+    **dict.fromkeys(
+        ("KernelPressure", "PressureGauge", "PressureInfo", "PressureReading", "PressureSource"), "pressure"
+    ),
+    **dict.fromkeys(("MemoryProbe", "Probe", "Usage"), "probe"),
+    "Thresholds": "thresholds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

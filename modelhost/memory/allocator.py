@@ -12,6 +12,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 # Parameters of mallopt(3), from <malloc.h>.
@@ -74,6 +75,29 @@ def free_bytes() -> int:
     return _heaps.free_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class HeapFigures:
+    """What glibc says of its heaps, in bytes, over all arenas."""
+
+    in_use_bytes: int
+    """Blocks that nobody has freed, those with a mapping of their own included."""
+    free_bytes: int
+    """Blocks that were freed and are kept; a trim leaves them counted although it returns their pages."""
+    system_bytes: int
+    """What the heaps and the mapped blocks take of the address space."""
+
+
+def heap_figures() -> HeapFigures | None:
+    """Returns the C library's own count, None where it has none (glibc has since 2.33). Takes some 5 microseconds.
+
+    Blocks that a thread keeps for its own next request (up to about 200 KB a thread) count as in use.
+    """
+    info = _heaps.info()
+    if info is None:
+        return None
+    return HeapFigures(info.uordblks + info.hblkhd, info.fordblks, info.arena + info.hblkhd)
+
+
 class _MallInfo(ctypes.Structure):
     """`struct mallinfo2` of <malloc.h>: sums over all arenas, but for the mapped blocks that are no part of them."""
 
@@ -93,6 +117,7 @@ class _MallInfo(ctypes.Structure):
         )
     )
     arena: int
+    hblkhd: int
     uordblks: int
     fordblks: int
 
@@ -106,12 +131,23 @@ class _Heaps:
         self._start: int | None = None
         self._mapped: frozenset[int] = frozenset()
         self._missing_bytes = 0  # of what the heaps are known to have, when they were last looked for
-        if self._can:
+        self._counts = _libc is not None and hasattr(_libc, "mallinfo2")
+        if self._counts:
             assert _libc is not None
             _libc.mallinfo2.restype = _MallInfo
+        if self._can:
+            assert _libc is not None
             _libc.sbrk.restype = ctypes.c_void_p
             _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
             self._can = _knows_residence()
+
+    def info(self) -> _MallInfo | None:
+        """The C library's figures, None where it has none."""
+        if not self._counts:
+            return None
+        assert _libc is not None
+        info: _MallInfo = _libc.mallinfo2()
+        return info
 
     def free_bytes(self) -> int:
         """See the function of that name."""

@@ -1,0 +1,47 @@
+"""Tools that test, measure and prove how a process uses memory; they work without the host.
+
+Imports nothing but the standard library, and each name only when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from modelhost.testing.allocation import Allocation, allocate
+    from modelhost.testing.difference import MemoryDifference, Place, compare
+    from modelhost.testing.leaks import LeakDetector, LeakReport
+    from modelhost.testing.recovery import RecoveryReport, cleanup, verify_recovered
+    from modelhost.testing.snapshot import MemorySnapshot, take_snapshot
+
+__all__ = [
+    "Allocation",
+    "LeakDetector",
+    "LeakReport",
+    "MemoryDifference",
+    "MemorySnapshot",
+    "Place",
+    "RecoveryReport",
+    "allocate",
+    "cleanup",
+    "compare",
+    "take_snapshot",
+    "verify_recovered",
+]
+
+#: Name to the module that has it.
+_HOMES: Final = {
+    **dict.fromkeys(("Allocation", "allocate"), "allocation"),
+    **dict.fromkeys(("RecoveryReport", "cleanup", "verify_recovered"), "recovery"),
+    **dict.fromkeys(("MemoryDifference", "Place", "compare"), "difference"),
+    **dict.fromkeys(("LeakDetector", "LeakReport"), "leaks"),
+    **dict.fromkeys(("MemorySnapshot", "take_snapshot"), "snapshot"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,127 @@
+"""The memory toolkit: planted faults are told apart, clean operations are not accused."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelhost.errors import InsufficientMemory
+from modelhost.testing import LeakDetector, Place, allocate, compare, take_snapshot, verify_recovered
+from modelhost.testing.slope import theil_sen
+
+MB = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
+FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "memory-toolkit.md").read_text(), re.DOTALL)
+
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
+libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_snippets_of_the_guide_run(code: str) -> None:
+    ended = run(code)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_importing_it_imports_no_server_and_no_runtime() -> None:
+    code = (
+        "import sys; from modelhost.testing import *\n"
+        "print(sorted({'fastapi', 'uvicorn', 'onnxruntime', 'pydantic', 'numpy', 'asyncio'} & set(sys.modules)))"
+    )
+    assert run(code).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["python list", "native buffer", "residue", "page cache", "shared memory", "session"],
+)
+def test_planted_faults_are_named(fault: str) -> None:
+    ended = run(
+        f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.main({fault!r}, {20 if FULL else 2})"
+    )
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert "named rightly" in ended.stdout
+
+
+@pytest.fixture
+def leaked() -> Iterator[list[int]]:
+    blocks: list[int] = []
+    yield blocks
+    for block in blocks:
+        libc.free(block)
+
+
+def test_a_native_leak_of_a_kilobyte_is_found(leaked: list[int]) -> None:
+    report = LeakDetector(100).run(lambda: leaked.append(libc.malloc(1024)))
+    assert 900 < report.native_bytes < 1200, report
+    assert "native memory" in str(report)
+
+
+def test_a_python_leak_of_a_kilobyte_is_found_with_its_line() -> None:
+    kept: list[object] = []
+    report = LeakDetector(100).run(lambda: kept.append([bytes(90) for _ in range(8)]))
+    assert 900 < report.python_bytes < 1400, report
+    assert any("test_toolkit.py" in line for line in report.where), report
+
+
+def test_clean_operations_are_no_leaks() -> None:
+    ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.clean({100 if FULL else 5})")
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+
+
+def test_memory_comes_back_and_what_does_not_is_said() -> None:
+    baseline = take_snapshot(exact=True)
+    held = allocate("8MB", step="2MB")
+    found = verify_recovered(baseline)
+    assert not found
+    assert "did not recover" in str(found)
+    held.release()
+    assert verify_recovered(baseline), found
+
+
+def test_more_than_the_limit_leaves_is_refused() -> None:
+    with pytest.raises(InsufficientMemory, match="allow_kill"):
+        allocate(1 << 50)
+
+
+def test_steps_are_told() -> None:
+    told: list[int] = []
+    with allocate("4MB", "shared", step="1MB", on_step=told.append):
+        assert told == [MB, 2 * MB, 3 * MB, 4 * MB]
+
+
+def test_a_single_step_is_no_slope() -> None:
+    assert theil_sen([0] * 50 + [1000] * 50).low <= 0
+    assert theil_sen([100 * step for step in range(50)]).low == 100
+
+
+def test_snapshots_of_two_processes_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="one process"):
+        compare(take_snapshot(), take_snapshot(1))
+
+
+def test_another_process_can_be_looked_at() -> None:
+    found = take_snapshot(os.getppid())
+    assert found.rss_bytes > 0
+    assert found.heap is None
+    assert Place.PYTHON.value == "live Python objects"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from modelhost.testing.allocation import Allocation, allocate
     from modelhost.testing.difference import MemoryDifference, Place, compare
     from modelhost.testing.leaks import LeakDetector, LeakReport
+    from modelhost.testing.pressing import Pressure, pressure
     from modelhost.testing.recovery import RecoveryReport, cleanup, verify_recovered
     from modelhost.testing.snapshot import MemorySnapshot, take_snapshot
 
@@ -22,10 +23,12 @@ __all__ = [
     "MemoryDifference",
     "MemorySnapshot",
     "Place",
+    "Pressure",
     "RecoveryReport",
     "allocate",
     "cleanup",
     "compare",
+    "pressure",
     "take_snapshot",
     "verify_recovered",
 ]
@@ -33,6 +36,7 @@ __all__ = [
 #: Name to the module that has it.
 _HOMES: Final = {
     **dict.fromkeys(("Allocation", "allocate"), "allocation"),
+    **dict.fromkeys(("Pressure", "pressure"), "pressing"),
     **dict.fromkeys(("RecoveryReport", "cleanup", "verify_recovered"), "recovery"),
     **dict.fromkeys(("MemoryDifference", "Place", "compare"), "difference"),
     **dict.fromkeys(("LeakDetector", "LeakReport"), "leaks"),

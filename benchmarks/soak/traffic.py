@@ -32,6 +32,10 @@ class Served:
         """Returns the variants that may answer a request that begins now."""
         return self._variants.get(name, (0,))
 
+    def since(self, name: str, before: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns those that may have answered a request that has its answer now, and began when `before` might."""
+        return tuple(sorted({*before, *self.variants(name)}))
+
     def allow(self, name: str, *variants: int) -> None:
         """Says which may answer from now on."""
         self._variants[name] = variants
@@ -111,7 +115,7 @@ class Traffic:
         except Lost as error:
             self._book.note(LOST, f"{asked.case.name} ({asked.form}): {error}")
             return
-        self._book.note(*judged(asked, reply, variants))
+        self._book.note(*judged(asked, reply, self._served.since(asked.case.name, variants)))
 
     def _leave(self, connection: Connection, asked: Request, wait_s: float) -> None:
         """Sends a request, or a part of it, and hangs up."""
@@ -128,6 +132,7 @@ class Traffic:
     def _ask_rpc(self, rpc: RpcClient, case: Case, question: Question) -> None:
         variants = self._served.variants(case.name)
         outcome, found = rpc.infer(case, question)
+        variants = self._served.since(case.name, variants)
         if outcome not in (OK, *REFUSALS):
             self._book.note(f"{LOST}: {outcome}", f"{case.name} (grpc): {outcome}")
         elif outcome == OK and not any(agrees(question.answers[variant], found) for variant in variants):

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.soak.forms import FORMS, outputs, request
 from benchmarks.soak.models import Case, Question, agrees
 from benchmarks.soak.record import OK, WRONG, Asked, judged
+from benchmarks.soak.traffic import Served
 from benchmarks.soak.verdict import Drift, Pace, Reading, drift, paces, violations
 from benchmarks.soak.wire import Reply
 
@@ -127,6 +128,16 @@ def test_an_answer_is_right_if_it_is_one_of_the_variants_that_may_answer() -> No
     assert judged(sent, mixed, (0, 1))[0] == WRONG
     assert judged(sent, reply([2.0], ['{"b":0.5}']))[0] == WRONG
     assert judged(sent, Reply(200, {}, b"{"))[0] == WRONG
+
+
+def test_a_request_during_which_a_swap_begins_may_have_the_answer_of_either() -> None:
+    served = Served()
+    before = served.variants("m")
+    served.allow("m", 0, 1)
+    assert served.since("m", before) == (0, 1)
+    served.allow("m", 1)
+    assert served.since("m", before) == (0, 1)
+    assert served.since("m", served.variants("m")) == (1,)
 
 
 def test_a_documented_refusal_is_none_of_the_losses_and_all_else_is() -> None:

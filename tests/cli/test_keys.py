@@ -94,6 +94,7 @@ def test_the_commands_take_a_key_from_the_environment_or_a_file(host: HostProces
         (INFER + "x", "401: no API key that is known here was sent"),
         (INFER, "403: the key 'app' is for infer, this needs manage or observe; ask who runs the host"),
     ],
+    ids=["none", "unknown", "other role"],
 )
 def test_the_commands_say_what_to_do_without_the_right_key(host: HostProcess, key: str | None, said: str) -> None:
     ended = run("memory", "--url", host.url, **({} if key is None else {"MODELHOST_API_KEY": key}))

@@ -71,6 +71,7 @@ def cli() -> None:
       python -m benchmarks idle                  start time and memory of a host that does nothing
       python -m benchmarks density --small       prepared models where a plain loop is killed: half a minute
       python -m benchmarks prepared              prepared sessions beside stock ones
+      python -m benchmarks isolation             models in worker processes beside the same in the host
       python -m benchmarks pressure              40 models of 20 MB in a container of 256 MB
       python -m benchmarks sequential --out sequential.jsonl
 
@@ -264,6 +265,23 @@ def swap(swaps: int, clients: int, limit_bytes: int, out: Path | None) -> None:
 
     with _report("swap", out, swaps=swaps, clients=clients, **_limits(limit_bytes)) as report:
         case.run(report, limit_bytes=limit_bytes, swaps=swaps, clients=clients)
+
+
+@cli.command()
+@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Quarters of a second each.")
+@click.option("--only", "names", multiple=True, help="Only this workload; may be given several times.")
+@_limit
+@_cache
+@_out
+def isolation(rounds: int, names: tuple[str, ...], limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Models in worker processes beside the same in the host: request time, load time, memory. Under a minute."""
+    from benchmarks import isolation as case
+    from benchmarks import workloads
+
+    chosen = names or ("tiny", "medium", "gemm", "large_image")
+    with _report("isolation", out, rounds=rounds, models=list(chosen), **_limits(limit_bytes)) as report:
+        made = [workloads.make(name, cache=cache) for name in chosen]
+        case.run(report, made, limit_bytes=limit_bytes, rounds=rounds)
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import numpy as np
 
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.worker.packing import Parcel, read
-from modelhost.runtime.worker.segment import KEPT_BYTES, Segment
+from modelhost.runtime.worker.segment import Segment
 from modelhost.runtime.worker.wire import BrokenWire, Connection, Message
 from modelhost.tensors import Array
 
@@ -57,12 +57,15 @@ class Channel:
         stop_grace_s: float,
         trim: bool,
         lends: bool,
+        kept_bytes: int,
     ) -> list[tuple[str, Array]]:
         """Returns datatype and value of each output; is free when those have gone that lie in its segment.
 
         With `trim` the worker's arena is shrunk before the answer; unless it `lends` its segment all outputs are
-        copies. Raises RefusedThere and ValueError, after which it
-        is free, and NotTaken, NotStopped, BrokenWire and OSError, after which it is of no use.
+        copies. Of the segment `kept_bytes` stay in memory afterwards.
+
+        Raises RefusedThere and ValueError, after which it is free, and NotTaken, NotStopped, BrokenWire and OSError,
+        after which it is of no use.
         """
         parcel = Parcel.of(list(feeds.values()))
         self._make_room(parcel.size_bytes)
@@ -83,7 +86,7 @@ class Channel:
             answer = self._answer(cancel, stop_grace_s)
         match answer:
             case {"done": [*places]} if len(places) == len(names):
-                return self._outputs(places, _COPIED_BYTES if lends else _MOST_BYTES)
+                return self._outputs(places, _COPIED_BYTES if lends else _MOST_BYTES, kept_bytes)
             case {"failed": [str(kind), str(text)]}:
                 raise (InvalidArgument if kind == "InvalidArgument" else RefusedThere)(text)
         raise BrokenWire(f"this is no answer to a run with {len(names)} outputs: {str(answer)[:200]}")
@@ -130,8 +133,8 @@ class Channel:
                     raise NotStopped from None
                 stopped_at = stopped_at or now
 
-    def _outputs(self, places: Sequence[Any], copied_bytes: int) -> list[tuple[str, Array]]:
-        loan = _Loan(self, self._segment, self._free)
+    def _outputs(self, places: Sequence[Any], copied_bytes: int, kept_bytes: int) -> list[tuple[str, Array]]:
+        loan = _Loan(self, self._segment, self._free, kept_bytes)
         memory = np.asarray(loan)
         found = [read(place, memory) for place in places]
         if sum([array.nbytes for _, array in found]) <= copied_bytes:
@@ -142,8 +145,8 @@ class Channel:
 class _Loan:
     """The memory of a segment, as numpy asks for it: arrays on it keep this alive, and its end frees the channel."""
 
-    def __init__(self, channel: Channel, segment: Segment, free: Callable[[Channel], None]) -> None:
-        self._channel, self._segment, self._free = channel, segment, free
+    def __init__(self, channel: Channel, segment: Segment, free: Callable[[Channel], None], kept_bytes: int) -> None:
+        self._channel, self._segment, self._free, self._kept_bytes = channel, segment, free, kept_bytes
         self.__array_interface__ = {
             "version": 3,
             "typestr": "|u1",
@@ -153,5 +156,5 @@ class _Loan:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # at the interpreter's end there may be nothing to call
-            self._segment.give_back(KEPT_BYTES)
+            self._segment.give_back(self._kept_bytes)
             self._free(self._channel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,11 +15,6 @@ from modelhost.runtime.worker.channel import RefusedThere
 from modelhost.runtime.worker.packing import STRUCTURED
 from modelhost.runtime.worker.session import WorkerSession
 from modelhost.tensors import Array, check_shared_dims
-
-log = logging.getLogger("modelhost")
-
-#: Runs that take more leave nothing in the worker's arena: there is no ceiling on what all arenas keep together.
-_LEFT_BYTES: Final = 1 << 20
 
 #: Shapes whose prediction is remembered.
 _SHAPES_KEPT: Final = 64
@@ -50,7 +45,7 @@ class IsolatedModel:
         self._datatypes = {
             name: STRUCTURED if spec.is_structured else spec.datatype for name, spec in self.outputs.items()
         }
-        self._leaves_much: dict[tuple[tuple[int, ...], ...], bool] = {}
+        self._predicted: dict[tuple[tuple[int, ...], ...], float] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], cancel: CancelToken | None) -> list[Array]:
         """Returns the named outputs, in that order. See LoadedModel for what it raises."""
@@ -81,10 +76,10 @@ class IsolatedModel:
         if self._footprint is None:
             return True
         shapes = tuple([array.shape for array in feeds.values()])
-        known = self._leaves_much.get(shapes)
-        if known is None:
-            if len(self._leaves_much) >= _SHAPES_KEPT:
-                self._leaves_much.clear()
-            predicted = self._footprint.predict({name: array.shape for name, array in feeds.items()})
-            known = self._leaves_much[shapes] = predicted is None or predicted > _LEFT_BYTES
-        return known
+        predicted = self._predicted.get(shapes)
+        if predicted is None:
+            if len(self._predicted) >= _SHAPES_KEPT:
+                self._predicted.clear()
+            found = self._footprint.predict({name: array.shape for name, array in feeds.items()})
+            predicted = self._predicted[shapes] = math.inf if found is None else found
+        return predicted > self._session.kept_bytes // 2

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 #: Smallest segment.
 _LEAST_BYTES: Final = 64 << 10
 
-#: What a segment keeps between two runs; more is given back, and costs the next large run its page faults.
-KEPT_BYTES: Final = 1 << 20
-
 
 class Segment:
     """Memory that both sides see. One run at a time uses it."""
@@ -53,6 +50,7 @@ class Segment:
 
     def give_back(self, kept_bytes: int = 0) -> None:
         """Returns the pages beyond the first `kept_bytes` to the kernel; what was in them is lost."""
+        kept_bytes -= kept_bytes % mmap.PAGESIZE
         if self.size_bytes > kept_bytes and self.held_bytes() > kept_bytes:
             with contextlib.suppress(OSError):  # a kernel that cannot keeps them until the end
                 self._map.madvise(mmap.MADV_REMOVE, kept_bytes, self.size_bytes - kept_bytes)

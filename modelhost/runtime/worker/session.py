@@ -28,6 +28,9 @@ _KEPT_CHANNELS: Final = 4
 #: With more than so many, outputs are copied: each channel has three descriptors here, and a thread there.
 _LENDING_CHANNELS: Final = 8
 
+#: Of what runs leave, a segment has one part in so many: two are in use where there are two threads.
+_SHARES: Final = 4
+
 #: A worker that is asked for its memory has so long, and one that is to end.
 _TRIM_S, _END_S = 1.0, 2.0
 
@@ -55,6 +58,8 @@ class WorkerSession:
     def __init__(self, worker: Worker, *, stop_grace_s: float) -> None:
         self.worker = worker
         self._stop_grace_s = stop_grace_s
+        self.kept_bytes = 0
+        """What its runs may leave in memory until the next trim: half of it in the arena, half in segments."""
         self._control = worker.control
         self._sending = threading.Lock()  # of what the control connection takes
         self._numbers = itertools.count(1)
@@ -121,7 +126,15 @@ class WorkerSession:
             cancel.bind(_Stop(self._control, channel, channel.run_number + 1))
         try:
             lends = len(self._all) <= _LENDING_CHANNELS
-            return channel.run(feeds, names, cancel, stop_grace_s=self._stop_grace_s, trim=trim, lends=lends)
+            return channel.run(
+                feeds,
+                names,
+                cancel,
+                stop_grace_s=self._stop_grace_s,
+                trim=trim,
+                lends=lends,
+                kept_bytes=self.kept_bytes // _SHARES,
+            )
         except (RefusedThere, ValueError):
             self._give_back(channel)
             raise

@@ -22,6 +22,9 @@ from modelhost.runtime.worker.session import WorkerSession
 
 #: What a worker holds beside its model: pages of the template that it has written to, stacks, the messages' buffers.
 WORKER_BYTES: Final = 5 << 20
+#: What runs may leave in all workers together: one part in so many of the ceiling of all runs. It shows in usage, and
+#: is given back before any model has to leave.
+_LEFT_PART: Final = 4
 #: The template: interpreter, numpy, ONNX Runtime.
 TEMPLATE_BYTES: Final = 28 << 20
 
@@ -90,6 +93,7 @@ class Workers:
             if session.worker.has_ended:  # else it still holds what it held
                 with self._lock:
                     del self._sessions[session]
+                    self._share()
             closed()
 
         try:
@@ -99,6 +103,7 @@ class Workers:
             raise
         with self._lock:
             self._sessions[session] = private_bytes(session.worker.pid)
+            self._share()
         return model
 
     def trim(self) -> None:
@@ -118,6 +123,11 @@ class Workers:
     def close(self) -> None:
         """Ends the template; all models are closed."""
         self._nursery.close()
+
+    def _share(self) -> None:
+        """Shares out what runs may leave in memory."""
+        for session in self._sessions:
+            session.kept_bytes = self._ceiling_bytes // _LEFT_PART // len(self._sessions)
 
     def _open(self) -> tuple[WorkerSession, ...]:
         with self._lock:

@@ -171,13 +171,9 @@ class FairQueue:
             self._long_running -= taken.is_long
             lane._tag_ns += took_ns - taken.charged_ns
             lane.job_ns += (took_ns - lane.job_ns) // (_FOLLOWS if lane.job_ns else 1)
-            # Who was not allowed to begin may be now, and has no token any more.
-            held_up = sum([len(waiting._jobs) for waiting in self._waiting if _has_bound(waiting)])
+            # Who was not allowed to begin may be now, and has no token any more; also where nothing bounds its lane
+            # now, as its jobs have become short.
+            held_up = sum([len(waiting._jobs) for waiting in self._waiting])
             missing = min(held_up, self._threads) - self._tokens.qsize()
         for _ in range(missing):
             self._tokens.put(True)
-
-
-def _has_bound(lane: Lane) -> bool:
-    """Whether jobs of a lane may have been held up."""
-    return lane.max_running is not None or lane.job_ns > _LONG_NS

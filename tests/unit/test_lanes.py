@@ -234,3 +234,15 @@ def test_nothing_is_forgotten_and_tokens_do_not_pile_up(seed: int) -> None:
     while play.step():
         pass
     assert {name: play.ended.count(name) for name in asked} == asked
+
+
+def test_a_job_that_was_held_up_is_taken_though_its_lane_has_become_short_meanwhile() -> None:
+    play, long, short = Play(2), Lane("long"), Lane("short")
+    long.job_ns = 21 * MS  # as its jobs were while the machine had other work
+    play.put(short, MS)
+    play.put(long, MS)
+    play.put(long, MS)
+    while play.step():
+        pass
+    assert sorted(play.ended) == ["long", "long", "short"]
+    assert not play.queue._waiting

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Array
-from benchmarks.process import HostProcess, running_host
+from benchmarks.process import HostProcess, running_host, tail
 from benchmarks.report import Report
 from benchmarks.soak.record import percentile
 
@@ -37,6 +37,8 @@ _POLL_S: Final = 0.02
 #: Rows of a request, by client: small ones are answered in place, JSON of 400 rows is decoded on a thread.
 _ROWS: Final = (1, 2, 2, 400)
 _METADATA_EVERY: Final = 25
+#: Of the host's log, where a request has failed: a swap is some six lines.
+_LOG_LINES: Final = 400
 _HEADER: Final = "Inference-Header-Content-Length"
 
 
@@ -264,6 +266,8 @@ def run(report: Report, *, limit_bytes: int, swaps: int, clients: int) -> None:
         files = Files(Path(folder))
         with running_host(Path(folder), limit_bytes=limit_bytes, settings={"PREPARE_ON_LOAD": "true"}) as host:
             outcome = swap_under_load(host, files, swaps=swaps, clients=clients, said=report.progress)
+            if outcome.errors:  # an answer does not say what was wrong inside; the log does
+                report.progress(tail(host.log, _LOG_LINES))
             figures = host.group_figures()
             usage_bytes = host.usage_bytes()
             report.require(host.is_alive, host.last_words())

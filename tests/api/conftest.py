@@ -64,7 +64,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ort(zoo: Path) -> Iterator[Served]:
     """The zoo behind ONNX Runtime, for all tests of the session: they leave it as they found it."""
-    sections = {"server": {"grpc_port": 0}, "memory": {"limit": 400 << 20}, "pool": {"failure_backoff_s": 0.001}}
+    sections = {"server": {"grpc_port": 0}, "memory": {"limit": 1 << 30}, "pool": {"failure_backoff_s": 0.001}}
     with serve(Host(settings(zoo, **sections))) as served:
         yield served
 

@@ -120,7 +120,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     build.save(build.identities([TensorProto.BFLOAT16, TensorProto.STRING], ["n"]), directory, "bf16_beside_text")
     build.save(build.expand_bf16(), directory, "expand_bf16")
     bf16_models(directory)
-    with serve(Host(settings(directory, memory={"limit": 400 << 20}))) as served:
+    with serve(Host(settings(directory, memory={"limit": 1 << 30}))) as served:
         yield served
 
 
@@ -242,7 +242,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The models of BF16, measured and not prepared."""
     directory = tmp_path_factory.mktemp("measured")
     bf16_models(directory)
-    chosen = settings(directory, memory={"limit": 400 << 20})
+    chosen = settings(directory, memory={"limit": 1 << 30})
     with serve(Host(chosen.model_copy(update={"prepare": PrepareSettings(on_load=False)}))) as served:
         yield served
 

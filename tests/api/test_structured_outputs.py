@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     build.save(build.optionals(), directory, "optionals")
     build.save(build.map_input(), directory, "map_input")
     build.save(build.pair_of_reciprocals(), directory, "to_infinity")
-    with serve(Host(settings(directory, memory={"limit": 400 << 20}))) as running:
+    with serve(Host(settings(directory, memory={"limit": 1 << 30}))) as running:
         yield running
 
 

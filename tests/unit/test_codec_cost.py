@@ -286,13 +286,16 @@ def test_a_wrong_byte_among_many_is_found_within_the_bound() -> None:
     wrong = body[:-2] + b"\x02\x03"
     cost = decode_cost_bytes(wrong, header_length=header_length, inputs=specs)
     assert cost < N
-    tracemalloc.start()
-    try:
-        with pytest.raises(InvalidTensor, match=f"byte 2 as element {10 * N - 2}"):
-            decode_request(wrong, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=cost)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for _ in range(3):  # other threads of the process may allocate something meanwhile
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidTensor, match=f"byte 2 as element {10 * N - 2}"):
+                decode_request(wrong, header_length=header_length, inputs=specs, outputs={}, max_decoded_bytes=cost)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    peak = min(peaks)
     assert peak <= cost
 
 

@@ -71,8 +71,9 @@ def test_of_an_exception_class_and_frames_are_written_and_no_word(formatter: log
 
 
 def test_all_of_the_process_logs_in_the_form_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, ours = logging.getLogger(), logging.getLogger("modelhost")
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
+    ours.setLevel(logging.NOTSET)  # which other tests may have set
     try:
         configure(LoggingSettings(format="json", level="warning"))
         logging.getLogger("uvicorn.error").warning("from elsewhere")
@@ -80,6 +81,7 @@ def test_all_of_the_process_logs_in_the_form_that_is_set(capsys: pytest.CaptureF
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        ours.setLevel(our_level)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]  # what other tests left may speak too
     assert [entry["logger"] for entry in entries if "from elsewhere" in str(entry)] == ["uvicorn.error"]
     assert not any("not this" in str(entry) for entry in entries)

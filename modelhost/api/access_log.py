@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modelhost.api import request_ids
 from modelhost.api.answers import Answer
 from modelhost.api.exchange import Exchange
+from modelhost.api.heads import path_of
 
 log = logging.getLogger("modelhost.access")
 
 #: Where a request over ASGI has the name of its key.
 KEY_NAME: Final = "modelhost.key"
-_ID_HEADER: Final = request_ids.HEADER.encode()
 
 
 class AccessLog:
@@ -42,12 +42,10 @@ class AccessLog:
 
     def note(self, exchange: Exchange, answer: Answer) -> None:
         """Writes the line of a request that was answered on the socket."""
-        name, version = exchange.target
-        path = f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
-        request_id = next((value.decode() for key, value in answer.extra if key == _ID_HEADER), None)
+        request_id = next((value.decode() for key, value in answer.extra if key == request_ids.RAW_HEADER), None)
         self._write(
             "POST",
-            path,
+            path_of(exchange.target),
             answer.status,
             len(answer.body),
             exchange.timing.arrived_ns,

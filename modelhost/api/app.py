@@ -29,8 +29,6 @@ from modelhost.security.texts import hide
 if TYPE_CHECKING:
     from modelhost.api.rpc.server import RpcServer
 
-_ID_HEADER: Final = request_ids.HEADER.encode()
-
 #: The framework would follow OpenTelemetry's environment variables and export from every request.
 _NO_TELEMETRY: Final[TelemetryConfig] = {
     "tracing": False,
@@ -112,7 +110,7 @@ class ModelHostApp(FastAPI):
 def _sent_id(scope: Scope) -> str | None:
     """Returns what the client has sent as the request's id."""
     for name, value in scope["headers"]:
-        if name == _ID_HEADER:
+        if name == request_ids.RAW_HEADER:
             return str(value, "latin-1")
     return None
 
@@ -154,62 +152,31 @@ def create_app(
     short_cut = ShortCut(infer)
     predictions = Predictions(infer)
 
-    async def open_all(stack: AsyncExitStack) -> None:
-        rpc = _rpc_server(host, guard, app.access_log)
-        if rpc is not None:
-            stack.callback(rpc.release_port)
-        await host.open()
-        stack.push_async_callback(host.close)
-        inference.open()
-        short_cut.open()
-        if rpc is not None:
-            await rpc.start(inference)
-            stack.push_async_callback(rpc.stop)
-            app.rpc = rpc
-        if on_failure is None:
-            await host.preload()
-
-    async def make_ready() -> None:
-        if on_failure is not None:
-            try:
-                await host.preload()
-            except ConfigError as error:
-                on_failure(error)
-                return
-        if on_ready is not None and host.is_accepting:
-            await on_ready()
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            try:
-                await open_all(stack)
-            except ConfigError as error:
-                if on_failure is None:
-                    raise
-                on_failure(error)
-                raise RuntimeError("the host could not be opened") from error
-            starting = asyncio.get_running_loop().create_task(make_ready())
-            yield
-            short_cut.close()
-            starting.cancel()
-            await asyncio.wait([starting])
-
     app = ModelHostApp(
         title="modelhost",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=lambda app: _Opening(app, host, inference, on_ready, on_failure).lifespan(),
         redirect_slashes=False,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         telemetry=_NO_TELEMETRY,
     )
     errors.install(app)
+    _add_routes(app, inference, metrics, infer, predictions)
+    app.infer, app.predictions, app.short_cut, app.guard = infer, predictions, short_cut, guard
+    app.access_log = AccessLog() if host.settings.logging.access else None
+    return app
+
+
+def _add_routes(
+    app: ModelHostApp, inference: Inference, metrics: Metrics, infer: InferRoutes, predictions: Predictions
+) -> None:
     # For the OpenAPI page, and for 405: requests to these never get here.
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_api_route(f"{path}/infer", infer.infer_documented, methods=["POST"], tags=["models"])
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
         app.add_api_route(f"{path}:predict", predictions.predict_documented, methods=["POST"], tags=["v1"])
+    host = inference.host
     for router in (
         server.routes(inference),
         models.routes(host),
@@ -218,9 +185,64 @@ def create_app(
         memory.routes(host, metrics),
     ):
         app.routes.extend(router.routes)
-    app.infer, app.predictions, app.short_cut, app.guard = infer, predictions, short_cut, guard
-    app.access_log = AccessLog() if host.settings.logging.access else None
-    return app
+
+
+class _Opening:
+    """Opens the host behind an application at its start, and closes it at its end; see create_app."""
+
+    def __init__(
+        self,
+        app: ModelHostApp,
+        host: Host,
+        inference: Inference,
+        on_ready: Callable[[], Coroutine[Any, Any, None]] | None,
+        on_failure: Callable[[ConfigError], None] | None,
+    ) -> None:
+        self._app, self._host, self._inference = app, host, inference
+        self._on_ready, self._on_failure = on_ready, on_failure
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """The time in which the host is open."""
+        async with AsyncExitStack() as stack:
+            try:
+                await self._open(stack)
+            except ConfigError as error:
+                if self._on_failure is None:
+                    raise
+                self._on_failure(error)
+                raise RuntimeError("the host could not be opened") from error
+            starting = asyncio.get_running_loop().create_task(self._make_ready())
+            yield
+            self._app.short_cut.close()
+            starting.cancel()
+            await asyncio.wait([starting])
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        host, app = self._host, self._app
+        rpc = _rpc_server(host, app.guard, app.access_log)
+        if rpc is not None:
+            stack.callback(rpc.release_port)
+        await host.open()
+        stack.push_async_callback(host.close)
+        self._inference.open()
+        app.short_cut.open()
+        if rpc is not None:
+            await rpc.start(self._inference)
+            stack.push_async_callback(rpc.stop)
+            app.rpc = rpc
+        if self._on_failure is None:
+            await host.preload()
+
+    async def _make_ready(self) -> None:
+        if self._on_failure is not None:
+            try:
+                await self._host.preload()
+            except ConfigError as error:
+                self._on_failure(error)
+                return
+        if self._on_ready is not None and self._host.is_accepting:
+            await self._on_ready()
 
 
 def _rpc_server(host: Host, guard: Guard | None, access_log: AccessLog | None) -> RpcServer | None:

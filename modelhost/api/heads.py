@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from modelhost.api.answers import Answer, Header
 from modelhost.api.infer import Head, infer_path
-from modelhost.api.request_ids import HEADER
+from modelhost.api.request_ids import RAW_HEADER
 
 #: Request line and headers together. Every connection may hold as much at any time.
 MAX_HEAD_BYTES: Final = 32 << 10
@@ -29,13 +29,12 @@ CONTENT_LENGTH: Final = b"content-length"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ACCEPT_ENCODING: Final = b"accept-encoding"
 AUTHORIZATION: Final = b"authorization"
-_REQUEST_ID: Final = HEADER.encode()
 #: Stands for any known header that came twice: which one counts is for the application to say.
 TWICE: Final = b""
 #: With one of these a request is not for the short cut.
 UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", TWICE})
 #: Headers that the short cut looks at.
-KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTHORIZATION, _REQUEST_ID}) | (
+KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTHORIZATION, RAW_HEADER}) | (
     UNUSUAL - {TWICE}
 )
 
@@ -53,10 +52,16 @@ def target_of(url: bytes) -> Target | None:
     return infer_path(unquote(text) if "%" in text else text)
 
 
+def path_of(target: Target) -> str:
+    """Returns the decoded path of an inference request in its common form."""
+    name, version = target
+    return f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
+
+
 def head_of(known: dict[bytes, bytes]) -> Head:
     """Returns what says how the body is read, of the headers that are known."""
     header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
-    request_id = known.get(_REQUEST_ID)
+    request_id = known.get(RAW_HEADER)
     return Head(
         None if header_length is None else header_length.decode("latin-1"),
         None,

@@ -7,9 +7,11 @@ from __future__ import annotations
 import re
 import secrets
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, TypeGuard
 
 HEADER: Final = "x-request-id"
+#: As it stands among a request's raw headers.
+RAW_HEADER: Final = HEADER.encode()
 
 #: What goes into a header and a line of a log as it is.
 _SANE: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -21,7 +23,7 @@ class _RequestId:
     __slots__ = ("text",)
 
     def __init__(self, sent: str | None) -> None:
-        self.text = sent if sent is not None and _SANE.fullmatch(sent) else None
+        self.text = sent if _is_sane(sent) else None
 
 
 _current: ContextVar[_RequestId | None] = ContextVar("request_id", default=None)
@@ -50,4 +52,8 @@ def known() -> str | None:
 
 def sane_or_new(sent: str | None) -> str:
     """Returns what was sent where it can stand in a log, else a new id."""
-    return sent if sent is not None and _SANE.fullmatch(sent) else secrets.token_hex(8)
+    return sent if _is_sane(sent) else secrets.token_hex(8)
+
+
+def _is_sane(sent: str | None) -> TypeGuard[str]:
+    return sent is not None and _SANE.fullmatch(sent) is not None

@@ -28,6 +28,7 @@ from modelhost.api.codec import (
 from modelhost.api.disconnect import GoneWatch
 from modelhost.api.errors import respond_unexpected
 from modelhost.api.exchange import Exchange
+from modelhost.api.heads import path_of
 from modelhost.api.infer import Compressed, InferRoutes, QuickEncoding
 from modelhost.api.inference import (
     DECODE_INLINE_BYTES,
@@ -64,7 +65,7 @@ class ShortCut:
     def __init__(self, routes: InferRoutes) -> None:
         self._routes = routes
         self.inference = routes.inference
-        self.host = self._host = self.inference.host
+        self.host = self.inference.host
         self._on_threads: set[_OnThread] = set()
         self.receiving: set[Exchange] = set()
         """Those whose bodies are still coming, after the first segment of them."""
@@ -77,15 +78,15 @@ class ShortCut:
             if not self._quickly(exchange):
                 self._thoroughly(exchange)
         except ModelHostError as error:
-            self._fail(exchange, error, self._host.pool.known(exchange.target))
+            self._fail(exchange, error, self.host.pool.known(exchange.target))
         except Exception as error:
             self._fail_unexpected(exchange, error)
 
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
-        self.max_request_bytes = self._host.budgets.request_bytes
+        self.max_request_bytes = self.host.budgets.request_bytes
         """Largest body that is accepted; longer ones are for the application to refuse."""
-        self._host.on_budgets(self._take)
+        self.host.on_budgets(self._take)
 
     def _take(self, budgets: Budgets) -> None:
         self.max_request_bytes = budgets.request_bytes
@@ -108,8 +109,8 @@ class ShortCut:
 
     def _quickly(self, exchange: Exchange) -> bool:
         """Answers, or starts the run; returns False where something has to be waited for first."""
-        pool = self._host.pool
-        slot = None if self._host.memory.is_exhausted else pool.resident(exchange.target)
+        pool = self.host.pool
+        slot = None if self.host.memory.is_exhausted else pool.resident(exchange.target)
         if slot is None or slot.runs is None:
             return False
         runs, timing = slot.runs, exchange.timing
@@ -139,7 +140,7 @@ class ShortCut:
     def _encoding(self, exchange: Exchange, runs: ModelRuns, decoded: InferRequest) -> Encoding[EncodedResponse]:
         encoding = QuickEncoding(decoded, runs.attached)
         accept_encoding = exchange.head.accept_encoding
-        if accept_encoding and self._host.settings.server.compress_answers:
+        if accept_encoding and self.host.settings.server.compress_answers:
             return Compressed(encoding, accept_encoding)
         return encoding
 
@@ -216,10 +217,10 @@ class ShortCut:
                 return False
         else:
             hold.shrink(kept)
-        timeout_s = self._host.settings.server.request_timeout_s
+        timeout_s = self.host.settings.server.request_timeout_s
         if decoded.timeout_s is not None:
             timeout_s = min(timeout_s, decoded.timeout_s)
-        lease = self._host.pool.grant(slot)
+        lease = self.host.pool.grant(slot)
         running = _OnThread(self, exchange, slot.file, lease, encoding)
         finish = self.inference.finisher(slot.key, runs.model.outputs, decoded, encoding)
         try:
@@ -331,9 +332,8 @@ class ShortCut:
         exchange.send(Answer.of_error(error, exchange.request_id))
 
     def _fail_unexpected(self, exchange: Exchange, error: Exception) -> None:
-        name, version = exchange.target
-        path = f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
         exchange.hold.end()
+        path = path_of(exchange.target)
         exchange.send(Answer.of_response(respond_unexpected("POST", path, error, exchange.request_id)))
 
 

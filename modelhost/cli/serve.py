@@ -20,6 +20,8 @@ from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from modelhost.api.app import ModelHostApp
     from modelhost.api.drain import DrainingServer
     from modelhost.host import Host
@@ -100,11 +102,8 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
     keys = KeyRing.of(settings.security, fixed_keys)
     check_exposure(settings.server.host, has_keys=keys is not None, insecure=settings.security.insecure)
 
-    import uvicorn
-
     from modelhost.api.app import create_app
     from modelhost.api.drain import DrainingServer
-    from modelhost.api.protocol import protocol_class
     from modelhost.host import Host
 
     host, connections = Host(settings), _connections(settings.server)
@@ -127,21 +126,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
         on_failure=on_failure,
     )
     server = DrainingServer(
-        uvicorn.Config(
-            app,
-            loop=_loop(),
-            http=protocol_class(connections, app.short_cut, app.guard, app.access_log),
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            proxy_headers=False,  # nothing here asks who the client is
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            ssl_certfile=settings.server.tls_certificate,
-            ssl_keyfile=settings.server.tls_key,
-            timeout_keep_alive=settings.server.keep_alive,  # type: ignore[arg-type] # which it only adds up
-        ),
+        _server_config(app, connections, settings.server),
         host,
         app,
         leave=lambda: os._exit(0),
@@ -160,6 +145,28 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
         listener.close()
     if failure:
         raise failure[0]
+
+
+def _server_config(app: ModelHostApp, connections: int, server: ServerSettings) -> uvicorn.Config:
+    import uvicorn
+
+    from modelhost.api.protocol import protocol_class
+
+    return uvicorn.Config(
+        app,
+        loop=_loop(),
+        http=protocol_class(connections, app.short_cut, app.guard, app.access_log),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        proxy_headers=False,  # nothing here asks who the client is
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        ssl_certfile=server.tls_certificate,
+        ssl_keyfile=server.tls_key,
+        timeout_keep_alive=server.keep_alive,  # type: ignore[arg-type] # which it only adds up
+    )
 
 
 async def _reload(host: Host, read: Callable[[], Settings]) -> None:

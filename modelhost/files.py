@@ -25,6 +25,9 @@ _CHUNK_BYTES: Final = 1 << 20
 #: What has no lock, as the file system has none, is left by a crash where nobody has touched it for so long.
 _ABANDONED_S: Final = 3600.0
 
+#: What a folder says that is not to be written to: that is how the host was set up, and nothing to warn of.
+READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 #: What file systems say that cannot sync a folder; they have nothing to lose.
 _NOTHING_TO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)
 

@@ -70,7 +70,7 @@ class Catalog:
 
     def versions(self, name: str) -> tuple[str, ...]:
         """The versions of a model that are served, lowest first. Raises ModelNotFound or ModelBroken."""
-        kept = [key.version for key in self._kept if key.name == name]
+        kept = self._kept_versions(name)
         try:
             on_disk = self._repository.versions(name)
         except ModelHostError:
@@ -117,6 +117,13 @@ class Catalog:
     def options(self, file: ModelFile) -> ModelOptions:
         """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
         return self._settings.options_for(file.name, file.options)
+
+    def has_isolated(self, default: Isolation) -> bool:
+        """Whether any model is to live in a worker process; `default` is for those whose options say nothing."""
+        stated, nothing = self._repository.stated_options, ModelOptions()
+        names = {*stated, *self._settings.options}
+        options = (self._settings.options_for(name, stated.get(name, nothing)) for name in names)
+        return default == "process" or any(found.isolation == "process" for found in options)
 
     def policy(self, name: str) -> VersionPolicy:
         """Returns which of a model's versions are served."""
@@ -172,12 +179,6 @@ class Catalog:
         return self._repository.is_absent(*key) or isinstance(self.fault(key), ModelNotFound)
 
     # --- scans -----------------------------------------------------------------------------------------
-    def has_isolated(self, default: Isolation) -> bool:
-        """Whether any model is to live in a worker process; `default` is for those whose options say nothing."""
-        stated, nothing = self._repository.stated_options, ModelOptions()
-        names = {*stated, *self._settings.options}
-        options = (self._settings.options_for(name, stated.get(name, nothing)) for name in names)
-        return default == "process" or any(found.isolation == "process" for found in options)
 
     async def find_fresh(self, name: str, version: str | None = None) -> ModelFile:
         """Like `find`, but looks at the disk again, within reason, before it says that there is none."""
@@ -246,9 +247,12 @@ class Catalog:
         if not policy.is_all and version not in policy.choose(self._repository.versions(name)):
             raise self._left_out(name, version)
 
+    def _kept_versions(self, name: str) -> list[str]:
+        return [key.version for key in self._kept if key.name == name]
+
     def _default(self, name: str) -> str:
         """Returns the version to answer where none was asked for. Raises ModelNotFound or ModelBroken."""
-        kept = [key.version for key in self._kept if key.name == name]
+        kept = self._kept_versions(name)
         try:
             return max([self.newest(name), *kept], key=int)
         except ModelHostError:

@@ -29,12 +29,10 @@ _TRIED_EVERY: Final = 64
 #: Runs of less are short: who waits for the rest of one does not wait long.
 _SHORT_NS: Final = 20_000_000
 
-#: Runs before a run of these shapes is known to be short.
-_RUNS_TO_BE_SHORT: Final = 2
-
-#: Runs of a size before what a row takes in them is believed.
-_RUNS_TO_KNOW: Final = 3
-
+#: Runs on inputs of the same shapes before what they take is believed, and …
+_RUNS_TO_KNOW: Final = 2
+#: … of a size before what a row takes in them is.
+_ROW_RUNS_TO_KNOW: Final = 3
 
 #: The expected number of rows moves towards the present one by one part in so many with each request.
 _CROWD_FORGETS: Final = 256
@@ -65,7 +63,11 @@ class Figures:
     @property
     def is_short(self) -> bool:
         """Whether such a run is known to be short."""
-        return self.runs >= _RUNS_TO_BE_SHORT and self.run_ns <= _SHORT_NS
+        return self.is_within(_SHORT_NS)
+
+    def is_within(self, limit_ns: int) -> bool:
+        """Whether such a run is known to take no longer."""
+        return self.runs >= _RUNS_TO_KNOW and self.run_ns <= limit_ns
 
     def note(self, took_ns: int, output_bytes: int) -> None:
         """Takes note of a run."""
@@ -108,9 +110,8 @@ class RowTimes:
 
     def hold_s(self, rows: int, share: int) -> float:
         """Returns how long `rows` may wait for the rest of their share, where both are known and it pays; else 0."""
-        runs, row_ns = self._known.get(share.bit_length(), (0, 0.0))
-        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
-        if runs < _RUNS_TO_KNOW or alone_runs < _RUNS_TO_KNOW or row_ns > _HOLDS_BELOW * alone_ns:
+        row_ns, alone_ns = self._row_ns(share), self._row_ns(rows)
+        if row_ns is None or alone_ns is None or row_ns > _HOLDS_BELOW * alone_ns:
             return 0.0
         hold_s = _HOLD_SHARE * row_ns * share / 1e9
         return hold_s if hold_s >= _HOLD_MIN_S else 0.0
@@ -126,11 +127,15 @@ class RowTimes:
         """Whether a row takes less in a run of `together` than in one of `rows`; unknown sizes are tried, and
         all of them now and then."""
         self._asked += 1
-        runs, row_ns = self._known.get(together.bit_length(), (0, 0.0))
-        alone_runs, alone_ns = self._known.get(rows.bit_length(), (0, math.inf))
-        if runs < _RUNS_TO_KNOW or alone_runs < _RUNS_TO_KNOW or self._asked % _TRIED_EVERY == 0:
+        row_ns, alone_ns = self._row_ns(together), self._row_ns(rows)
+        if row_ns is None or alone_ns is None or self._asked % _TRIED_EVERY == 0:
             return True
         return row_ns <= _PAYS_BELOW * alone_ns
+
+    def _row_ns(self, rows: int) -> float | None:
+        """Returns what a row takes in runs of about so many; None where too few of them were timed."""
+        runs, row_ns = self._known.get(rows.bit_length(), (0, math.inf))
+        return row_ns if runs >= _ROW_RUNS_TO_KNOW else None
 
 
 class Demand:

@@ -16,6 +16,11 @@ class _Failure:
     until: float
 
 
+def backoff_s(count: int, *, first_s: float, longest_s: float) -> float:
+    """Returns how long to wait after so many failures in a row: `first_s`, and twice as long after each further one."""
+    return min(longest_s, first_s * 2.0 ** min(count - 1, 60))  # the exponent is bounded so that the float is
+
+
 class Failures:
     """One entry for each version that failed at its last load. Times are the caller's, in seconds."""
 
@@ -29,8 +34,7 @@ class Failures:
         `stamp` says what the files were.
         """
         count = self._failures[key].count + 1 if key in self._failures else 1
-        # The exponent is bounded so that the float is.
-        wait_s = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(count - 1, 60))
+        wait_s = backoff_s(count, first_s=self._backoff_s, longest_s=self._backoff_max_s)
         self._failures[key] = _Failure(error, stamp, count, now + wait_s)
 
     def recent(self, key: ModelKey, now: float) -> ModelHostError | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
+from modelhost import files
 from modelhost.conditions import Conditions
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.kept_statistics import InUse, StatisticsFile
@@ -23,9 +23,6 @@ log = logging.getLogger("modelhost")
 
 #: Models whose totals are collected in one turn of the event loop: some 5 microseconds each.
 _MODELS_A_TURN: Final = 64
-
-#: What a folder says that is not to be written to: that is how the host was set up, and nothing to warn of.
-_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 _CONDITION: Final = "statistics_unwritten"
 
@@ -106,7 +103,7 @@ class StatisticsKeeper:
             self._is_given_up = True
             log.info("statistics begin at 0 and are not kept: %s", reason)
         except OSError as error:
-            if error.errno in _READ_ONLY:
+            if error.errno in files.READ_ONLY:
                 self._is_given_up = True
                 log.info("statistics are not kept: %s: %s", self._file.folder, error.strerror)
             else:

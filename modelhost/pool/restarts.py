@@ -13,6 +13,7 @@ from modelhost.config import PoolSettings
 from modelhost.errors import ModelHostError, WorkerRestarting
 from modelhost.memory import MemoryManager
 from modelhost.pool.departures import Departures
+from modelhost.pool.failures import backoff_s
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
 from modelhost.pool.slot import Slot, SlotState
@@ -115,10 +116,9 @@ class Restarts:
 
     def _note(self, key: ModelKey, reason: str) -> _Crash:
         now, former = self._clock(), self._crashes.get(key)
-        longest_s = self._settings.failure_backoff_max_s
+        first_s, longest_s = self._settings.failure_backoff_s, self._settings.failure_backoff_max_s
         count = former.count + 1 if former is not None and now < former.until + longest_s else 1
-        # The exponent is bounded so that the float is.
-        wait_s = min(longest_s, self._settings.failure_backoff_s * 2.0 ** min(count - 2, 60)) if count > 1 else 0.0
+        wait_s = backoff_s(count - 1, first_s=first_s, longest_s=longest_s) if count > 1 else 0.0
         crash = self._crashes[key] = _Crash(reason, count, now + wait_s)
         return crash
 

@@ -32,9 +32,6 @@ _IN_PLACE_ALONE_NS: Final = 1_500_000
 #: Outputs of more are encoded on a thread.
 _IN_PLACE_OUTPUT_BYTES: Final = 16 << 10
 
-#: Runs before what they take is believed.
-_RUNS_TO_KNOW: Final = 2
-
 #: Shapes of a row whose last batch is remembered.
 _SHAPES_KEPT: Final = 64
 
@@ -92,8 +89,7 @@ class ModelRuns:
         """
         figures = self.demand.look(feeds)
         if (
-            figures.run_ns > self._in_place_ns
-            or figures.runs < _RUNS_TO_KNOW
+            not figures.is_within(self._in_place_ns)
             or figures.output_bytes > _IN_PLACE_OUTPUT_BYTES
             or not self.gate.has_room(figures.bytes)
             or not self.runner.has_turn_left()

@@ -6,7 +6,6 @@ prepares it, once for all hosts to come; elsewhere it only measures, and this pr
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
 import logging
@@ -20,6 +19,7 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from modelhost import files
 from modelhost.conditions import Conditions
 from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Manifest
@@ -37,7 +37,7 @@ _MEASURED_KEPT: Final = 4096
 
 #: The condition of a cache whose disk is full or broken.
 _UNWRITTEN: Final = "artifacts_unwritten"
-_READ_ONLY: Final = tuple(map(os.strerror, (errno.EROFS, errno.EACCES, errno.EPERM)))
+_READ_ONLY: Final = tuple(map(os.strerror, files.READ_ONLY))
 #: It is over when there is room for what could not be written: in sizes of the model, and besides.
 _DISK_FACTOR, _DISK_BYTES = 4, 16 << 20
 
@@ -321,11 +321,7 @@ def _measured_key(file: Path, options: ModelOptions) -> _MeasuredKey:
 
 
 def _stat(file: Path) -> tuple[int, ...]:
-    try:
-        stat = file.stat()
-    except OSError:
-        return ()
-    return (stat.st_size, stat.st_mtime_ns)
+    return _full_stat(file)[:2]
 
 
 def _full_stat(file: Path) -> tuple[int, ...]:

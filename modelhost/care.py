@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -24,6 +23,9 @@ REPOSITORY_UNREADABLE: Final = "repository_unreadable"
 #: Runs end, and give back what they hold: what is critical for less is only busy.
 CRITICAL_S: Final = 5.0
 
+#: Between two looks at what can be over by itself, such as a disk that was full.
+_LOOK_AGAIN_S: Final = 2.0
+
 #: Looking at the disk may take one part in so many of the time.
 _WATCH_SHARE: Final = 20
 
@@ -43,21 +45,23 @@ class Care:
         self._settings, self._memory, self._pool, self._conditions = settings.repository, memory, pool, conditions
         self._clock = clock
         self._critical_since: float | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins."""
         self._memory.on_change(self.look_at_memory)
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._look_again()))
         if self._settings.watch:
-            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+            self._tasks.append(loop.create_task(self._watch()))
 
     async def stop(self) -> None:
         """Ends; harmless when it has."""
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def look_at_memory(self) -> None:
         """Notes where usage stays critical and nothing is left that could leave; called at every sample."""
@@ -73,6 +77,13 @@ class Care:
                 f"usage stays above critical ({format_bytes(found.critical_bytes)} of "
                 f"{format_bytes(found.limit_bytes)}) and no model is left that could leave",
             )
+
+    async def _look_again(self) -> None:
+        """Asks now and then whether what is not as it should be is over."""
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            if self._conditions.has_checks:
+                await self._pool.catalog.on_disk(self._conditions.look_again)
 
     async def _watch(self) -> None:
         took_s = 0.0

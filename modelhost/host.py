@@ -8,7 +8,6 @@ async with Host(settings) as host:
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -32,9 +31,6 @@ from modelhost.units import format_bytes
 log = logging.getLogger("modelhost")
 
 _MB = 1 << 20
-
-#: Between two looks at a disk that was full.
-_LOOK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,6 @@ class Host:
         self._budget_listeners: list[Callable[[Budgets], None]] = []
         self._keeper: StatisticsKeeper | None = None
         self._runtime_factory = runtime_factory or partial(onnx_runtime, conditions=self.conditions)
-        self._looking: asyncio.Task[None] | None = None
         self._probe = probe
         self._care: Care | None = None
 
@@ -195,7 +190,6 @@ class Host:
             await self.memory.trim()
             self.memory.set_baseline()
             self.memory.start()
-            self._looking = asyncio.get_running_loop().create_task(self._look_again())
         except BaseException:
             await self.close()
             raise
@@ -207,9 +201,6 @@ class Host:
         self.drain()
         if self._care is not None:
             await self._care.stop()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
         if self._keeper is not None:
             await self._keeper.stop()
         await self.pool.close()
@@ -242,13 +233,6 @@ class Host:
             )
             await self._keeper.restore()
             self._keeper.start()
-
-    async def _look_again(self) -> None:
-        """Asks now and then whether what is not as it should be is over."""
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            if self.conditions.has_checks:
-                await self.pool.catalog.on_disk(self.conditions.look_again)
 
     @property
     def is_ready(self) -> bool:

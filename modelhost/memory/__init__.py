@@ -6,8 +6,9 @@ processes that know nothing of the manager and its settings (`modelhost.testing`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from modelhost.lazy import importer
 
 if TYPE_CHECKING:
     from modelhost.memory.events import Level, MemoryEvent, Recovery
@@ -63,11 +64,4 @@ _HOMES: Final = {
     "Thresholds": "thresholds",
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOMES)

@@ -28,16 +28,7 @@ class Level:
 
     def read(self) -> LevelUsage:
         """Reads what the group uses now. Raises OSError where the group is gone."""
-        if self.version == 2:
-            current = int((self.path / "memory.current").read_bytes())
-            prefix = b""
-        else:
-            current = int((self.path / "memory.usage_in_bytes").read_bytes())
-            prefix = b"total_"  # with the groups below it, as the limit counts them
-        stat = dict(line.split() for line in (self.path / "memory.stat").read_bytes().splitlines())
-        inactive = int(stat.get(prefix + b"inactive_file", 0))
-        active = int(stat.get(prefix + b"active_file", 0))
-        return LevelUsage(current, inactive, active)
+        return read_usage(self.path, self.version)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +40,30 @@ class LevelUsage:
     active_file_bytes: int
 
     @property
+    def reclaimable_bytes(self) -> int:
+        """File pages, which the kernel takes back when it needs them."""
+        return self.inactive_file_bytes + self.active_file_bytes
+
+    @property
     def unreclaimable_bytes(self) -> int:
         """What the kernel cannot take back: all but file pages (shmem and kernel memory stay in)."""
-        return max(0, self.current_bytes - self.inactive_file_bytes - self.active_file_bytes)
+        return max(0, self.current_bytes - self.reclaimable_bytes)
+
+
+def read_usage(path: Path, version: int) -> tuple[LevelUsage, int]:
+    """Reads what a group uses now, and the bytes of it that are shared memory and files in memory.
+
+    Raises OSError where it is gone.
+    """
+    if version == 2:
+        current = int((path / "memory.current").read_bytes())
+        prefix = b""
+    else:
+        current = int((path / "memory.usage_in_bytes").read_bytes())
+        prefix = b"total_"  # with the groups below it, as the limit counts them
+    stat = dict(line.split() for line in (path / "memory.stat").read_bytes().splitlines())
+    inactive, active, shmem = (int(stat.get(prefix + name, 0)) for name in (b"inactive_file", b"active_file", b"shmem"))
+    return LevelUsage(current, inactive, active), shmem
 
 
 @dataclass(frozen=True, slots=True)

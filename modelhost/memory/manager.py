@@ -303,7 +303,7 @@ class MemoryManager:
         """Runs `work` on the memory thread; returns its result and what it holds now."""
 
         def measured() -> tuple[T, Measured]:
-            marker, failures = self.quiet_marker(), self._steady.failures
+            is_quiet = self._watch_quiet()
             # A load that fits into holes commits nothing, and holds as much as any other.
             free = self._look_into_heap() if self._heap_free_bytes >= _WORTH_READING_BYTES else None
             before = self._committed_bytes()
@@ -311,8 +311,7 @@ class MemoryManager:
             delta = self._committed_bytes() - before
             if free is not None:
                 delta += free - self._look_into_heap()
-            is_quiet = marker is not None and marker == self.quiet_marker() and failures == self._steady.failures
-            return result, Measured(delta, is_quiet)
+            return result, Measured(delta, is_quiet())
 
         return await self._on_thread(measured)
 
@@ -348,12 +347,11 @@ class MemoryManager:
         """Carries out `plan` on the memory thread, verifies it, and books a shortfall."""
 
         def act() -> Recovery:
-            started, marker, failures = self._clock(), self.quiet_marker(), self._steady.failures
+            started, is_quiet = self._clock(), self._watch_quiet()
             free, before = self._look_into_heap(), self._committed_bytes()
 
             def look(*, trimmed: bool) -> Recovery:
                 after = self._committed_bytes()
-                is_quiet = marker is not None and marker == self.quiet_marker() and failures == self._steady.failures
                 return Recovery(
                     cause=cause,
                     victims=plan.victims,
@@ -362,7 +360,7 @@ class MemoryManager:
                     expected_bytes=plan.expected_bytes,
                     duration_s=self._clock() - started,
                     trimmed=trimmed,
-                    tolerance_bytes=NOISE_BYTES if is_quiet else self.thresholds.activation_room_bytes,
+                    tolerance_bytes=NOISE_BYTES if is_quiet() else self.thresholds.activation_room_bytes,
                 )
 
             plan.act()
@@ -518,6 +516,11 @@ class MemoryManager:
     def _committed_bytes(self) -> int:
         """Reads the process's memory exactly, with what its workers are booked at. On the memory thread."""
         return self._steady.committed_bytes() + self.read_booked()
+
+    def _watch_quiet(self) -> Callable[[], bool]:
+        """Returns what says whether nothing else has run, and all figures could be read, since this call."""
+        marker, failures = self.quiet_marker(), self._steady.failures
+        return lambda: marker is not None and marker == self.quiet_marker() and failures == self._steady.failures
 
     def _look_into_heap(self) -> int:
         """Reads what is free in the heap, for the decisions until the next change. On the memory thread."""

@@ -5,8 +5,9 @@ Imports nothing but the standard library, and each name only when it is first as
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from modelhost.lazy import importer
 
 if TYPE_CHECKING:
     from modelhost.testing.allocation import Allocation, allocate
@@ -43,9 +44,4 @@ _HOMES: Final = {
     **dict.fromkeys(("MemorySnapshot", "take_snapshot"), "snapshot"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = importer(__name__, _HOMES)

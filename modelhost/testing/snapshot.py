@@ -8,14 +8,13 @@ import os
 import sys
 import time
 import tracemalloc
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from modelhost.memory import allocator
 from modelhost.memory.allocator import HeapFigures
-from modelhost.memory.cgroup import Group, find_group
+from modelhost.memory.cgroup import Group, find_group, read_usage
 from modelhost.testing.census import Census, take_census
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -80,12 +79,12 @@ def take_snapshot(pid: int | None = None, *, exact: bool = False, objects: bool 
     is_own = pid is None or pid == os.getpid()
     proc = Path("/proc/self" if is_own else f"/proc/{pid}")
     try:
-        status = _table(proc / "status", b":")
+        status = _table(proc / "status")
     except OSError:
         raise ProcessLookupError(f"no process {pid}, or none that this user may look at") from None
     exact = exact or objects
-    rollup = _table(proc / "smaps_rollup", b":", missing_is_empty=True) if exact else {}
-    io = _table(proc / "io", b":", missing_is_empty=True)
+    rollup = _table(proc / "smaps_rollup", missing_is_empty=True) if exact else {}
+    io = _table(proc / "io", missing_is_empty=True)
     committed = rollup.get(b"Anonymous", status.get(b"RssAnon", 0))
     return MemorySnapshot(
         pid=os.getpid() if pid is None else pid,
@@ -115,7 +114,7 @@ def _census() -> Census:
     return take_census()
 
 
-def _table(file: Path, separator: bytes, *, missing_is_empty: bool = False) -> dict[bytes, int]:
+def _table(file: Path, *, missing_is_empty: bool = False) -> dict[bytes, int]:
     """Reads the lines of which the first word after the name is a number. Raises OSError."""
     try:
         lines = file.read_bytes().splitlines()
@@ -123,7 +122,7 @@ def _table(file: Path, separator: bytes, *, missing_is_empty: bool = False) -> d
         if missing_is_empty:
             return {}
         raise
-    parts = (line.partition(separator) for line in lines)
+    parts = (line.partition(b":") for line in lines)
     words = ((name, rest.split(None, 1)) for name, _, rest in parts)
     return {name: int(values[0]) for name, values in words if values and values[0].isdigit()}
 
@@ -140,11 +139,8 @@ def _read_group(proc: Path) -> GroupFigures | None:
         group = _group(proc, (proc / "cgroup").read_bytes())
         if group is None:
             return None
-        usage = group.path / ("memory.current" if group.version == 2 else "memory.usage_in_bytes")
-        prefix = b"" if group.version == 2 else b"total_"
-        stat: Mapping[bytes, int] = _table(group.path / "memory.stat", b" ")
-        reclaimable = stat.get(prefix + b"inactive_file", 0) + stat.get(prefix + b"active_file", 0)
-        return GroupFigures(int(usage.read_bytes()), reclaimable, stat.get(prefix + b"shmem", 0))
+        usage, shared_bytes = read_usage(group.path, group.version)
+        return GroupFigures(usage.current_bytes, usage.reclaimable_bytes, shared_bytes)
     except (OSError, ValueError):  # a root group of v2 has no such files
         return None
 

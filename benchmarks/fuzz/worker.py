@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
-from types import TracebackType
 from typing import Any, Final
 
-from benchmarks.client import RequestFailed
 from benchmarks.fuzz import corpus
 from benchmarks.fuzz.mutate import Mutator, Sample
 from benchmarks.fuzz.wire import Finding, Line
+from benchmarks.spawned import Spawned
 
 _LINES: Final = 4
 #: Requests in one write, at most: what they are answered with has to fit into the sockets' buffers meanwhile.
@@ -44,35 +42,20 @@ class Outcome:
         self.findings += other.findings
 
 
-class Worker:
+class Worker(Spawned):
     """The process, for the scope of the context."""
 
     def __init__(self, address: tuple[str, int], rpc_address: str | None, seed: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_main, args=(other, address, rpc_address, seed), daemon=True)
-
-    def __enter__(self) -> Worker:
-        self._process.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.terminate()
-        self._process.join()
+        super().__init__(_main, address, rpc_address, seed)
 
     def begin(self, requests: int) -> None:
         """Has it send so many; `outcome` waits for them."""
-        self._pipe.send(requests)
+        self._tell(requests)
 
     def outcome(self) -> Outcome:
         """Returns what became of them. Raises RequestFailed where the process has ended, or hangs."""
-        try:
-            if self._pipe.poll(_PATIENCE_S):
-                found: Outcome = self._pipe.recv()
-                return found
-        except (OSError, EOFError):
-            pass
-        raise RequestFailed("a process that fuzzes has ended, or got no answer for minutes")
+        found: Outcome = self._answer(_PATIENCE_S, "a process that fuzzes has ended, or got no answer for minutes")
+        return found
 
 
 def _main(pipe: Pipe, address: tuple[str, int], rpc_address: str | None, seed: str) -> None:

@@ -7,13 +7,11 @@ it wait. What is late because this process was not woken in time does not, and i
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
-from types import TracebackType
 from typing import Final
 
 from benchmarks.client import RequestFailed
@@ -21,31 +19,21 @@ from benchmarks.soak.forms import FORMS, Request, request
 from benchmarks.soak.models import Case
 from benchmarks.soak.record import LOST, OK, Asked, judged
 from benchmarks.soak.wire import Connection, Lost
+from benchmarks.spawned import Spawned
 
 _PATIENCE_S: Final = 160.0
 _TEXTS_KEPT: Final = 5
 
 
-class Residents:
+class Residents(Spawned):
     """The process that asks, for the scope of the context; between `go` and `stop` it does. One thread's."""
 
     def __init__(self, address: tuple[str, int], cases: Sequence[Case], *, per_second: float) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        interval_s = len(cases) / per_second
-        self._process = context.Process(target=_main, args=(other, address, list(cases), interval_s), daemon=True)
-
-    def __enter__(self) -> Residents:
-        self._process.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.terminate()
-        self._process.join()
+        super().__init__(_main, address, list(cases), len(cases) / per_second)
 
     def go(self) -> None:
         """Begins to ask."""
-        self._pipe.send("go")
+        self._tell("go")
 
     def stop(self) -> tuple[list[Asked], list[str]]:
         """Ends asking; returns what was asked since the last `take`, and what was wrong, in words."""
@@ -56,14 +44,13 @@ class Residents:
         return self._call("take")
 
     def _call(self, word: str) -> tuple[list[Asked], list[str]]:
+        silent = "the process that asks the resident models does not answer"
         try:
-            self._pipe.send(word)
-            if self._pipe.poll(_PATIENCE_S):
-                answer: tuple[list[Asked], list[str]] = self._pipe.recv()
-                return answer
-        except (OSError, EOFError):
-            pass
-        raise RequestFailed("the process that asks the resident models does not answer")
+            self._tell(word)
+        except OSError:
+            raise RequestFailed(silent) from None
+        answer: tuple[list[Asked], list[str]] = self._answer(_PATIENCE_S, silent)
+        return answer
 
 
 def _main(pipe: Pipe, address: tuple[str, int], cases: list[Case], interval_s: float) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
 from benchmarks.soak.record import LOST, OK, WRONG, Asked, percentile
+from modelhost.testing.slope import pair_slopes
 
 #: Must show 1.
 MAX_DRIFT: Final = 0.01
@@ -51,8 +51,7 @@ def drift(readings: Sequence[Reading]) -> Drift:
     if len(readings) < 2:
         return Drift(0.0, 0.0, len(readings))
     slope = statistics.median(
-        (later.committed_bytes - earlier.committed_bytes) / (later.at - earlier.at)
-        for earlier, later in combinations(readings, 2)
+        pair_slopes([reading.at for reading in readings], [reading.committed_bytes for reading in readings])
     )
     grown = slope * (readings[-1].at - readings[0].at)
     return Drift(grown, grown / statistics.median(reading.committed_bytes for reading in readings), len(readings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +23,21 @@ class Slope:
     high: float
 
 
+def pair_slopes(at: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Returns the slopes between all pairs of readings, `at` ascending moments, in ascending order: their median is
+    the Theil-Sen slope."""
+    readings = zip(at, values, strict=True)
+    pairs = itertools.combinations(readings, 2)
+    return sorted((later - earlier) / (then - before) for (before, earlier), (then, later) in pairs)
+
+
 def theil_sen(values: Sequence[float]) -> Slope:
     """Returns the Theil-Sen slope with Kendall's interval. Raises ValueError for fewer than 8 values."""
     if len(values) < 8:
         raise ValueError(f"expected at least 8 values, got {len(values)}")
     stride = -(-len(values) // _MAX_POINTS)
     points = range(0, len(values), stride)
-    slopes = sorted(
-        (values[right] - values[left]) / (right - left) for index, right in enumerate(points) for left in points[:index]
-    )
+    slopes = pair_slopes(points, [values[point] for point in points])
     count, pairs = len(points), len(slopes)
     spread = _QUANTILE * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     low, high = max(0, int((pairs - spread) / 2)), min(pairs - 1, int((pairs + spread) / 2) + 1)

@@ -13,17 +13,12 @@ from modelhost.lazy import importer
 if TYPE_CHECKING:
     from modelhost.memory.events import Level, MemoryEvent, Recovery
     from modelhost.memory.ledger import Ledger, LedgerTotals, Reservation
-    from modelhost.memory.manager import (
-        CleanupGoal,
-        CleanupPlan,
-        Measured,
-        MemoryInfo,
-        MemoryManager,
-    )
+    from modelhost.memory.manager import MemoryManager
     from modelhost.memory.page_cache import PageCache, Weights, WeightsInCache
     from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo, PressureReading, PressureSource
     from modelhost.memory.probe import MemoryProbe, Probe, Usage
     from modelhost.memory.thresholds import Thresholds
+    from modelhost.memory.words import CleanupGoal, CleanupPlan, Measured, MemoryInfo
 
 __all__ = [
     "CleanupGoal",
@@ -55,7 +50,8 @@ __all__ = [
 _HOMES: Final = {
     **dict.fromkeys(("Level", "MemoryEvent", "Recovery"), "events"),
     **dict.fromkeys(("Ledger", "LedgerTotals", "Reservation"), "ledger"),
-    **dict.fromkeys(("CleanupGoal", "CleanupPlan", "Measured", "MemoryInfo", "MemoryManager"), "manager"),
+    "MemoryManager": "manager",
+    **dict.fromkeys(("CleanupGoal", "CleanupPlan", "Measured", "MemoryInfo"), "words"),
     **dict.fromkeys(("PageCache", "Weights", "WeightsInCache"), "page_cache"),
     **dict.fromkeys(
         ("KernelPressure", "PressureGauge", "PressureInfo", "PressureReading", "PressureSource"), "pressure"

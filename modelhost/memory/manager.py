@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from modelhost.conditions import Conditions
 from modelhost.config import MemorySettings
@@ -20,7 +20,6 @@ from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
 from modelhost.memory.events import (
     NOISE_BYTES,
-    REUSABLE_SHARE,
     History,
     Level,
     MemoryEvent,
@@ -31,9 +30,10 @@ from modelhost.memory.events import (
 from modelhost.memory.ledger import Ledger, Reservation
 from modelhost.memory.page_cache import PageCache
 from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo
-from modelhost.memory.probe import LimitSource, MemoryProbe, Probe, Usage
+from modelhost.memory.probe import MemoryProbe, Probe, Usage
 from modelhost.memory.steady import SteadyProbe
 from modelhost.memory.thresholds import Thresholds, follow, resolve
+from modelhost.memory.words import Cleaner, CleanupGoal, CleanupPlan, Measured, MemoryInfo
 from modelhost.threads import one_thread
 from modelhost.units import format_bytes
 
@@ -43,84 +43,6 @@ T = TypeVar("T")
 
 #: Less than this free in the heap is not worth a reading before and after each load.
 _WORTH_READING_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryInfo:
-    """One look at memory. All in bytes on the scale of the limit."""
-
-    limit_bytes: int
-    limit_source: LimitSource
-    baseline_bytes: int
-    usage_bytes: int
-    reserved_bytes: int
-    warning_bytes: int
-    critical_bytes: int
-    min_free_bytes: int
-    level: Level
-    raw: dict[str, int] = field(default_factory=dict)
-    heap_free_bytes: int = 0
-    """Of usage: what was free in the process's heap, between blocks in use, after the last change."""
-
-    @property
-    def reusable_bytes(self) -> int:
-        """What of the free heap loads of small blocks may count on: they take it before usage grows."""
-        return int(self.heap_free_bytes * REUSABLE_SHARE)
-
-    @property
-    def is_warning(self) -> bool:
-        """Whether idle models should leave (true at critical too)."""
-        return self.level >= Level.WARNING
-
-    @property
-    def is_critical(self) -> bool:
-        """Whether usage reached critical: all that is idle leaves, and loads are refused."""
-        return self.level >= Level.CRITICAL
-
-    @property
-    def available_bytes(self) -> int:
-        """What a load may still take: critical less usage and what others have reserved."""
-        return max(0, self.critical_bytes - self.usage_bytes - self.reserved_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class CleanupGoal:
-    """What a clean-up round is for: `excess_bytes` should come back; `everything` asks for all that can."""
-
-    excess_bytes: int
-    everything: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CleanupPlan:
-    """Victims that were chosen and are already out of reach for new work.
-
-    `act` frees them, on the memory thread; `expected_bytes` is what they were recorded to hold.
-    """
-
-    victims: tuple[str, ...]
-    expected_bytes: int
-    act: Callable[[], None]
-    done: Callable[[], None] = lambda: None
-    """Called on the event-loop thread when `act` has returned or failed."""
-
-
-class Cleaner(Protocol):
-    """Whoever holds memory that it can give back. Decides at once, acts through the plan."""
-
-    def __call__(self, goal: CleanupGoal) -> CleanupPlan | None:
-        """Returns what will be freed, or None where nothing can be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a change holds: committed memory, and what it took of the free heap, which was committed before.
-
-    `quiet`: nothing else was running meanwhile.
-    """
-
-    delta_bytes: int
-    quiet: bool
 
 
 class MemoryManager:

@@ -35,14 +35,20 @@ def state(stage: Stage, name: str, version: str = "1") -> tuple[str, str]:
     return stage.pool.state_of(ModelKey(name, version))
 
 
+async def begin_change(stage: Stage, gate: threading.Event) -> FakeScript:
+    """Loads `a` and changes its files; returns its script when a child prepares the new ones, until `gate` is set."""
+    await stage.use("a")
+    script = stage.script("a")
+    script.is_prepared, script.prepare_may_end = False, gate
+    await change(stage, "a", 2)
+    await until(script.prepare_started.is_set)
+    return script
+
+
 async def test_changed_files_take_over_while_those_before_answer(tmp_path: Path) -> None:
     gate = threading.Event()
     async with Stage(tmp_path, {"a": FakeScript(child_bytes=30 * MB, is_prepared=True)}) as stage:
-        await stage.use("a")
-        script = stage.script("a")
-        script.is_prepared, script.prepare_may_end = False, gate
-        await change(stage, "a", 2)
-        await until(script.prepare_started.is_set)
+        script = await begin_change(stage, gate)
         await stage.use("a")
         assert script.generations == [(1, "all")]
         gate.set()
@@ -164,11 +170,7 @@ async def test_an_idle_model_leaves_for_its_new_files_after_all_others(tmp_path:
 async def test_what_leaves_while_its_new_files_are_prepared_comes_back_from_those(tmp_path: Path) -> None:
     gate = threading.Event()
     async with Stage(tmp_path, {"a": FakeScript(child_bytes=30 * MB, is_prepared=True)}) as stage:
-        await stage.use("a")
-        script = stage.script("a")
-        script.is_prepared, script.prepare_may_end = False, gate
-        await change(stage, "a", 2)
-        await until(script.prepare_started.is_set)
+        script = await begin_change(stage, gate)
         await stage.memory.attempt_cleanup(everything=True)
         assert script.generations == []
         using = stage.begin(stage.use("a"))

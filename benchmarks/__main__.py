@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
-from benchmarks import cgroup
 from benchmarks.client import RequestFailed
 from benchmarks.models import SIZE_MB, ModelSet, conv_nets, default_cache
 from benchmarks.process import ROOT
 from benchmarks.report import Report
+from modelhost.testing import cgroup
 from modelhost.units import format_bytes, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])

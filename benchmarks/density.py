@@ -17,15 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks import cgroup
 from benchmarks.artifacts import manifests, prepare
-from benchmarks.cgroup import MemoryCgroup
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import ModelSet
 from benchmarks.pressure import Outcome, ask_at_random, ask_in_order, phase
 from benchmarks.process import ROOT, HostProcess, running_host
 from benchmarks.report import Report
 from benchmarks.smaps import read_mappings, read_process, read_traffic
+from modelhost.testing import cgroup
+from modelhost.testing.cgroup import MemoryCgroup
 
 _MB: Final = 1 << 20
 #: A hundred models together (or fewer) may commit so much, on top of what the idle host does.

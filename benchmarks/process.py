@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks import cgroup
-from benchmarks.cgroup import GroupFigures, MemoryCgroup
 from benchmarks.client import Client, RequestFailed
+from modelhost.testing import cgroup
+from modelhost.testing.cgroup import CgroupFigures, MemoryCgroup
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S: Final = 60.0
@@ -46,7 +46,7 @@ class Target(Protocol):
     def usage_bytes(self) -> int:
         """Reads the usage, on the scale of the host's thresholds."""
 
-    def group_figures(self) -> GroupFigures | None:
+    def group_figures(self) -> CgroupFigures | None:
         """Reads the cgroup's figures; None where it is not ours to read."""
 
     def last_words(self) -> str:
@@ -110,7 +110,7 @@ class HostProcess:
             return self.group.read().usage_bytes
         return _anonymous_bytes(self.pid)
 
-    def group_figures(self) -> GroupFigures | None:
+    def group_figures(self) -> CgroupFigures | None:
         """Reads the cgroup's figures; None where the limit is only a setting."""
         return self.group.read() if self.group is not None else None
 

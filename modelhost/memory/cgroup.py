@@ -87,12 +87,16 @@ def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
 
 def find_limiting(proc: Path = Path("/proc/self")) -> tuple[Group, ...]:
     """Returns the groups that may set a limit, the process's own first. `proc` is as for `find_levels`."""
+    return tuple(group for group in find_ancestry(proc) if _has_limit(group))
+
+
+def find_ancestry(proc: Path = Path("/proc/self")) -> tuple[Group, ...]:
+    """Returns the process's own group and all above it that can be seen. `proc` is as for `find_levels`."""
     membership = _membership(proc)
     if membership is None:
         return ()
     mount, path, version = membership
-    groups = (Group(group, version, depth == 0) for depth, group in enumerate(_to_root(mount, path)))
-    return tuple(group for group in groups if _has_limit(group))
+    return tuple(Group(group, version, depth == 0) for depth, group in enumerate(_to_root(mount, path)))
 
 
 def read_levels(groups: tuple[Group, ...]) -> tuple[Level, ...]:
@@ -107,14 +111,7 @@ def find_group(proc: Path = Path("/proc/self")) -> Group | None:
     In v2 it is the nearest one on the way to the root that has the memory controller: where the own
     group lacks it, that one counts for it. `proc` is as for `find_levels`.
     """
-    membership = _membership(proc)
-    if membership is None:
-        return None
-    mount, path, version = membership
-    return next(
-        (Group(group, version) for group in _to_root(mount, path) if (group / "memory.stat").is_file()),
-        None,
-    )
+    return next((group for group in find_ancestry(proc) if (group.path / "memory.stat").is_file()), None)
 
 
 def _membership(proc: Path) -> tuple[_Mount, str, int] | None:

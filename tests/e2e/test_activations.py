@@ -16,9 +16,9 @@ import pytest
 from host_process import COMMAND, environment
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import cgroup
 from benchmarks.client import Client, RequestFailed
 from benchmarks.process import HostProcess, running_host
+from modelhost.testing import cgroup
 
 _MB = 1 << 20
 LIMIT_BYTES = 256 * _MB

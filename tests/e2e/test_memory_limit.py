@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from benchmarks import cgroup
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import ModelSet, conv_nets, repeat
 from benchmarks.pressure import Outcome, ask_at_random, ask_in_order
 from benchmarks.process import HostProcess, Meter, running_host
+from modelhost.testing import cgroup
 
 _MB = 1 << 20
 LIMIT_BYTES, LOWERED_BYTES = 256 * _MB, 160 * _MB

@@ -19,8 +19,8 @@ import pytest
 from host_process import HostProcess, running_host
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import cgroup
 from benchmarks.process import running_host as limited_host
+from modelhost.testing import cgroup
 
 _MB = 1 << 20
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cgroup
 from benchmarks.report import Report
 from benchmarks.soak import run as soak
+from modelhost.testing import cgroup
 
 _REASON = cgroup.available()
 pytestmark = [pytest.mark.cgroup, pytest.mark.skipif(_REASON is not None, reason=str(_REASON))]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cgroup
 from benchmarks.process import running_host
 from benchmarks.swap import Files, swap_under_load
+from modelhost.testing import cgroup
 
 FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 SWAPS, CLIENTS = (20, 8) if FULL else (4, 4)

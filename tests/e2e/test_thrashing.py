@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cgroup
-from benchmarks.cgroup import MemoryCgroup
+from modelhost.testing import cgroup
+from modelhost.testing.cgroup import MemoryCgroup
 
 _MB = 1 << 20
 LIMIT_BYTES = 128 * _MB

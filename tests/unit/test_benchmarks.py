@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import artifacts, cgroup, estimates, zoo
+from benchmarks import artifacts, estimates, zoo
 from benchmarks.__main__ import cli
 from benchmarks.client import RequestFailed, binary_request
 from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, Shape, conv_nets, repeat
@@ -25,6 +25,7 @@ from benchmarks.report import Report, align
 from benchmarks.smaps import read_mappings, read_process, read_status, read_traffic, reset_peak
 from modelhost.prepare.footprint import RunFootprint, RunPoint, Term
 from modelhost.tensors import TensorSpec
+from modelhost.testing import cgroup
 
 _MB = 1 << 20
 

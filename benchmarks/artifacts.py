@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.client import RequestFailed
 from benchmarks.models import ARTIFACTS
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 from modelhost.prepare import ArtifactStore, Manifest
 
 #: What the command `modelhost` does, without asking where it is installed.

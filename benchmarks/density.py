@@ -20,8 +20,9 @@ from typing import Any, Final
 from benchmarks.artifacts import manifests, prepare
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import ModelSet
+from benchmarks.places import ROOT
 from benchmarks.pressure import Outcome, ask_at_random, ask_in_order, phase
-from benchmarks.process import ROOT, HostProcess, running_host
+from benchmarks.process import HostProcess, running_host
 from benchmarks.report import Report
 from benchmarks.smaps import read_mappings, read_process, read_traffic
 from modelhost.testing import cgroup

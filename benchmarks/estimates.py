@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.artifacts import manifests, prepare
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 from benchmarks.report import Report
 from benchmarks.smaps import read_process, read_status, reset_peak
 from modelhost.prepare import Manifest

@@ -22,7 +22,7 @@ from typing import Final
 
 from benchmarks import servers, wrk
 from benchmarks.artifacts import prepare
-from benchmarks.models import default_cache
+from benchmarks.places import default_cache
 from benchmarks.process import running_host
 from benchmarks.report import Report
 from benchmarks.wires import V2

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Final
 
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 from benchmarks.report import Report
 
 #: From what others need to what needs others; the last ones are ours, in the order of a start.

@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.places import default_cache
+
 Array: TypeAlias = npt.NDArray[np.float32]
 
 CHANNELS_IN: Final = 16
@@ -153,11 +155,6 @@ def conv_nets(
         if not (version / "model.onnx").exists():
             os.link(kept / "model.onnx", version / "model.onnx")
     return ModelSet(repository, tuple(cases))
-
-
-def default_cache() -> Path:
-    """The cache directory of this user."""
-    return Path(tempfile.gettempdir()) / f"modelhost-benchmarks-{os.getuid()}"
 
 
 def repeat(case: Case, rows: int) -> Array:

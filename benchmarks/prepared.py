@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from benchmarks.artifacts import manifests, prepare
 from benchmarks.models import ARTIFACTS
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 from benchmarks.report import Report
 from modelhost.prepare import Manifest
 

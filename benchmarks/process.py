@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from benchmarks.client import Client, RequestFailed
+from benchmarks.places import ROOT
 from modelhost.testing import cgroup
 from modelhost.testing.cgroup import CgroupFigures, MemoryCgroup
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.002

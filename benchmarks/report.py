@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-_ROOT: Final = Path(__file__).resolve().parent.parent
+from benchmarks.places import ROOT
+
 _LIBRARIES: Final = ("onnxruntime", "numpy", "fastapi", "starlette", "pydantic", "uvicorn", "uvloop", "httptools")
 _MB: Final = 1 << 20
 
@@ -119,7 +120,7 @@ def _commit() -> str:
     """The commit, with `-dirty` where files differ from it. Takes no lock: a benchmark changes nothing."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        answer = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return "unknown"
     return answer.stdout.strip() or "unknown"

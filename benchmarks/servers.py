@@ -20,7 +20,8 @@ import httpx
 import psutil
 
 from benchmarks.client import RequestFailed
-from benchmarks.process import ROOT, running_host, tail
+from benchmarks.places import ROOT
+from benchmarks.process import running_host, tail
 from benchmarks.wires import V2, OneTensor, Request, Wire
 from benchmarks.workloads import Workload
 

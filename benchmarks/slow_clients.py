@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 
 from benchmarks import wrk
 from benchmarks.client import Client, RequestFailed
-from benchmarks.process import ROOT, HostProcess, Meter, running_host
+from benchmarks.places import ROOT
+from benchmarks.process import HostProcess, Meter, running_host
 from benchmarks.report import Report
 from benchmarks.wires import V2
 from benchmarks.workloads import Workload

@@ -26,7 +26,7 @@ from benchmarks import picture as drawing
 from benchmarks import servers, wrk
 from benchmarks.artifacts import prepare
 from benchmarks.client import RequestFailed
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 from benchmarks.report import Report
 from benchmarks.servers import Server, WrongAnswer
 from benchmarks.workloads import Workload

@@ -15,7 +15,8 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from benchmarks.models import Array, default_cache
+from benchmarks.models import Array
+from benchmarks.places import default_cache
 from benchmarks.zoo import build_model
 
 #: Another generator is other files.

@@ -15,8 +15,8 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from benchmarks.models import conv_nets, default_cache
-from benchmarks.process import ROOT
+from benchmarks.models import conv_nets
+from benchmarks.places import ROOT, default_cache
 
 _FORMAT: Final = "zoo-v1"
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from benchmarks.process import ROOT
+from benchmarks.places import ROOT
 
 DIRECTORY: Final = ROOT / "tests" / "corpus"
 

@@ -18,7 +18,8 @@ from benchmarks.fuzz.corpus import Corpus
 from benchmarks.fuzz.mutate import Sample
 from benchmarks.fuzz.wire import Finding, Line
 from benchmarks.fuzz.worker import Outcome, Worker
-from benchmarks.process import ROOT, HostProcess, running_host
+from benchmarks.places import ROOT
+from benchmarks.process import HostProcess, running_host
 from benchmarks.report import Report
 from benchmarks.smaps import read_process
 from benchmarks.soak.traffic import rpc_available

@@ -20,7 +20,8 @@ from typing import Final
 import numpy as np
 
 from benchmarks.models import ARTIFACTS, TOLERANCE, Array, Case, ModelSet
-from benchmarks.process import ROOT, SERVE
+from benchmarks.places import ROOT
+from benchmarks.process import SERVE
 from modelhost.prepare.processes import family
 
 #: Contents of each model, which replace one another.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.client import RequestFailed
-from benchmarks.models import default_cache
+from benchmarks.places import default_cache
 from benchmarks.servers import Running, Server, free_port, running
 from benchmarks.wires import V2, OneTensor, Wire
 from benchmarks.workloads import Workload

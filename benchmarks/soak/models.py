@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from benchmarks.models import default_cache
+from benchmarks.places import default_cache
 
 #: Another generator is other files.
 _FORMAT: Final = "soak-v1"

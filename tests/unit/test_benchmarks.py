@@ -210,6 +210,17 @@ def test_a_host_that_cannot_start_is_reported_with_its_own_words(tmp_path: Path)
         pass
 
 
+def test_help_lists_every_command_and_imports_nothing_to_measure_with() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from benchmarks.__main__ import cli; "
+        "print(CliRunner().invoke(cli, ['--help']).output); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown, modules = done.stdout.rsplit("\n", 2)[:2]
+    assert all(f"\n  {command} " in shown for command in cli.commands)
+    assert not {"numpy", "httpx", "onnxruntime"} & set(modules.split())
+
+
 @pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])

@@ -1,0 +1,177 @@
+"""Commands that measure memory: what models take, what comes back, what a limit holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import places
+from benchmarks.commands import options
+
+
+@click.command()
+@options.count(24, "Distinct models of 20 MB; more than fit.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="Times that each is asked.")
+@options.limit
+@options.cache
+@options.out
+def sequential(count: int, rounds: int, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """More models than fit, one after another: load time, usage, evictions, right answers."""
+    from benchmarks import sequential as case
+
+    with options.report("sequential", out, models=count, rounds=rounds, **options.limits(limit_bytes)) as report:
+        case.run(report, options.models(report, count, cache), limit_bytes=limit_bytes, rounds=rounds)
+
+
+@click.command()
+@options.limit
+@options.cache
+@options.out
+def recovery(limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Push to warning and to critical, let go: time back to baseline, bytes not returned."""
+    from benchmarks import recovery as case
+
+    with options.report("recovery", out, **options.limits(limit_bytes)) as report:
+        case.run(report, options.models(report, limit_bytes // (20 << 20), cache), limit_bytes=limit_bytes)
+
+
+@click.command()
+@options.count(40, "Distinct models of 20 MB; more than fit.")
+@click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="Requests in random order.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that send them at once.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random order.")
+@click.option("--url", help="A running host that serves what `python -m benchmarks models` made. [default: a new one]")
+@options.limit
+@options.cache
+@options.out
+def pressure(
+    count: int,
+    requests: int,
+    clients: int,
+    seed: int,
+    url: str | None,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Far more models than fit, in order and at random: every answer right, nothing failed or killed.
+
+    \b
+    Against a container:
+      docker run --memory 256m -v $(python -m benchmarks models):/models:ro -p 127.0.0.1:8080:8080 \\
+        -e MODELHOST_SECURITY_INSECURE=true modelhost
+      python -m benchmarks pressure --url http://127.0.0.1:8080
+    """
+    from benchmarks import pressure as case
+
+    parameters: dict[str, Any] = {"models": count, "requests": requests, "clients": clients, "seed": seed}
+    parameters |= {"url": url} if url else options.limits(limit_bytes)
+    with options.report("pressure", out, **parameters) as report:
+        models = options.models(report, count, cache)
+        case.run(report, models, limit_bytes=limit_bytes, requests=requests, clients=clients, seed=seed, url=url)
+
+
+@click.command()
+@options.count(100, "Distinct models.")
+@click.option("--size-mb", type=click.FloatRange(0.1), default=20, show_default=True, help="Weights of each model.")
+@click.option("--layers", type=click.IntRange(2), help="Layers of each model. [default: 9, or about that]")
+@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True, help="Requests by popularity.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that send them at once.")
+@click.option(
+    "--exponent",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Zipf's law: the model of rank r is asked r to the power of minus this as often; 0: all alike.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of ranks and order.")
+@click.option("--small", is_flag=True, help="6 models and 60 requests at most: half a minute.")
+@options.limit
+@options.cache
+@options.out
+def density(
+    count: int,
+    size_mb: float,
+    layers: int | None,
+    requests: int,
+    clients: int,
+    exponent: float,
+    seed: int,
+    small: bool,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """A hundred prepared models in 256 MB, all loaded at once; a plain loop in the same for comparison.
+
+    Models are made and prepared first, outside of the limit, and kept: 100 of 20 MB take 4 GB of disk
+    and five minutes the first time.
+
+    \b
+    And a thousand of 2 MB (a loaded session holds some 12 KB for each of its nodes, whatever the weights):
+      python -m benchmarks density --models 1000 --size-mb 2 --layers 3 --exponent 0
+    """
+    from benchmarks import density as case
+
+    if small:
+        count, requests = min(count, 6), min(requests, 60)
+    load = case.Load(requests=requests, clients=clients, exponent=exponent, seed=seed)
+    parameters = {"models": count, "size_mb": size_mb, "layers": layers, **asdict(load), **options.limits(limit_bytes)}
+    with options.report("density", out, **parameters) as report:
+        models = options.models(report, count, cache, size_mb=size_mb, layers=layers, label="prepared-all")
+        case.run(report, models, limit_bytes=limit_bytes, load=load)
+
+
+@click.command()
+@click.option("--cycles", type=click.IntRange(20), default=300, show_default=True, help="Load, ask, unload.")
+@options.count(8, "Distinct models, taken in turn.")
+@click.option(
+    "--prepared",
+    type=click.Choice(["none", "half", "all"]),
+    default="none",
+    show_default=True,
+    help="Which of them are prepared first: half is every other one.",
+)
+@options.limit
+@options.cache
+@options.out
+def churn(cycles: int, count: int, prepared: str, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Hundreds of loads and unloads: does usage drift away from where it began?
+
+    \b
+    The long form, some minutes:
+      python -m benchmarks churn --cycles 2000 --models 50 --prepared half
+    """
+    from benchmarks import churn as case
+
+    wanted = {"none": [False] * count, "half": [index % 2 == 0 for index in range(count)], "all": [True] * count}
+    parameters = {"cycles": cycles, "models": count, "prepared": prepared, **options.limits(limit_bytes)}
+    with options.report("churn", out, **parameters) as report:
+        models = options.models(report, count, cache, label="" if prepared == "none" else f"prepared-{prepared}")
+        case.run(report, models, limit_bytes=limit_bytes, cycles=cycles, is_prepared=wanted[prepared])
+
+
+@click.command()
+@click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts.")
+@options.limit
+@options.out
+def idle(runs: int, limit_bytes: int, out: Path | None) -> None:
+    """Process start to ready, and the memory of the idle host: min, median, max."""
+    from benchmarks import idle as case
+
+    with options.report("idle", out, runs=runs, **options.limits(limit_bytes)) as report:
+        case.run(report, places.ROOT / "models", limit_bytes=limit_bytes, runs=runs)
+
+
+@click.command()
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Fresh processes.")
+@options.out
+def imports(runs: int, out: Path | None) -> None:
+    """Committed memory and time that each runtime dependency's import adds, in order."""
+    from benchmarks import imports as case
+
+    with options.report("imports", out, runs=runs) as report:
+        case.run(report, runs=runs)

@@ -247,8 +247,11 @@ class InferRoutes:
                     decoded, encoding = await self._decoded(head, body, hold, face, timing, decode or self.decode)
                     del body  # of which the tensors keep what they need
                 deadline = self._deadline(started, decoded)
+                target = name, version
                 with watch() as gone:
-                    encoded = await inference.run(file, face, decoded, hold, encoding, deadline=deadline, timing=timing)
+                    encoded = await inference.run(
+                        target, face, decoded, hold, encoding, deadline=deadline, timing=timing
+                    )
                 if gone.is_gone:
                     answer, outcome = _GONE, "client_gone"
                 else:

@@ -127,7 +127,7 @@ class Inference:
 
     async def run(
         self,
-        file: ModelFile,
+        target: tuple[str, str | None],
         face: Face,
         decoded: InferRequest,
         hold: ByteHold,
@@ -138,11 +138,12 @@ class Inference:
     ) -> A:
         """Returns the answer, loading the model where it is not loaded; a large one is claimed in `hold`.
 
-        `face` is what the request was decoded for, `deadline` is on the event loop's clock. Raises what
-        Pool.acquire and Lease.run_checked raise, InvalidRequest and InvalidTensor where the model has another
-        face now, and UnrepresentableOutput, RequestTooLarge and Overloaded for the answer.
+        `target` is the name and the version that were asked for, `face` what the request was decoded for,
+        `deadline` is on the event loop's clock. Raises what Pool.acquire and Lease.run_checked raise,
+        InvalidRequest and InvalidTensor where the model has another face now, and UnrepresentableOutput,
+        RequestTooLarge and Overloaded for the answer.
         """
-        lease = await self.host.pool.acquire_file(file, deadline=deadline)
+        lease = await self.host.pool.acquire_known(*target, deadline=deadline)
         hold.begin_use()  # the run may outlive the request, and has its tensors
         lease.when_over(hold.end_use)
         try:

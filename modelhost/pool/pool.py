@@ -128,19 +128,29 @@ class Pool:
         until = until if deadline is None else min(deadline, until)
         try:
             async with asyncio.timeout_at(until):
-                file = await self.catalog.find_fresh(name, version)
+                await self.catalog.find_fresh(name, version)
         except TimeoutError:
             raise DeadlineExceeded(f"looking for the model '{name}'", waited_s=loop.time() - started) from None
-        return await self.acquire_file(file, deadline=until)
+        return await self.acquire_known(name, version, deadline=until)
 
-    async def acquire_file(self, file: ModelFile, *, deadline: float | None = None) -> Lease:
-        """Like `acquire`, for a model that was found already."""
+    async def acquire_known(self, name: str, version: str | None = None, *, deadline: float | None = None) -> Lease:
+        """Like `acquire`, for a model that was found before; nothing looks at the disk.
+
+        Without a version it is the one that answers by default when the lease is granted: another one may have
+        taken over since the model was found, or while its load was waited for.
+        """
         self._check_open()
-        slot = self._table.get(ModelKey.of(file))
-        if slot is not None and slot.state is SlotState.READY:
-            self._table.unloaded.discard(file.name)
-            return self._table.grant(slot)
-        return await self._wait_for_grant(file, deadline)
+        while True:
+            file = self.catalog.find(name, version)
+            slot = self._table.get(ModelKey.of(file))
+            if slot is not None and slot.state is SlotState.READY:
+                self._table.unloaded.discard(file.name)
+                return self._table.grant(slot)
+            try:
+                return await self._wait_for_grant(file, deadline)
+            except ModelNotFound:
+                if self.catalog.find(name, version).version == file.version:
+                    raise
 
     def resident(self, target: tuple[str, str | None]) -> Slot | None:
         """Returns the slot of a model (name and version) that is ready, to be used before anybody else has a
@@ -246,9 +256,9 @@ class Pool:
                 slot = changes.replace(slot)
                 lease = await self._wait_for_slot(slot, None)
             else:  # somebody was faster
-                lease = await self.acquire_file(file)
+                lease = await self.acquire_known(*key)
         else:
-            lease = await self.acquire_file(file)
+            lease = await self.acquire_known(*key)
         slot = self._table.get(key)
         assert slot is not None  # the lease holds it
         lease.end()

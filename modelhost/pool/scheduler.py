@@ -168,17 +168,28 @@ class Scheduler:
         """Decides on the queue, first come first, until something is under way.
 
         One action at a time: the next decision needs its outcome. A load that has to wait for leases
-        to end does not hold up one behind it that fits.
+        to end does not hold up one behind it that fits. Raises nothing: whoever ends a lease comes here too, and
+        is not to blame for what is wrong with a model in the queue.
         """
         if self._is_acting or self._memory.is_changing or not self._table.queue:
             return
         try:
             figures = self._figures()
-            for slot in tuple(self._table.queue):
-                if slot.inspection is not None and self._act(slot, slot.inspection, figures):
-                    return
-        except OSError:  # usage cannot be read: no decision now, the next sample asks again
+        except Exception:  # usage cannot be read: no decision now, the next sample asks again
             log.exception("the queue could not be decided on")
+            return
+        for slot in tuple(self._table.queue):
+            if slot.inspection is not None and self._has_begun(slot, slot.inspection, figures):
+                return
+
+    def _has_begun(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
+        """Acts on one queued slot, which fails where that goes wrong; the others go on."""
+        try:
+            return self._act(slot, inspection, figures)
+        except Exception as error:
+            log.exception("%s could not be decided on", slot.key)
+            self._arrivals.fail(slot, error)
+            return False
 
     def _act(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""

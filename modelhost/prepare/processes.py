@@ -29,12 +29,19 @@ def child_environment() -> dict[str, str]:
 
 
 def family(pid: int) -> Iterator[int]:
-    """Yields a process and all that descend from it; those that end meanwhile are left out."""
+    """Yields a process and all that descend from it; those that end meanwhile are left out. Raises nothing."""
     yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+    for thread in _threads(pid):
         with contextlib.suppress(OSError):
-            for child in children.read_text().split():
+            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
                 yield from family(int(child))
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended
+        return []
 
 
 def anonymous_bytes(pid: int) -> int:

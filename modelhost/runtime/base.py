@@ -49,8 +49,9 @@ class CancelToken:
     def cancel(self) -> None:
         """Stops the work; harmless when it is over."""
         self.is_cancelled = True
-        if self._action is not None:
-            self._action()
+        action = self._action  # looked at once: the work may end on its thread meanwhile, and release it
+        if action is not None:
+            action()
 
 
 @dataclass(frozen=True, slots=True)

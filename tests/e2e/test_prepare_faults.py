@@ -103,3 +103,20 @@ def test_without_a_descriptor_left_no_child_stays_and_the_next_one_prepares(
     assert stage.aside == []
     stage.prepare()
     assert stage.store.find(stage.file) is not None
+
+
+def test_a_child_may_end_while_its_memory_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests look at it before large runs: what they would be told is an error of ours."""
+    child, listdir = Child(), os.listdir
+    child._process = process = subprocess.Popen(["sleep", "60"])
+
+    def end_and_list(path: str) -> list[str]:
+        process.kill()
+        process.wait()
+        return listdir(path)
+
+    assert child.committed_bytes() > 0
+    monkeypatch.setattr(os, "listdir", end_and_list)
+    child.committed_bytes()  # what it had a moment ago
+    assert child.committed_bytes() == 0
+    assert list(family(process.pid)) == [process.pid]

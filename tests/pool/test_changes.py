@@ -290,6 +290,29 @@ async def test_a_version_in_the_place_of_another_one_is_waited_for(tmp_path: Pat
             stage.pool.catalog.find("a", "1")
 
 
+async def test_who_waits_for_the_default_version_while_it_leaves_gets_the_one_after_it(tmp_path: Path) -> None:
+    gate = threading.Event()
+    scripts, latest = {"a": FakeScript(close_may_end=gate)}, {"version_policy": {"latest": 1}}
+    async with Stage(tmp_path, scripts, models=latest) as stage:
+        await stage.use("a")
+        leaving = stage.begin(stage.memory.attempt_cleanup(everything=True))
+        await until(stage.script("a").close_started.is_set)
+        waiting = [stage.begin(stage.pool.acquire("a", version)) for version in (None, "1")]
+        await until(lambda: stage.info("a").waiting == 2)
+        stage.script("a").fingerprint = (2,)
+        put_models(tmp_path, "a", "2")
+        await stage.pool.catalog.scan()
+        gate.set()
+        default = await soon(waiting[0])
+        assert default.key == ModelKey("a", "2")
+        with pytest.raises(ModelNotFound, match="version 1 of model 'a' is not served"):  # which was asked for
+            await soon(waiting[1])
+        default.end()
+        await soon(leaving)
+        await stage.settled()
+        stage.check_at_rest()
+
+
 # --- options ------------------------------------------------------------------------------------------
 
 

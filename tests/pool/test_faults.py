@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_stage import FEEDS, Stage
+from pool_stage import FEEDS, Stage, soon, until
 
 from modelhost.errors import ModelBroken, ModelHostError
-from modelhost.pool import Runner
+from modelhost.pool import ModelKey, Runner
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.fake import FakeScript
 from modelhost.threads import one_thread
@@ -86,6 +86,55 @@ async def test_an_error_of_any_kind_from_a_run_ends_that_run_and_nothing_else(
         assert stage.pool.activations.claimed_bytes == 0
         assert (await lease.run(FEEDS)).keys()
         stage.check()
+
+
+async def test_who_ends_a_lease_is_not_to_blame_for_what_is_wrong_with_a_model_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, names=["a", "bad", "good"]) as stage:
+        held = await stage.pool.acquire("a")
+        scheduler = stage.pool._scheduler
+        plan = scheduler._arrivals.footprints.plan
+
+        def fail(key: ModelKey, *more: Any) -> Any:
+            if key.name == "bad":
+                raise KeyError(key)
+            return plan(key, *more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scheduler, "_is_acting", True)  # a load is under way
+            waiting = [stage.begin(stage.use(name)) for name in ("bad", "good")]
+            await until(lambda: len([slot for slot in stage.pool._table.queue if slot.inspection is not None]) == 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(scheduler._arrivals.footprints, "plan", fail)
+            held.end()
+            with pytest.raises(ModelBroken, match="KeyError"):
+                await soon(waiting[0])
+            await soon(waiting[1])
+        await stage.settled()
+        stage.check_at_rest()
+
+
+class _Released(CancelToken):
+    """One whose run ends on its thread as soon as somebody has looked at what stops it."""
+
+    @property
+    def _action(self) -> Any:
+        action, self._found = self._found, None
+        return action
+
+    @_action.setter
+    def _action(self, action: Any) -> None:
+        self._found = action
+
+
+def test_a_run_that_ends_while_it_is_being_cancelled_is_no_error() -> None:
+    token, stopped = _Released(), []
+    token.bind(lambda: stopped.append(True))
+    token.cancel()
+    assert stopped == [True]
+    token.cancel()
+    assert stopped == [True]
 
 
 # --- clocks ------------------------------------------------------------------------------------------

@@ -74,12 +74,12 @@ class InferCalls:
         deadline = self._deadline(started, call)
         with self._inference.budget.hold() as hold:
             message = await self._receiving.receive(call, hold, deadline=deadline)
-            file, face, decoded = await self._decoded(message, take_apart(message), hold, asked, deadline)
+            target, face, decoded = await self._decoded(message, take_apart(message), hold, asked, deadline)
             del message  # of which the tensors keep what they need
             deadline = _sooner(deadline, started, decoded)
             encoding = MessageEncoding(decoded.id, is_stream=False)
             answer = await self._inference.run(
-                file, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
+                target, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
             )
             await call.write(answer)
 
@@ -114,12 +114,12 @@ class InferCalls:
                         await hold.grow(len(message))
                     parts = take_apart(message)
                     request_id = parts.request_id
-                    file, face, decoded = await self._decoded(message, parts, hold, asked, deadline)
+                    target, face, decoded = await self._decoded(message, parts, hold, asked, deadline)
                     del message
                     deadline = _sooner(deadline, started, decoded)
                     encoding = MessageEncoding(request_id, is_stream=True)
                     answer = await self._inference.run(
-                        file, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
+                        target, face, decoded, hold, encoding, deadline=deadline, timing=asked.timing
                     )
                 except Exception as caught:
                     failed = known(caught, "ModelStreamInfer")
@@ -142,16 +142,17 @@ class InferCalls:
 
     async def _decoded(
         self, message: bytes, parts: Parts, hold: ByteHold, asked: _Asked, deadline: float
-    ) -> tuple[ModelFile, Face, InferRequest]:
-        """Returns the model, its face and the tensors; what is held afterwards is the tensors."""
+    ) -> tuple[tuple[str, str | None], Face, InferRequest]:
+        """Returns what was asked for, its face and the tensors; what is held afterwards is the tensors."""
         async with within("decoding the request", started=arrived(asked.timing), deadline=deadline):
-            file, face = await self._host.pool.describe(parts.model_name, parts.model_version or None)
+            target = parts.model_name, parts.model_version or None
+            file, face = await self._host.pool.describe(*target)
             asked.file, hold.model = file, str(ModelKey.of(file))
             began_ns = time.perf_counter_ns()
             decoded = await self._decode(message, parts, hold, face)
         asked.timing.input_ns = time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(message)))
-        return file, face, decoded
+        return target, face, decoded
 
     async def _decode(self, message: bytes, parts: Parts, hold: ByteHold, face: Face) -> InferRequest:
         inputs, outputs = face.inputs, face.outputs

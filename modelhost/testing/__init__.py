@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from modelhost.testing.allocation import Allocation, allocate
     from modelhost.testing.difference import MemoryDifference, Place, compare
     from modelhost.testing.leaks import LeakDetector, LeakReport
+    from modelhost.testing.limit_report import LimitEvents, LimitReport
+    from modelhost.testing.limiting import Limited, MemoryLimit, memory_limit
     from modelhost.testing.pressing import Pressure, pressure
     from modelhost.testing.recovery import RecoveryReport, cleanup, verify_recovered
     from modelhost.testing.snapshot import MemorySnapshot, take_snapshot
@@ -21,7 +23,11 @@ __all__ = [
     "Allocation",
     "LeakDetector",
     "LeakReport",
+    "LimitEvents",
+    "LimitReport",
+    "Limited",
     "MemoryDifference",
+    "MemoryLimit",
     "MemorySnapshot",
     "Place",
     "Pressure",
@@ -29,6 +35,7 @@ __all__ = [
     "allocate",
     "cleanup",
     "compare",
+    "memory_limit",
     "pressure",
     "take_snapshot",
     "verify_recovered",
@@ -41,6 +48,8 @@ _HOMES: Final = {
     **dict.fromkeys(("RecoveryReport", "cleanup", "verify_recovered"), "recovery"),
     **dict.fromkeys(("MemoryDifference", "Place", "compare"), "difference"),
     **dict.fromkeys(("LeakDetector", "LeakReport"), "leaks"),
+    **dict.fromkeys(("LimitEvents", "LimitReport"), "limit_report"),
+    **dict.fromkeys(("Limited", "MemoryLimit", "memory_limit"), "limiting"),
     **dict.fromkeys(("MemorySnapshot", "take_snapshot"), "snapshot"),
 }
 

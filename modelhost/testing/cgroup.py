@@ -8,6 +8,8 @@
 Works on cgroup v1 and on v2 where the memory controller is there to give on: below the process's own
 group, else below the nearest ancestor that allows it, and never outside of a limit that holds for the
 process itself. `available` says why not where none can be made. Linux only.
+
+Also where this process is killed meanwhile, whatever is inside ends and the group goes (`guard`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from modelhost.memory.cgroup import Group, find_ancestry, read_levels
+from modelhost.testing.guard import Guard
 
 _MB: Final = 1 << 20
 _COUNTER: Final = itertools.count()
@@ -66,6 +69,7 @@ class MemoryCgroup:
         self.limit_bytes = limit_bytes
         self.path = Path()
         self.version = 0
+        self._guard: Guard | None = None
 
     def __enter__(self) -> MemoryCgroup:
         errors = []
@@ -75,10 +79,33 @@ class MemoryCgroup:
             except OSError as error:
                 errors.append(f"{parent.path}: {error.strerror}")
             else:
+                self._set_guard()
                 return self
         raise OSError("; ".join(errors) or "no memory cgroup is mounted")
 
+    def _set_guard(self) -> None:
+        try:
+            self._guard = Guard(self.path)
+        except BaseException:
+            self.path.rmdir()
+            raise
+
+    @property
+    def guard(self) -> Guard:
+        """What removes the group where this process is gone before the context has ended."""
+        assert self._guard is not None, "the context was not entered"
+        return self._guard
+
     def __exit__(self, *exc_info: object) -> None:
+        if not self.guard.is_ours:  # a fork of ours leaves the same context
+            return
+        try:
+            self._remove()
+            self.guard.end()
+        finally:
+            self.guard.leave()
+
+    def _remove(self) -> None:
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             self.kill()

@@ -1,8 +1,8 @@
 """The server's end: no new work from the first signal on, an answer for what has begun, and then out.
 
 uvicorn's own end closes connections that idle at once, which clients that are just sending on one take for a
-failure, and waits without looking at gRPC. Here they stay until the work is done, so that readiness can be asked
-for meanwhile and what comes too late gets an answer.
+failure, waits without looking at gRPC, and looks ten times a second. Here they stay until the work is done, so that
+readiness can be asked for meanwhile and what comes too late gets an answer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from modelhost.host import Host
 
 log = logging.getLogger("modelhost")
 
+#: How often the date in the answers' heads is made anew, while nobody asks for the end.
+_DATE_S: Final = 1.0
+
 _POLL_S: Final = 0.02
 
-#: What is left to uvicorn once the work is done, or was given up: connections close, tasks see their cancellation.
+#: What connections have to close, and tasks to end, once the work is done or was given up.
 _CLOSING_S: Final = 0.5
+
+_CLOSING_POLL_S: Final = 0.002
 
 #: Runs that were stopped end at their next node. One that does not in so long is left to the end of the process.
 _STOPPING_S: Final = 5.0
@@ -53,7 +58,8 @@ class DrainingServer(uvicorn.Server):
         self._host, self._app, self._leave, self._on_hangup = host, app, leave, on_hangup
         self._reloads: set[asyncio.Task[None]] = set()
         self._is_signalled = False
-        config.timeout_graceful_shutdown = _CLOSING_S  # type: ignore[assignment] # which it only waits for
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end_asked = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes SIGTERM and SIGINT: the first has the host drain, the second ends the process as by itself."""
@@ -61,7 +67,21 @@ class DrainingServer(uvicorn.Server):
             leave_by(sig)
         self._is_signalled = True
         self._host.drain()
+        self.end()
+
+    def end(self) -> None:
+        """Has it end as the first signal does. Any thread, and a signal's handler."""
         self.should_exit = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._end_asked.set)
+
+    async def main_loop(self) -> None:
+        """Serves until `end`, and goes on from there at once: uvicorn looks ten times a second."""
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end_asked.wait(), _DATE_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, and takes SIGHUP from then on."""
@@ -88,7 +108,9 @@ class DrainingServer(uvicorn.Server):
             stuck = asyncio.get_running_loop().call_later(_STOPPING_S, self._give_up)
         for connection in self._connections():
             connection.end_lingering()
-        await super().shutdown(sockets)
+            connection.shutdown()
+        await self._closed()
+        await self.lifespan.shutdown()
         for connection in self._connections():  # of clients that do not take their answer
             connection.transport.abort()
         await asyncio.sleep(0)
@@ -103,6 +125,14 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(_POLL_S)
         if left:
             log.warning("%d requests were still under way after %g s (server.drain_timeout): stopped", left, timeout_s)
+
+    async def _closed(self) -> None:
+        loop, state = asyncio.get_running_loop(), self.server_state
+        deadline = loop.time() + _CLOSING_S
+        while (state.connections or state.tasks) and loop.time() < deadline:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(_CLOSING_POLL_S)
+        for task in state.tasks:
+            task.cancel("the host is shutting down")
 
     def _under_way(self) -> int:
         """Returns how many requests have no answer yet, or not all of it; their connections close after it."""

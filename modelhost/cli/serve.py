@@ -115,7 +115,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
 
     def on_failure(error: ConfigError) -> None:
         failure.append(error)
-        server.should_exit = True
+        server.end()
         # The server would print the framework's traceback for what is one line of ours.
         logging.getLogger("uvicorn.error").disabled = True
 

@@ -167,11 +167,11 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
     thread.start()
     try:
         assert ready.wait(_PATIENCE_S), "the host did not open"
-        served.app, served.server = app, server
+        served.app, served.server, served.thread = app, server, thread
         yield served
     finally:
         served.http.close()
-        server.should_exit = True
+        server.end()
         thread.join(_PATIENCE_S)
         served._threads.shutdown()
         assert not thread.is_alive(), "the server did not stop"

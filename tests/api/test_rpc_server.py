@@ -96,7 +96,7 @@ def test_calls_under_way_are_answered_before_the_host_closes(tmp_path: Path) -> 
     with serve(fake_host(tmp_path, {"a": script}, server={"grpc_port": 0})) as served, client_of(served) as client:
         running = client.later("ModelInfer", fake_raw())
         assert script.run_started.wait(10)
-        served.server.should_exit = True
+        served.server.end()
         served.eventually(lambda _: not client.call("ServerReady").ready)
         may_end.set()
         assert floats(running.result()) == [2, 4]
@@ -162,7 +162,7 @@ def test_calls_are_refused_while_the_host_drains_readiness_is_answered_and_what_
     assert script.run_started.wait(10)
     asked, answered = queue.SimpleQueue(), queue.SimpleQueue()  # type: ignore[var-annotated]
     stream = client.stream(iter(asked.get, None))
-    client.served.server.should_exit = True
+    client.served.server.end()
     client.served.eventually(lambda _: client.served.host.is_draining)
     assert not client.call("ServerReady").ready
     assert client.call("ServerLive").live

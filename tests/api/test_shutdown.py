@@ -12,6 +12,7 @@ import pytest
 from served import MB, Served, fake_host, head, serve
 from wire import infer, infer_binary, quick_script, warm, wire
 
+from modelhost.api import drain
 from modelhost.runtime.fake import FakeScript
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,7 +34,7 @@ def serve_short(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 def shut_down(served: Served) -> None:
     served.http.close()
-    served.server.should_exit = True
+    served.server.end()
     connections = served.server.server_state.connections
     served.eventually(lambda _: served.host.is_draining)
     served.eventually(lambda _: all(not one.is_busy or not one.cycle.keep_alive for one in connections))
@@ -162,3 +163,12 @@ def test_a_shutdown_without_requests_is_immediate(serve_short) -> None:
         assert used.must().status == plain.must().status == 200
         shut_down(served)
         assert silent.answer() is used.answer() is plain.answer() is None
+
+
+def test_an_end_that_was_asked_for_waits_for_no_tick(serve_short, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "_DATE_S", 3600.0)
+    served = serve_short({"a": quick_script()})
+    served.eventually(lambda _: served.server.started)
+    served.server.end()
+    served.thread.join(10)
+    assert not served.thread.is_alive()

@@ -10,7 +10,7 @@ from typing import Final
 
 from modelhost.conditions import Conditions
 from modelhost.config import Settings
-from modelhost.errors import ConfigError
+from modelhost.errors import ConfigError, Overloaded
 from modelhost.memory import Level, MemoryManager
 from modelhost.pool import Pool
 from modelhost.units import format_bytes
@@ -92,7 +92,7 @@ class Care:
             started = self._clock()
             try:
                 await self._pool.catalog.scan()
-            except ConfigError as error:
+            except (ConfigError, Overloaded) as error:
                 self._conditions.note(REPOSITORY_UNREADABLE, str(error))
             else:
                 self._conditions.clear(REPOSITORY_UNREADABLE)

@@ -18,7 +18,7 @@ from functools import partial
 from modelhost.care import MEMORY_CRITICAL, Care
 from modelhost.conditions import Conditions
 from modelhost.config import ModelsSettings, ServerSettings, Settings
-from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError
+from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError, Overloaded
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.pool import Pool, Runner
@@ -264,7 +264,7 @@ class Host:
             self.pool.catalog.use(models)
         try:
             await self.pool.catalog.scan()
-        except ConfigError as error:
+        except (ConfigError, Overloaded) as error:
             log.error("not reloaded: %s", error)
         else:
             self._report_problems()

@@ -12,11 +12,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from modelhost.config import PoolSettings
-from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits
+from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits, Overloaded
 from modelhost.memory import MemoryManager
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.departures import Departures
+from modelhost.pool.descriptors import no_descriptor
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
 from modelhost.pool.load_watch import LoadWatch
@@ -25,6 +26,7 @@ from modelhost.pool.slot import Refused, Slot, SlotState
 from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable
 from modelhost.pool.trial import Trial
+from modelhost.prepare.failures import is_no_descriptor
 from modelhost.runtime.base import (
     ArtifactUnusable,
     CancelToken,
@@ -32,6 +34,7 @@ from modelhost.runtime.base import (
     LoadError,
     LoadPlan,
     NeedsMemory,
+    NoDescriptor,
     Runtime,
 )
 from modelhost.threads import one_thread
@@ -42,6 +45,9 @@ log = logging.getLogger("modelhost")
 #: Children and unusable artifacts, one after another, before a model counts as broken. Files that change
 #: all the time end here too.
 _MAX_LOOKS: Final = 4
+
+#: What is to replace another model, and found no descriptor, is looked at again after so long.
+_AGAIN_S: Final = 1.0
 
 
 class Arrivals:
@@ -307,6 +313,11 @@ class Arrivals:
         if isinstance(error, ModelNotFound):
             self._table.drop(slot, error)
             return
+        if isinstance(error, NoDescriptor) or is_no_descriptor(error):
+            error = no_descriptor(slot.key, self._memory.conditions)
+        if isinstance(error, Overloaded):
+            self._put_off(slot, error)
+            return
         reported: ModelHostError
         if isinstance(error, ModelBroken | NeverFits):
             reported = error
@@ -316,6 +327,24 @@ class Arrivals:
         self._counters.load_failures += 1
         self._report(slot, reported)
         self._table.drop(slot, reported)
+
+    def _put_off(self, slot: Slot, refusal: Overloaded) -> None:
+        """Refuses who waits now for a model with which nothing is wrong; what is to take another one's place is tried
+        again soon."""
+        waiters, slot.waiters = slot.waiters, []
+        for waiter in waiters:
+            waiter.fail(refusal)
+        if not slot.is_needed or self._is_closed:
+            self._table.drop(slot, refusal)
+            return
+        if slot.state is not SlotState.QUEUED:
+            self._table.requeue(slot)
+        slot.inspection = None
+        asyncio.get_running_loop().call_later(_AGAIN_S, self._try_again, slot)
+
+    def _try_again(self, slot: Slot) -> None:
+        if slot.state is SlotState.QUEUED and slot.inspection is None:
+            self._again(slot)
 
     def _report(self, slot: Slot, error: ModelHostError) -> None:
         """Remembers why a model cannot be loaded, or why a change of its files is not served."""

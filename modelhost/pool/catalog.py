@@ -16,6 +16,7 @@ from typing import TypeVar
 from modelhost.config import ModelOptions, ModelsSettings, VersionPolicy
 from modelhost.config.fields import Isolation
 from modelhost.errors import ModelBroken, ModelHostError, ModelNotFound
+from modelhost.pool.descriptors import none_left
 from modelhost.pool.key import ModelKey
 from modelhost.repository import Index, ModelFile, Repository
 
@@ -191,7 +192,17 @@ class Catalog:
         return self.find(name, version)
 
     async def scan(self) -> None:
-        """Looks at the disk again. Calls that overlap share a scan, but never one that had begun before."""
+        """Looks at the disk again. Calls that overlap share a scan, but never one that had begun before.
+
+        Raises ConfigError where the models' directory cannot be read, Overloaded where no descriptor is left; what
+        was known stays known then.
+        """
+        try:
+            await self._scan_shared()
+        except OSError:
+            raise none_left("look at the models' directory") from None
+
+    async def _scan_shared(self) -> None:
         if self._scan is not None:
             begun = self._scan
             await asyncio.wait([begun])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from cachetools import LRUCache
 
+from modelhost.conditions import Conditions
 from modelhost.config import ModelOptions
 from modelhost.errors import ModelBroken, ModelNotFound
 from modelhost.pool.catalog import Catalog
+from modelhost.pool.descriptors import no_descriptor
 from modelhost.pool.key import ModelKey
 from modelhost.repository import ModelFile
-from modelhost.runtime.base import Inspection, LoadError, Runtime
+from modelhost.runtime.base import Inspection, LoadError, NoDescriptor, Runtime
 
 #: Faces of models that are not loaded; some kilobytes each.
 _KEPT = 256
@@ -18,12 +20,12 @@ _KEPT = 256
 class Faces:
     """Inspections by model. Event-loop thread; files are read on the catalog's disk thread."""
 
-    def __init__(self, catalog: Catalog, runtime: Runtime) -> None:
-        self._catalog, self._runtime = catalog, runtime
+    def __init__(self, catalog: Catalog, runtime: Runtime, conditions: Conditions) -> None:
+        self._catalog, self._runtime, self._conditions = catalog, runtime, conditions
         self._known: LRUCache[ModelKey, tuple[ModelOptions, Inspection]] = LRUCache(_KEPT)
 
     async def inspect(self, file: ModelFile) -> Inspection:
-        """Reads the face of a model, or remembers it. Raises ModelNotFound and ModelBroken."""
+        """Reads the face of a model, or remembers it. Raises ModelNotFound, ModelBroken and Overloaded."""
         key, options = ModelKey.of(file), self._catalog.options(file)
         known = self._known.get(key)
 
@@ -41,6 +43,8 @@ class Faces:
         except FileNotFoundError:
             await self._catalog.scan()
             raise ModelNotFound(f"model '{file.name}' version {file.version} was removed from the disk") from None
+        except NoDescriptor:
+            raise no_descriptor(key, self._conditions) from None
         except LoadError as error:
             raise ModelBroken(file.name, file.version, str(error)) from None
         self._known[key] = (options, inspection)

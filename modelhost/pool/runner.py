@@ -15,6 +15,7 @@ from modelhost.pool.bounds import QueueBound
 from modelhost.pool.guard import RunGuard
 from modelhost.pool.lanes import FairQueue, Job, Lane
 from modelhost.runtime.base import CancelToken
+from modelhost.threads import for_future
 
 T = TypeVar("T")
 
@@ -267,8 +268,9 @@ class _Awaited:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Returns an error, one of ours without its traceback: its words have the figures, its frames hold tensors."""
-    return error.with_traceback(None) if isinstance(error, ModelHostError) else error
+    """Returns an error as a future takes it, one of ours without its traceback: its words have the figures, its
+    frames hold tensors."""
+    return error.with_traceback(None) if isinstance(error, ModelHostError) else for_future(error)
 
 
 def _expire(future: asyncio.Future[Any], started: float, deadline: float) -> None:

@@ -66,7 +66,7 @@ class Scheduler:
     ) -> None:
         self.counters = PoolCounters()
         self.failures = Failures(backoff_s=settings.failure_backoff_s, backoff_max_s=settings.failure_backoff_max_s)
-        self.faces = Faces(catalog, runtime)
+        self.faces = Faces(catalog, runtime, memory.conditions)
         self._table, self._memory, self._runner = table, memory, runner
         self._settings, self._clock = settings, clock
         self._catalog, self._runtime = catalog, runtime

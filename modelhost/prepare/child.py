@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from modelhost.prepare.failures import PrepareFailed, is_no_memory
+from modelhost.prepare.failures import Kind, PrepareFailed, is_no_descriptor, is_no_memory
 from modelhost.prepare.processes import anonymous_bytes, child_environment, family
 from modelhost.units import format_bytes
 
@@ -62,14 +62,15 @@ class Child:
             try:
                 self._process = process = _start()
             except OSError as error:
-                is_short = error.errno in (errno.ENOMEM, errno.EAGAIN)
+                kind: Kind = "memory" if error.errno in (errno.ENOMEM, errno.EAGAIN) else "crash"
                 text = f"no child process can be started: {error.strerror}"
-                raise PrepareFailed(text, "memory" if is_short else "crash") from None
+                raise PrepareFailed(text, "descriptors" if is_no_descriptor(error) else kind) from None
         try:
             talk = _Talk(process, job)
             is_in_time = talk.until(time.monotonic() + bounds.seconds)
-        except OSError as error:  # of descriptors that run out
-            raise PrepareFailed(f"the child process cannot be talked to: {error.strerror}", "crash") from None
+        except OSError as error:
+            text = f"the child process cannot be talked to: {error.strerror}"
+            raise PrepareFailed(text, "descriptors" if is_no_descriptor(error) else "crash") from None
         finally:
             with self._lock:
                 self._end()

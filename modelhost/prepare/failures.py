@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from pathlib import Path
 from typing import Final, Literal
 
 #: `memory`: its ceiling was met, or the kernel ended it; `time`: its deadline; `disk`: the cache cannot
 #: be written, or is full; `changed`: the model's files were replaced meanwhile; `cancelled`: by
-#: `Child.kill`; `model`: ONNX Runtime refuses to open it; `crash`: it ended by a signal, or without a word.
-Kind = Literal["memory", "time", "disk", "changed", "cancelled", "model", "crash"]
+#: `Child.kill`; `model`: ONNX Runtime refuses to open it; `descriptors`: this process had none left; `crash`: it
+#: ended by a signal, or without a word.
+Kind = Literal["memory", "time", "disk", "changed", "cancelled", "model", "descriptors", "crash"]
 
 #: What ONNX Runtime's arena says when its ceiling is reached.
 ARENA_FULL: Final = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
@@ -30,6 +34,12 @@ _NO_DISK: Final = (
     " requested and ",  # numpy, which does not either: "8192 requested and 4096 written"
 )
 
+#: No descriptor is left for this process, or for the system; ONNX Runtime says the number, or that and the words.
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_NO_DESCRIPTOR_WORDS: Final = re.compile(
+    rf"{os.strerror(errno.EMFILE)}|(?:system error number|errcode =) (?:{errno.EMFILE}|{errno.ENFILE})\b"
+)
+
 
 class PrepareFailed(Exception):
     """The child ended without a result; the text says why, with the ceiling that it met."""
@@ -47,3 +57,16 @@ def is_no_memory(text: str) -> bool:
 def is_no_disk(text: str) -> bool:
     """Says whether an error's words are those of a disk that took no more."""
     return any(word in text for word in _NO_DISK)
+
+
+def is_no_descriptor(error: BaseException) -> bool:
+    """Says whether an error is that of descriptors that are used up: it says nothing about what was to be opened."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_DESCRIPTOR
+    return _NO_DESCRIPTOR_WORDS.search(str(error)) is not None
+
+
+def failed_to_read(error: OSError, file: Path, kind: Kind) -> PrepareFailed:
+    """Returns the failure, of a kind, for an error of the file system; `file` is where it does not say."""
+    text = f"{error.filename or file}: {error.strerror}"
+    return PrepareFailed(text, "descriptors" if is_no_descriptor(error) else kind)

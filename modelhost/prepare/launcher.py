@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelhost.prepare.child import Bounds, Child, no_memory
-from modelhost.prepare.failures import PrepareFailed
+from modelhost.prepare.failures import PrepareFailed, failed_to_read
 from modelhost.prepare.footprint import FreeDims
 from modelhost.prepare.manifest import Manifest
 from modelhost.prepare.store import Artifact, ArtifactStore
@@ -51,7 +51,7 @@ def prepare(
             others = store.get(key) if store.stamp(key) != former else None
             return others or store.adopt(folder, replace(manifest, key=key))
     except OSError as error:
-        raise PrepareFailed(f"{error.filename or store.cache}: {error.strerror}", "disk") from None
+        raise failed_to_read(error, store.cache, "disk") from None
 
 
 def measure(
@@ -76,7 +76,7 @@ def _key(store: ArtifactStore, file: Path, external: tuple[str, ...], sizes: Map
     try:
         return store.key_of(file, external, sizes)
     except OSError as error:
-        raise PrepareFailed(f"{error.filename or file}: {error.strerror}", "changed") from None
+        raise failed_to_read(error, file, "changed") from None
 
 
 def _job(
@@ -94,7 +94,7 @@ def _job(
     except (OnnxFormatError, ValueError) as error:
         raise PrepareFailed(str(error), "model") from None
     except OSError as error:
-        raise PrepareFailed(f"{error.filename or file}: {error.strerror}", "changed") from None
+        raise failed_to_read(error, file, "changed") from None
     return {
         "file": str(file.resolve()),
         "folder": None if folder is None else str(folder.resolve()),

@@ -12,6 +12,7 @@ which versions are served, where `model.toml` does not. `model.toml` (or
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tomllib
@@ -95,10 +96,19 @@ def look_at_file(path: str) -> Found:
         return Found(faults={NO_VERSION: reason(error)})
 
 
+#: What opening a file says for which the process, or the system, has no descriptor left.
+NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+
+
 def reason(error: Exception) -> str:
-    """Returns the sentence that says what went wrong, without the path that its reader knows."""
+    """Returns the sentence that says what went wrong, without the path that its reader knows.
+
+    Raises the error where it says nothing about what was looked at, as no descriptor was left for it.
+    """
     if not isinstance(error, OSError):
         return str(error)
+    if error.errno in NO_DESCRIPTOR:
+        raise error
     what = f"'{os.path.basename(str(error.filename))}': " if error.filename else ""
     return f"{what}{error.strerror or error}"
 

@@ -14,6 +14,7 @@ from typing import Final
 from modelhost.config import ModelOptions
 from modelhost.errors import ConfigError, ModelBroken, ModelNotFound
 from modelhost.repository.layout import (
+    NO_DESCRIPTOR,
     NO_VERSION,
     SUFFIX,
     Found,
@@ -82,7 +83,8 @@ class Repository:
     def scan(self) -> None:
         """Looks at the directory again and replaces the index in one step.
 
-        Raises ConfigError, and keeps the last index, where the directory itself cannot be read.
+        Raises ConfigError, and keeps the last index, where the directory itself cannot be read; OSError where no
+        descriptor is left.
         What is wrong with one model stands in `problems` and stops no other.
         """
         self.take(self.look())
@@ -197,6 +199,8 @@ def _build(directory: str) -> Index:
             "to the folder that holds your models"
         ) from None
     except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise
         text = f"cannot read the model directory '{directory}': {error.strerror}"
         raise ConfigError(text) from None
     for name in files:

@@ -19,6 +19,10 @@ class LoadError(Exception):
     """A model's files cannot be loaded; the text is the runtime's reason. The pool adds the model's name."""
 
 
+class NoDescriptor(LoadError):
+    """No file descriptor is left to open a model with: it says nothing about the model."""
+
+
 class ArtifactUnusable(LoadError):
     """A prepared model could not be opened, and was removed: the model has to be looked at again."""
 

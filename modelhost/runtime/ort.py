@@ -21,8 +21,16 @@ from modelhost.errors import ConfigError
 from modelhost.files import digest_of
 from modelhost.memory import allocator
 from modelhost.prepare import Identity
-from modelhost.prepare.failures import is_no_memory
-from modelhost.runtime.base import ArtifactUnusable, CancelToken, Inspection, LoadedModel, LoadError, LoadPlan
+from modelhost.prepare.failures import is_no_descriptor, is_no_memory
+from modelhost.runtime.base import (
+    ArtifactUnusable,
+    CancelToken,
+    Inspection,
+    LoadedModel,
+    LoadError,
+    LoadPlan,
+    NoDescriptor,
+)
 from modelhost.runtime.face import inputs_of, outputs_of
 from modelhost.runtime.preparing import Preparer
 from modelhost.runtime.run_errors import reason_of, run_error
@@ -131,6 +139,8 @@ class OrtRuntime:
         except LoadError:
             raise
         except Exception as error:
+            if is_no_descriptor(error):
+                raise NoDescriptor(reason_of(error)) from None
             # A worker that was killed was so for its memory, or by somebody: neither is the artifact's fault.
             if plan.artifact is None or cancel.is_cancelled or is_no_memory(str(error)) or "SIGKILL" in str(error):
                 raise LoadError(reason_of(error)) from None

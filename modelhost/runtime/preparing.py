@@ -23,10 +23,20 @@ from modelhost import files
 from modelhost.conditions import Conditions
 from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Manifest
+from modelhost.prepare.failures import is_no_descriptor
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.prepare.launcher import Bounds, Child, PrepareFailed, measure, prepare
 from modelhost.repository import OnnxFormatError, OnnxSummary, read_summary
-from modelhost.runtime.base import CancelToken, Inspection, LoadError, LoadPlan, NeedsMemory, Optimization, Preparation
+from modelhost.runtime.base import (
+    CancelToken,
+    Inspection,
+    LoadError,
+    LoadPlan,
+    NeedsMemory,
+    NoDescriptor,
+    Optimization,
+    Preparation,
+)
 from modelhost.runtime.estimate import preparation
 from modelhost.tensors import DTYPES
 
@@ -136,6 +146,8 @@ class Preparer:
             if not self._is_prepared(file, options, bounds, child, is_last=is_last):
                 self._measure(file, options, bounds, child)
         except PrepareFailed as error:
+            if error.kind == "descriptors":
+                raise NoDescriptor(str(error)) from None
             if error.kind != "cancelled" and self._files_now(file) != before:
                 log.info("%s was replaced while a child had it open, and is looked at again: %s", file, error)
                 return
@@ -313,7 +325,7 @@ def _summary(file: Path) -> OnnxSummary:
     try:
         return read_summary(file)
     except (OnnxFormatError, OSError) as error:
-        raise LoadError(str(error)) from None
+        raise (NoDescriptor if is_no_descriptor(error) else LoadError)(str(error)) from None
 
 
 def _measured_key(file: Path, options: ModelOptions) -> _MeasuredKey:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import socket
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 from host_process import HostProcess, running_host
+
+MODELS = Path(__file__).parents[2] / "models"
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -32,8 +35,8 @@ def cpu_s(pid: int) -> float:
 
 
 def ask(client: httpx.Client) -> int:
-    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [5.1, 3.5, 1.4, 0.2]}]}
-    return client.post("/v2/models/iris_petals/infer", content=json.dumps(request)).status_code
+    request = {"inputs": [{"name": "measurements", "datatype": "FP32", "shape": [1, 13], "data": [1] * 13}]}
+    return client.post("/v2/models/wine/infer", content=json.dumps(request)).status_code
 
 
 def test_there_are_as_many_connections_as_descriptors_allow(tmp_path: Path) -> None:
@@ -70,6 +73,34 @@ def test_a_process_without_descriptors_serves_who_is_there_and_recovers(tmp_path
                 assert client.get("/v2/models/digits/ready").status_code == 200
                 time.sleep(0.02)
             assert cpu_s(pid) - before < 0.35, "the loop spins"
+            assert ask(client) == 503, "nothing is wrong with the model"
+            assert client.post("/v2/models/digits/infer", content=b"{}").status_code == 400  # which is loaded
+            assert "descriptors_used_up" in client.get("/v2/health/ready").json()["conditions"]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         with httpx.Client(base_url=host.url) as another:
             assert another.get("/v2/health/ready").status_code == 200
+            assert ask(another) == 200
+
+
+def test_onnx_runtime_without_a_descriptor_says_so(tmp_path: Path) -> None:
+    file = MODELS / "iris_petals" / "1" / "model.onnx"
+    code = f"""
+import os, resource
+from pathlib import Path
+from modelhost.runtime.base import CancelToken, Inspection, LoadPlan, NoDescriptor
+from modelhost.runtime.ort import OrtRuntime
+runtime = OrtRuntime(activation_ceiling_bytes=1 << 26)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+try:
+    runtime.load(Path({str(file)!r}), LoadPlan(1, 1), Inspection({{}}, {{}}, None, ()), CancelToken())
+except NoDescriptor as error:
+    print("told:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.startswith("told: Load model from")

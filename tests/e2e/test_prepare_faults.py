@@ -97,8 +97,9 @@ def test_without_a_descriptor_left_no_child_stays_and_the_next_one_prepares(
         else:
             patched.setattr(subprocess, "Popen", start)
             patched.setattr(selectors, "DefaultSelector", refuse)
-        with pytest.raises(PrepareFailed, match=r"child process can.* Too many open files"):
+        with pytest.raises(PrepareFailed, match=r"child process can.* Too many open files") as raised:
             stage.prepare()
+    assert raised.value.kind == "descriptors"
     assert [process.poll() for process in started] == [-signal.SIGKILL] * len(started)
     assert stage.aside == []
     stage.prepare()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_stage import FEEDS, Stage, soon, until
+from pool_stage import FEEDS, MB, Stage, soon, until
 
-from modelhost.errors import ModelBroken, ModelHostError
-from modelhost.pool import ModelKey, Runner
-from modelhost.runtime.base import CancelToken
+from modelhost.errors import ModelBroken, ModelHostError, Overloaded
+from modelhost.pool import ModelKey, Runner, arrivals
+from modelhost.pool.changes import SETTLE_S
+from modelhost.runtime.base import CancelToken, NoDescriptor
 from modelhost.runtime.fake import FakeScript
 from modelhost.threads import one_thread
 
@@ -28,7 +31,6 @@ DAY_S = 86_400.0
 ERRORS = [
     RuntimeError("an error of the runtime"),
     MemoryError(),
-    OSError(errno.EMFILE, os.strerror(errno.EMFILE), "model.onnx"),
     OSError(errno.EIO, os.strerror(errno.EIO)),
     ValueError("no such name"),
     TypeError("incompatible arguments"),
@@ -37,8 +39,10 @@ ERRORS = [
     SystemError("error return without exception set"),
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
     RecursionError(),
+    StopIteration(3),
     Exception(),
 ]
+NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "model.onnx")
 
 
 def named(error: BaseException) -> str:
@@ -57,7 +61,7 @@ async def test_an_error_of_any_kind_from_a_load_breaks_that_model_alone_and_for_
         with monkeypatch.context() as patched:
             patched.setattr(stage.runtime, "load", fail)
             with pytest.raises(ModelHostError) as raised:
-                await stage.pool.acquire("a")
+                await soon(stage.pool.acquire("a"))
         assert isinstance(raised.value, ModelBroken)
         assert raised.value.code == "model_broken"
         assert stage.memory.ledger.open_count == 0
@@ -80,12 +84,95 @@ async def test_an_error_of_any_kind_from_a_run_ends_that_run_and_nothing_else(
 
         with monkeypatch.context() as patched:
             patched.setattr(slot.model, "run", fail)
-            with pytest.raises(type(error)):
-                await lease.run(FEEDS)
+            # Which no future takes, and no coroutine raises.
+            with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+                await soon(lease.run(FEEDS))
         assert stage.runner.in_flight == 0
         assert stage.pool.activations.claimed_bytes == 0
         assert (await lease.run(FEEDS)).keys()
         stage.check()
+
+
+@pytest.mark.parametrize("error", [NO_DESCRIPTOR, NoDescriptor("Load model failed:system error number 24")], ids=named)
+@pytest.mark.parametrize("step", ["inspect", "prepare", "load"])
+async def test_without_a_descriptor_left_requests_are_told_to_come_again_and_nothing_is_remembered(
+    tmp_path: Path, step: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, {"a": FakeScript(child_bytes=30 * MB), "b": FakeScript()}) as stage:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
+
+        await stage.use("b")
+        with monkeypatch.context() as patched:
+            patched.setattr(stage.runtime, step, fail)
+            waiting = [stage.begin(stage.pool.acquire("a")) for _ in range(3)]
+            refusals = await soon(asyncio.gather(*waiting, return_exceptions=True))
+            await stage.use("b")
+        assert {(type(refusal), refusal.queue) for refusal in refusals} == {(Overloaded, "file descriptors")}
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert str(refusals[0]) == f"no file descriptor is left to open a:1: all {limit} are in use (ulimit -n)"
+        assert refusals[0].limit == limit
+        assert stage.memory.conditions.holds("descriptors_used_up")
+        stage.memory.conditions.look_again()
+        assert not stage.memory.conditions.holds("descriptors_used_up")
+        assert stage.pool.is_ready("a")
+        await stage.use("a")
+        await stage.settled()
+        stage.check_at_rest()
+
+
+async def test_new_files_for_which_no_descriptor_is_left_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "_AGAIN_S", 0.0)
+    async with Stage(tmp_path, names="a") as stage:
+        await stage.use("a")
+        load, left = stage.runtime.load, [3]
+
+        def load_at_last(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0]:
+                raise NO_DESCRIPTOR
+            return load(*arguments)
+
+        monkeypatch.setattr(stage.runtime, "load", load_at_last)
+        stage.script("a").fingerprint = (2,)
+        assert await change_is_seen(stage)
+        await until(lambda: stage.pool.snapshot().counters.swaps == 1)
+        assert left == [0]
+        assert stage.pool.snapshot().counters.swap_failures == 0
+        await stage.settled()
+        stage.check_at_rest()
+
+
+async def change_is_seen(stage: Stage) -> bool:
+    """Has the pool look at changed files twice, so that they have settled; returns whether it loads them."""
+    changes = stage.pool._scheduler.changes
+    for _ in range(2):
+        await stage.pool.catalog.scan()
+        await until(lambda: not changes._is_comparing)
+        stage.clock.now += SETTLE_S
+    return any(slot.predecessor is not None for slot in stage.pool._table)
+
+
+async def test_a_scan_without_a_descriptor_changes_nothing_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stage(tmp_path, names="ab") as stage:
+        scandir = os.scandir
+
+        def scan(path: str) -> Any:
+            if path.endswith("b"):
+                raise NO_DESCRIPTOR
+            return scandir(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "scandir", scan)
+            with pytest.raises(Overloaded, match="to look at the models' directory"):
+                await stage.pool.catalog.scan()
+        assert stage.pool.catalog.problems == {}
+        await stage.use("b")
 
 
 async def test_who_ends_a_lease_is_not_to_blame_for_what_is_wrong_with_a_model_in_the_queue(

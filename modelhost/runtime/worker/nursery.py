@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from modelhost.prepare.failures import is_no_descriptor
 from modelhost.prepare.processes import anonymous_bytes, child_environment
-from modelhost.runtime.base import LoadError
+from modelhost.runtime.base import LoadError, NoDescriptor
 from modelhost.runtime.worker.wire import BrokenWire, Connection, Message
 from modelhost.units import format_bytes
 
@@ -120,7 +121,7 @@ class Nursery:
             try:
                 self._started()
             except OSError as error:
-                raise LoadError(f"no process for workers can be started: {error.strerror}") from None
+                raise _not_started("process for workers", error) from None
 
     def fork(self) -> Worker:
         """Returns a new worker, in some milliseconds. Raises LoadError."""
@@ -128,7 +129,7 @@ class Nursery:
             try:
                 return self._started().fork()
             except OSError as error:
-                raise LoadError(f"no worker process can be started: {error.strerror}") from None
+                raise _not_started("worker process", error) from None
 
     def held_bytes(self) -> int:
         """Returns the memory of the template and all workers, what they share counted once."""
@@ -255,6 +256,11 @@ class _Template:
                 self._forking, message = None, {"worker": worker}
         self._answer = message
         self._answered.set()
+
+
+def _not_started(what: str, error: OSError) -> LoadError:
+    kind = NoDescriptor if is_no_descriptor(error) else LoadError
+    return kind(f"no {what} can be started: {error.strerror}")
 
 
 def ending(code: int) -> str:

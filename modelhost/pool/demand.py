@@ -23,6 +23,11 @@ _SLOW_TO_RISE: Final = 16
 #: only makes everybody wait for everybody.
 _PAYS_BELOW: Final = 0.9
 
+#: A shared run takes no longer than this, or than so many times what a request in it would take alone: nothing
+#: else has its thread meanwhile, and whoever comes first has to wait for whoever comes last.
+_SHARED_NS: Final = 100_000_000
+_SHARED_TIMES: Final = 2
+
 #: Times that were long may have been so by chance: of so many chances to share, one is taken all the same.
 _TRIED_EVERY: Final = 64
 
@@ -111,7 +116,7 @@ class RowTimes:
     def hold_s(self, rows: int, share: int) -> float:
         """Returns how long `rows` may wait for the rest of their share, where both are known and it pays; else 0."""
         row_ns, alone_ns = self._row_ns(share), self._row_ns(rows)
-        if row_ns is None or alone_ns is None or row_ns > _HOLDS_BELOW * alone_ns:
+        if row_ns is None or alone_ns is None or row_ns > _HOLDS_BELOW * alone_ns or self._is_long(rows, share):
             return 0.0
         hold_s = _HOLD_SHARE * row_ns * share / 1e9
         return hold_s if hold_s >= _HOLD_MIN_S else 0.0
@@ -124,13 +129,31 @@ class RowTimes:
         self._known[size] = runs + 1, row_ns
 
     def pays(self, rows: int, together: int) -> bool:
-        """Whether a row takes less in a run of `together` than in one of `rows`; unknown sizes are tried, and
-        all of them now and then."""
+        """Whether a row takes less in a run of `together` than in one of `rows`, which is not long either; unknown
+        sizes are tried, and all of them now and then."""
         self._asked += 1
-        row_ns, alone_ns = self._row_ns(together), self._row_ns(rows)
-        if row_ns is None or alone_ns is None or self._asked % _TRIED_EVERY == 0:
+        if self._asked % _TRIED_EVERY == 0:
             return True
-        return row_ns <= _PAYS_BELOW * alone_ns
+        if self._is_long(rows, together):
+            return False
+        row_ns, alone_ns = self._row_ns(together), self._row_ns(rows)
+        return row_ns is None or alone_ns is None or row_ns <= _PAYS_BELOW * alone_ns
+
+    def _is_long(self, rows: int, together: int) -> bool:
+        """Whether a run of `together` would take too long to share it, see `_SHARED_NS`; one of `rows` is its own
+        measure. Nothing is long of which nobody knows."""
+        return self._expected_ns(together) > max(_SHARED_NS, _SHARED_TIMES * self._expected_ns(rows))
+
+    def _expected_ns(self, rows: int) -> float:
+        """Returns what a run of so many rows is expected to take, from the first run on; 0 where there was none.
+
+        Where none had about so many: a row takes no more than in smaller runs, and the run no more than larger ones.
+        """
+        known, size = self._known, rows.bit_length()
+        if size in known:
+            return rows * known[size][1]
+        bounds = [(rows if other < size else (1 << other) - 1) * row_ns for other, (_, row_ns) in known.items()]
+        return min(bounds, default=0.0)
 
     def _row_ns(self, rows: int) -> float | None:
         """Returns what a row takes in runs of about so many; None where too few of them were timed."""

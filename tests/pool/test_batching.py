@@ -277,6 +277,40 @@ def test_rows_wait_for_others_only_where_both_are_known_and_it_pays() -> None:
     assert known_times({1: 100_000, 16: 160_000}).hold_s(1, 16) == 0.0  # shorter than a timer
 
 
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("known", "rows", "most"),
+    [
+        ({}, 1, 64),  # nobody knows
+        ({1: 3 * MS}, 1, 33),  # until they would take 0.1 s, as far as a row alone can tell
+        ({1: 115 * MS}, 1, 2),  # one takes longer than that already
+        ({1: 115 * MS, 16: 200 * MS}, 1, 18),  # so do sixteen, and hardly longer than one
+        ({1: 3 * MS, 8: 16 * MS, 32: 80 * MS}, 1, 40),
+        ({1: 60 * MS, 8: 16 * MS}, 1, 60),  # two take no longer than eight
+        ({4: 400 * MS}, 4, 8),
+    ],
+)
+def test_a_shared_run_is_no_longer_than_others_can_wait(known: dict[int, int], rows: int, most: int) -> None:
+    times = known_times(known)
+    assert max(together for together in range(rows, 65) if together == rows or times.pays(rows, together)) == most
+
+
+def test_what_took_long_by_chance_is_tried_again() -> None:
+    times = known_times({1: 3 * MS, 2: 150 * MS})
+    assert [times.pays(1, 2) for _ in range(64)].count(True) == 1
+
+
+async def test_requests_whose_rows_take_long_share_no_long_run(tmp_path: Path) -> None:
+    async with busy(tmp_path) as scene:
+        scene.runs._times[row(1)["x"].shape[1:],] = known_times({1: 60 * MS})
+        for number in range(6):
+            scene.ask(number)
+        assert await scene.answers() == [twice(number) for number in range(6)]
+        assert scene.script.sizes == [2, 2, 2]
+
+
 def test_a_crowd_is_seen_at_once_and_forgotten_slowly() -> None:
     times = RowTimes()
     assert times.crowd(32) == 32

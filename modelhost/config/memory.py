@@ -18,7 +18,8 @@ from modelhost.config.fields import (
     SizeOrAuto,
     Threshold,
 )
-from modelhost.units import ThresholdSpec, parse_size
+from modelhost.levels import MIN_FREE_BYTES
+from modelhost.units import ThresholdSpec
 
 
 class MemorySettings(Section):
@@ -30,7 +31,7 @@ class MemorySettings(Section):
     """Idle models leave from here on; auto: 20 MB or 5 % of the limit, whichever is more, below critical."""
     critical: Threshold = ThresholdSpec.parse("auto")
     """Loads are refused from here on; auto: the limit less the room for activations."""
-    min_free: Size = parse_size("30MB")
+    min_free: Size = MIN_FREE_BYTES
     """Never given to models, whatever the thresholds say."""
     activation_ceiling: SizeOrAuto = "auto"
     """Hard maximum of what all runs together may allocate; auto: the room above critical, at most a quarter

@@ -87,12 +87,20 @@ def find_levels(proc: Path = Path("/proc/self")) -> tuple[Level, ...]:
 
 def find_limiting(proc: Path = Path("/proc/self")) -> tuple[Group, ...]:
     """Returns the groups that may set a limit, the process's own first. `proc` is as for `find_levels`."""
-    return tuple(group for group in find_ancestry(proc) if _has_limit(group))
+    return limiting(find_ancestry(proc))
 
 
-def find_ancestry(proc: Path = Path("/proc/self")) -> tuple[Group, ...]:
-    """Returns the process's own group and all above it that can be seen. `proc` is as for `find_levels`."""
-    membership = _membership(proc)
+def limiting(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Returns those of the groups that may set a limit: all but the root of v2, and v2's without the controller."""
+    return tuple(group for group in groups if _has_limit(group))
+
+
+def find_ancestry(proc: Path = Path("/proc/self"), *, seen_from: Path | None = None) -> tuple[Group, ...]:
+    """Returns the process's own group and all above it that can be seen. `proc` is as for `find_levels`.
+
+    Another process may live where other things are mounted: `seen_from` is the one whose mounts count.
+    """
+    membership = _membership(proc, proc if seen_from is None else seen_from)
     if membership is None:
         return ()
     mount, path, version = membership
@@ -105,20 +113,22 @@ def read_levels(groups: tuple[Group, ...]) -> tuple[Level, ...]:
     return tuple(Level(group.path, group.version, size, group.is_own) for group, size in found if size is not None)
 
 
-def find_group(proc: Path = Path("/proc/self")) -> Group | None:
+def find_group(proc: Path = Path("/proc/self"), *, seen_from: Path | None = None) -> Group | None:
     """Returns the process's own memory group, None where there is none.
 
     In v2 it is the nearest one on the way to the root that has the memory controller: where the own
-    group lacks it, that one counts for it. `proc` is as for `find_levels`.
+    group lacks it, that one counts for it. The arguments are as for `find_ancestry`.
     """
-    return next((group for group in find_ancestry(proc) if (group.path / "memory.stat").is_file()), None)
+    return next(
+        (group for group in find_ancestry(proc, seen_from=seen_from) if (group.path / "memory.stat").is_file()), None
+    )
 
 
-def _membership(proc: Path) -> tuple[_Mount, str, int] | None:
+def _membership(proc: Path, seen_from: Path) -> tuple[_Mount, str, int] | None:
     """Finds the hierarchy that counts memory, the process's path in it, and its version."""
     try:
         memberships = (proc / "cgroup").read_text().splitlines()
-        mounts = list(_mounts((proc / "mountinfo").read_text()))
+        mounts = list(_mounts((seen_from / "mountinfo").read_text()))
     except OSError:
         return None
     v1 = [line.split(":", 2)[2] for line in memberships if "memory" in line.split(":", 2)[1].split(",")]

@@ -7,12 +7,9 @@ from typing import Final
 
 from modelhost.config import MemorySettings
 from modelhost.errors import ConfigError
+from modelhost.levels import WARNING_GAP_BYTES, default_critical_bytes, default_warning_bytes
 from modelhost.units import ThresholdSpec, format_bytes
 
-#: Share of the limit that loads leave to runs by default.
-ACTIVATION_SHARE: Final = 1 / 4
-_WARNING_GAP_BYTES: Final = 20 << 20
-_WARNING_GAP_SHARE: Final = 0.05
 #: A level is left only this far below the threshold that entered it, so that usage which sways
 #: around a threshold is one event, not a stream of them. A 64th of the limit is 4 MB at 256 MB.
 _HYSTERESIS_SHARE: Final = 1 / 64
@@ -50,14 +47,12 @@ def resolve(settings: MemorySettings, *, limit_bytes: int, baseline_bytes: int) 
         raise ConfigError(
             f"memory.limit {format_bytes(limit_bytes)} leaves nothing for models: the host itself holds "
             f"{format_bytes(baseline_bytes)} and memory.min_free keeps {format_bytes(settings.min_free)}; "
-            f"it takes at least {format_bytes(baseline_bytes + settings.min_free + _WARNING_GAP_BYTES)}"
+            f"it takes at least {format_bytes(baseline_bytes + settings.min_free + WARNING_GAP_BYTES)}"
         )
-    room_bytes = max(int(limit_bytes * ACTIVATION_SHARE), settings.min_free)
-    critical = _bytes(settings.critical, limit_bytes, baseline_bytes, auto=limit_bytes - room_bytes)
-    gap = max(_WARNING_GAP_BYTES, int(limit_bytes * _WARNING_GAP_SHARE))
-    # In a limit too small for the gap, the middle between baseline and critical serves as warning.
-    auto_warning = max(critical - gap, (baseline_bytes + critical) // 2)
-    warning = _bytes(settings.warning, limit_bytes, baseline_bytes, auto=auto_warning)
+    auto = default_critical_bytes(limit_bytes, min_free_bytes=settings.min_free)
+    critical = _bytes(settings.critical, limit_bytes, baseline_bytes, auto=auto)
+    auto = default_warning_bytes(limit_bytes, critical_bytes=critical, baseline_bytes=baseline_bytes)
+    warning = _bytes(settings.warning, limit_bytes, baseline_bytes, auto=auto)
     thresholds = Thresholds(limit_bytes, baseline_bytes, warning, critical, settings.min_free)
     _check(settings, thresholds)
     return thresholds
@@ -78,7 +73,7 @@ def follow(settings: MemorySettings, *, limit_bytes: int, baseline_bytes: int) -
         return resolve(automatic, limit_bytes=limit_bytes, baseline_bytes=baseline_bytes), reason
     except ConfigError as error:
         reason = str(error)
-    critical = max(0, limit_bytes - max(int(limit_bytes * ACTIVATION_SHARE), settings.min_free))
+    critical = default_critical_bytes(limit_bytes, min_free_bytes=settings.min_free)
     return Thresholds(limit_bytes, baseline_bytes, critical, critical, settings.min_free), reason
 
 

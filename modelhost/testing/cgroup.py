@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modelhost.memory.cgroup import Group, find_ancestry, read_levels
+from modelhost.memory.cgroup import Group, find_ancestry, limiting, read_levels
 from modelhost.testing.guard import Guard
 
 _MB: Final = 1 << 20
@@ -216,9 +216,8 @@ def _parents() -> Iterator[Group]:
     """Yields where a group might be made: the own group, then upwards, not past a limit that holds for us."""
     for group in find_ancestry():
         yield group
-        with contextlib.suppress(OSError, ValueError):  # the root of v2 has no limit
-            if read_levels((group,)):
-                return
+        if read_levels(limiting((group,))):
+            return
 
 
 def _make(parent: Group, limit_bytes: int) -> Path:

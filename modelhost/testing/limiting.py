@@ -154,6 +154,7 @@ class Limited:
             pid = process.pid
         running = Running(self, what, pid, process, answer, timeout_s=self.wanted.timeout_s)
         self._running.append(running)
+        running.wait_until_inside()
         return running
 
     def _check_fork(self) -> None:

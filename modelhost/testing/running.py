@@ -18,6 +18,7 @@ from modelhost.testing.limited_child import Answer
 
 #: Between two looks at a child that is waited for: long against a look (some 50 microseconds).
 _LOOK_INTERVAL_S: Final = 0.01
+_ENTER_POLL_S: Final = 0.001
 
 
 class Limit(Protocol):
@@ -76,6 +77,12 @@ class Running:
                 pipe = [] if self._answer is None or self._answer.is_complete else [self._answer.descriptor]
                 select.select(watched + pipe, [], [], _LOOK_INTERVAL_S)
         return self._report()
+
+    def wait_until_inside(self) -> None:
+        """Waits until it has entered its group, which it does itself, or ended."""
+        if self._limit.group is not None:
+            while self.pid not in self._limit.group.pids() and not self._has_ended():
+                time.sleep(_ENTER_POLL_S)
 
     def kill(self) -> None:
         """Kills it where it still runs, and what else is in the control group where there is one."""

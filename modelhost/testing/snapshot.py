@@ -148,4 +148,4 @@ def _read_group(proc: Path) -> GroupFigures | None:
 @functools.lru_cache(maxsize=8)
 def _group(proc: Path, membership: bytes) -> Group | None:
     """Finding the group reads every mount, so that it is done again only where `membership` changed."""
-    return find_group(proc)
+    return find_group(proc, seen_from=Path("/proc/self"))  # a container has mounts of its own

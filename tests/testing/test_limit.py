@@ -214,7 +214,7 @@ def test_an_interrupted_parent_leaves_no_process_and_no_group(means: Any, number
         "from modelhost.testing import memory_limit\n"
         f"with memory_limit('256MB', means={means!r}) as limited:\n"
         "    running = limited.start(['/bin/sh', '-c', 'sleep 100 & echo $!; wait'])\n"
-        "    print(running.pid, limited.group.path if limited.group else '', flush=True)\n"
+        "    print(f'{running.pid} {limited.group.path if limited.group else str()}\\n', end='', flush=True)\n"
         "    running.wait()\n"
     )
     parent = subprocess.Popen(

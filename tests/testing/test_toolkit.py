@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelhost.errors import InsufficientMemory
-from modelhost.testing import LeakDetector, Place, allocate, cleanup, compare, pressure, take_snapshot, verify_recovered
+from modelhost.testing import LeakDetector, Place, allocate, cleanup, compare, take_snapshot, verify_recovered
 from modelhost.testing.slope import theil_sen
 
 MB = 1 << 20
@@ -126,21 +126,3 @@ def test_another_process_can_be_looked_at() -> None:
     assert found.rss_bytes > 0
     assert found.heap is None
     assert Place.PYTHON.value == "live Python objects"
-
-
-def test_pressure_reaches_its_level_and_gives_everything_back() -> None:
-    cleanup()
-    baseline = take_snapshot(exact=True)
-    level = baseline.committed_bytes + 24 * MB
-    with pressure(level) as held:
-        assert abs(held.reached_bytes - level) < MB
-    assert verify_recovered(baseline)
-
-
-def test_pressure_above_the_limit_or_below_what_is_there_is_an_error() -> None:
-    with pytest.raises(InsufficientMemory, match="above the limit"):
-        pressure("2GB", limit="1GB")
-    with pytest.raises(InsufficientMemory, match="allow_kill"), pressure(1 << 50):
-        pass
-    with pytest.raises(ValueError, match="already has"), pressure(MB):
-        pass

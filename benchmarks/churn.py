@@ -18,6 +18,7 @@ from benchmarks.artifacts import prepare
 from benchmarks.client import Client
 from benchmarks.models import ModelSet
 from benchmarks.process import HostProcess, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.recovery import BACK_BYTES
 from benchmarks.report import Report
 from benchmarks.smaps import read_process
@@ -35,7 +36,11 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, cycles: int, is_p
         names = [case.name for case, wanted in zip(models.cases, is_prepared, strict=True) if wanted]
         prepare(models.directory, names=names, progress=report.progress)
     models.forget_pages()
-    with running_host(models.directory, limit_bytes=limit_bytes) as host, Client(host.url) as client:
+    with (
+        running_host(models.directory, limit_bytes=limit_bytes, settings=RECORDED) as host,
+        Recording(report, host, f"{cycles} cycles of load, ask, unload"),
+        Client(host.url) as client,
+    ):
         baseline_bytes = client.memory()["baseline_bytes"]
         usages, started = [], time.monotonic()
         for cycle in range(1, cycles + 1):
@@ -52,6 +57,7 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, cycles: int, is_p
         took_s = time.monotonic() - started
         figures, metrics = host.group_figures(), client.metrics()
     first, last = statistics.median(usages[:_WINDOW]), statistics.median(usages[-_WINDOW:])
+    noted = [row for row in report.rows if row["kind"] == "cycle"]
     report.add(
         "total",
         cycles=cycles,
@@ -63,7 +69,7 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, cycles: int, is_p
         drift_bytes=last - first,
         above_baseline_bytes=last - baseline_bytes,
         most_above_baseline_bytes=max(usages) - baseline_bytes,
-        committed_drift_bytes=report.rows[-1]["committed_bytes"] - report.rows[0]["committed_bytes"],
+        committed_drift_bytes=noted[-1]["committed_bytes"] - noted[0]["committed_bytes"],
         shortfall_bytes=metrics.get("memory_shortfall_bytes", 0),
         cycle_ms=round(took_s / cycles * 1e3, 2),
         oom_kills=figures.oom_kills if figures else None,

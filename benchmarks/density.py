@@ -21,8 +21,9 @@ from benchmarks.artifacts import manifests, prepare
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import ModelSet
 from benchmarks.places import ROOT
-from benchmarks.pressure import Outcome, ask_at_random, ask_in_order, phase
+from benchmarks.pressure import Note, Outcome, ask_at_random, ask_in_order, phase
 from benchmarks.process import HostProcess, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 from benchmarks.smaps import read_mappings, read_process, read_traffic
 from modelhost.testing import cgroup
@@ -145,11 +146,15 @@ def _host(report: Report, models: ModelSet, limit_bytes: int, load: Load, varian
     popular = list(models.cases)
     random.Random(load.seed).shuffle(popular)
     weights = [rank**-load.exponent for rank in range(1, len(popular) + 1)]
-    with running_host(models.directory, limit_bytes=limit_bytes) as host, Client(host.url) as client:
+    with (
+        running_host(models.directory, limit_bytes=limit_bytes, settings=RECORDED) as host,
+        Recording(report, host, f"{len(models.cases)} prepared models") as recording,
+        Client(host.url) as client,
+    ):
         client.memory()
         idle = _state(report, "idle", host, client, None)
         report.progress(f"{len(models.cases)} models, each asked once")
-        _phase(report, host, "each once", lambda: ask_in_order(host.url, models.cases))
+        _phase(report, host, "each once", lambda note: ask_in_order(host.url, models.cases, note), recording)
         if host.is_alive:
             time.sleep(_SETTLE_S)
             state = _state(report, "each asked once", host, client, idle)
@@ -165,14 +170,16 @@ def _host(report: Report, models: ModelSet, limit_bytes: int, load: Load, varian
                 report,
                 host,
                 "by popularity",
-                lambda: ask_at_random(
+                lambda note: ask_at_random(
                     host.url,
                     popular,
+                    note=note,
                     requests=load.requests,
                     clients=load.clients,
                     seed=load.seed,
                     weights=weights,
                 ),
+                recording,
             )
         if host.is_alive:
             time.sleep(_SETTLE_S)
@@ -180,7 +187,7 @@ def _host(report: Report, models: ModelSet, limit_bytes: int, load: Load, varian
         _finish(report, host, models, variants)
 
 
-def _phase(report: Report, host: HostProcess, name: str, work: Callable[[], Outcome]) -> None:
+def _phase(report: Report, host: HostProcess, name: str, work: Callable[[Note], Outcome], recording: Recording) -> None:
     """A phase, with what was read from the disk for it."""
     before = read_traffic(host.pid)
 
@@ -188,7 +195,7 @@ def _phase(report: Report, host: HostProcess, name: str, work: Callable[[], Outc
         after = read_traffic(host.pid) if host.is_alive else before
         return {"disk_bytes": after[0] - before[0], "major_faults": after[1] - before[1]}
 
-    phase(report, host, name, work, traffic)
+    phase(report, host, name, work, traffic, recording=recording)
 
 
 def _state(report: Report, name: str, host: HostProcess, client: Client, idle: dict[str, Any] | None) -> dict[str, Any]:

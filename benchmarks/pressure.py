@@ -12,14 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Case, ModelSet
 from benchmarks.process import Meter, RunningHost, Target, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 
 _FAILURES_KEPT: Final = 5
+
+
+#: Told of each request that has ended: its milliseconds, and ok or what became of it. Any thread's.
+Note: TypeAlias = Callable[[float, str], None]
+
+
+def unnoted(latency_ms: float, result: str) -> None:
+    """Notes nothing of a request that has ended."""
 
 
 @dataclass(slots=True)
@@ -29,6 +39,7 @@ class Outcome:
     latencies_ms: list[float] = field(default_factory=list)
     wrong: int = 0
     failures: list[str] = field(default_factory=list)
+    note: Note = field(default=unnoted, repr=False)
 
     @property
     def requests(self) -> int:
@@ -42,13 +53,16 @@ class Outcome:
 
     def ask(self, client: Client, case: Case) -> None:
         """Asks one question and checks the answer."""
-        started = time.perf_counter()
+        started, result = time.perf_counter(), "ok"
         try:
             if not case.is_right(client.infer(case.name, case.question)):
                 self.wrong += 1
+                result = "wrong"
         except RequestFailed as error:
             self.failures.append(f"{case.name}: {error}")
+            result = str(error).split(":")[0]
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
+        self.note(self.latencies_ms[-1], result)
 
     def merge(self, other: Outcome) -> None:
         """Takes another's requests in."""
@@ -57,9 +71,9 @@ class Outcome:
         self.failures += other.failures
 
 
-def ask_in_order(url: str, cases: Sequence[Case]) -> Outcome:
+def ask_in_order(url: str, cases: Sequence[Case], note: Note = unnoted) -> Outcome:
     """Asks each model once, one after another."""
-    outcome = Outcome()
+    outcome = Outcome(note=note)
     with Client(url) as client:
         for case in cases:
             outcome.ask(client, case)
@@ -74,12 +88,13 @@ def ask_at_random(
     clients: int,
     seed: int,
     weights: Sequence[float] | None = None,
+    note: Note = unnoted,
 ) -> Outcome:
     """Asks models in random order from `clients` threads, each with a connection of its own.
 
     With `weights` some models are asked more often than others.
     """
-    outcomes = [Outcome() for _ in range(clients)]
+    outcomes = [Outcome(note=note) for _ in range(clients)]
 
     def work(number: int) -> None:
         choose = random.Random(seed * 1000 + number)
@@ -113,17 +128,21 @@ def run(
     with contextlib.ExitStack() as stack:
         host: Target
         if url is None:
-            host = stack.enter_context(running_host(models.directory, limit_bytes=limit_bytes))
+            own = stack.enter_context(running_host(models.directory, limit_bytes=limit_bytes, settings=RECORDED))
+            host, recording = own, stack.enter_context(Recording(report, own, "more models than fit"))
         else:
-            host = RunningHost(url)
+            host, recording = RunningHost(url), None
         report.progress(f"{len(models.cases)} models one after another")
-        phase(report, host, "in order", lambda: ask_in_order(host.url, models.cases))
+        phase(report, host, "in order", lambda note: ask_in_order(host.url, models.cases, note), recording=recording)
         report.progress(f"{requests} requests at random by {clients} clients")
         phase(
             report,
             host,
             "at random",
-            lambda: ask_at_random(host.url, models.cases, requests=requests, clients=clients, seed=seed),
+            lambda note: ask_at_random(
+                host.url, models.cases, requests=requests, clients=clients, seed=seed, note=note
+            ),
+            recording=recording,
         )
         _finish(report, host)
     report.table(
@@ -148,15 +167,19 @@ def phase(
     report: Report,
     host: Target,
     name: str,
-    work: Callable[[], Outcome],
+    work: Callable[[Note], Outcome],
     more: Callable[[], Mapping[str, Any]] = dict,
+    *,
+    recording: Recording | None = None,
 ) -> None:
     """Runs one phase with a meter on the host and reports it; what `more` says afterwards is in the result."""
+    if recording is not None:
+        recording.mark(name)
     with Client(host.url) as client:
         before = client.metrics()
         started = time.monotonic()
         with Meter(host) as meter:
-            outcome = work()
+            outcome = work(unnoted if recording is None else partial(recording.request, name))
         took_s = time.monotonic() - started
         try:
             after = client.metrics()
@@ -186,7 +209,7 @@ def phase(
 def _finish(report: Report, host: Target) -> None:
     report.require(host.is_alive, f"the host has ended: {host.last_words()}")
     figures = host.group_figures()
-    peak = max(row["usage_peak_bytes"] for row in report.rows)
+    peak = max(row["usage_peak_bytes"] for row in report.rows if row["kind"] == "phase")
     if host.is_alive:
         with Client(host.url) as client:
             memory = client.memory()

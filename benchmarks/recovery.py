@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from benchmarks.client import Client
 from benchmarks.models import ModelSet
 from benchmarks.process import HostProcess, Meter, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 
 _MB: Final = 1 << 20
@@ -25,7 +26,7 @@ _TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.01
 
 #: A body larger than the default may carry, so that one can reach critical from below warning.
-_SETTINGS: Final = {"SERVER_MAX_DECODING_BYTES": "56MB", "SERVER_MAX_REQUEST_BYTES": "56MB"}
+_SETTINGS: Final = {**RECORDED, "SERVER_MAX_DECODING_BYTES": "56MB", "SERVER_MAX_REQUEST_BYTES": "56MB"}
 
 
 def run(report: Report, models: ModelSet, *, limit_bytes: int) -> None:
@@ -35,8 +36,9 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int) -> None:
         with (
             running_host(models.directory, limit_bytes=limit_bytes, settings=_SETTINGS) as host,
             Client(host.url) as client,
+            Recording(report, host, f"pushed to {level}, and let go") as recording,
         ):
-            _measure(report, models, host, client, level)
+            _measure(report, models, host, client, level, recording)
     report.table(
         "level",
         {
@@ -55,7 +57,9 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int) -> None:
     )
 
 
-def _measure(report: Report, models: ModelSet, host: HostProcess, client: Client, level: str) -> None:
+def _measure(
+    report: Report, models: ModelSet, host: HostProcess, client: Client, level: str, recording: Recording
+) -> None:
     memory = _fill(models, client)
     before = host.usage_bytes()
     loaded = _ready(memory)
@@ -63,6 +67,7 @@ def _measure(report: Report, models: ModelSet, host: HostProcess, client: Client
     # difference to what was sent.
     goal = (memory["warning_bytes"] + memory["critical_bytes"]) // 2
     push_bytes = goal - before if level == "warning" else 55 * _MB
+    recording.mark("pushed")
     with Meter(host) as meter:
         started = time.time()
         with _unfinished_body(host.url, models.cases[0].name, push_bytes):
@@ -70,9 +75,11 @@ def _measure(report: Report, models: ModelSet, host: HostProcess, client: Client
             normal = _await_event(client, started, "normal", timeout_s=3.0)
             during = client.memory()
         let_go = time.time()
+        recording.mark("let go")
         if normal is None:
             normal = _await_event(client, let_go, "normal")
     after = _settled_usage(host)
+    recording.mark("all unloaded")
     emptied = time.perf_counter()
     client.cleanup()
     empty_ms = (time.perf_counter() - emptied) * 1e3

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -30,6 +30,9 @@ class Report:
     out: TextIO
     rows: list[dict[str, Any]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    """Which tables were printed: those that a record shows again."""
+    started: float = field(default_factory=time.monotonic)
 
     def add(self, kind: str, **figures: Any) -> None:
         """Writes one result."""
@@ -55,17 +58,39 @@ class Report:
 
     def table(self, kind: str, columns: Mapping[str, str]) -> None:
         """Prints the results of one kind; `columns` maps figures to headings."""
-        rows = [[_shown(key, row.get(key)) for key in columns] for row in self.rows if row["kind"] == kind]
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K")
-        sys.stderr.write("\n" + align([list(columns.values()), *rows]) + "\n")
+        self._print(kind, dict(columns))
 
     def summary(self, kind: str) -> None:
         """Prints one result as a list of its figures."""
-        for row in self.rows:
-            if row["kind"] == kind:
-                lines = [[key, _shown(key, value)] for key, value in row.items() if key not in ("benchmark", "kind")]
-                sys.stderr.write("\n" + align([[kind, ""], *lines]) + "\n")
+        self._print(kind, None)
+
+    def close(self) -> None:
+        """Writes the last row: whether everything held that must, and what it takes to print the tables again."""
+        took_s = round(time.monotonic() - self.started, 3)
+        self.add("outcome", holds=not self.violations, violations=self.violations, took_s=took_s, tables=self.tables)
+
+    def _print(self, kind: str, columns: dict[str, str] | None) -> None:
+        self.tables.append({"of": kind, "columns": columns})
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\033[K")
+        for text in lines_of([row for row in self.rows if row["kind"] == kind], columns, kind):
+            sys.stderr.write(f"\n{text}\n")
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None, kind: str) -> Iterator[str]:
+    """Yields the tables of some rows as text; without columns a list of figures for each row."""
+    yield from (align(cells) for cells in cells_of(rows, columns, kind))
+
+
+def cells_of(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None, kind: str
+) -> Iterator[list[list[str]]]:
+    """Yields the same as cells, the headings first."""
+    if columns is not None:
+        yield [list(columns.values()), *([shown(key, row.get(key)) for key in columns] for row in rows)]
+        return
+    for row in rows:
+        yield [[kind, ""], *([key, shown(key, row[key])] for key in row if key not in ("benchmark", "kind", "at"))]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -80,7 +105,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _shown(key: str, value: Any) -> str:
+def shown(key: str, value: Any) -> str:
     """Prints a figure by its unit, which is the end of its name."""
     if value is None:
         return "-"

@@ -8,19 +8,24 @@ import time
 from benchmarks.client import Client
 from benchmarks.models import ModelSet
 from benchmarks.process import HostProcess, Meter, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 
 
 def run(report: Report, models: ModelSet, *, limit_bytes: int, rounds: int) -> None:
     """Asks each model cold, then warm, in `rounds` rounds over all; one line for each model and round."""
     models.forget_pages()
-    with running_host(models.directory, limit_bytes=limit_bytes) as host, Client(host.url) as client:
-        with Meter(host) as meter:
+    with (
+        running_host(models.directory, limit_bytes=limit_bytes, settings=RECORDED) as host,
+        Client(host.url) as client,
+    ):
+        with Meter(host) as meter, Recording(report, host, "one after another") as recording:
             for number in range(1, rounds + 1):
-                _round(report, models, host, client, number)
+                recording.mark(f"round {number}")
+                _round(report, models, host, client, number, recording)
         memory, figures = client.memory(), host.group_figures()
         loads = client.metrics()
-    rows = report.rows
+    rows = [row for row in report.rows if row["kind"] == "model"]
     report.add(
         "total",
         limit_bytes=memory["limit_bytes"],
@@ -36,7 +41,7 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, rounds: int) -> N
         wrong=sum(not row["right"] for row in rows),
         oom_kills=figures.oom_kills if figures else None,
     )
-    report.require(all(row["right"] for row in rows if row["kind"] == "model"), "there are wrong answers")
+    report.require(all(row["right"] for row in rows), "there are wrong answers")
     report.require(not (figures and figures.oom_kills), "the kernel killed a process")
     report.table(
         "model",
@@ -55,7 +60,9 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, rounds: int) -> N
     report.summary("total")
 
 
-def _round(report: Report, models: ModelSet, host: HostProcess, client: Client, number: int) -> None:
+def _round(
+    report: Report, models: ModelSet, host: HostProcess, client: Client, number: int, recording: Recording
+) -> None:
     for case in models.cases:
         before = client.metrics()
         cold_started = time.perf_counter()
@@ -63,6 +70,8 @@ def _round(report: Report, models: ModelSet, host: HostProcess, client: Client, 
         warm_started = time.perf_counter()
         second = client.infer(case.name, case.question)
         ended = time.perf_counter()
+        recording.request("cold", (warm_started - cold_started) * 1e3)
+        recording.request("warm", (ended - warm_started) * 1e3)
         memory, after = client.memory(), client.metrics()
         report.add(
             "model",

@@ -33,11 +33,31 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-out = click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Append the JSON lines to this file. [default: standard output]",
-)
+#: Where the file for the page is kept between the command line and `report`: no command has to pass it on.
+_HTML = "benchmarks.html"
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_HTML] = value
+
+
+def out(command: F) -> F:
+    """Adds `--out`, and `--html`, which `report` finds by itself."""
+    lines = click.option(
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Append the JSON lines to this file. [default: standard output]",
+    )
+    page = click.option(
+        "--html",
+        type=click.Path(path_type=Path, dir_okay=False),
+        expose_value=False,
+        callback=_keep,
+        help="Draw the results into this file; `report` does so from JSON lines, later too.",
+    )
+    return lines(page(command))
+
+
 limit = click.option(
     "--limit", "limit_bytes", type=Size(), default="256MB", show_default=True, help="Memory limit of the host."
 )
@@ -78,9 +98,17 @@ def report(benchmark: str, out: Path | None, **parameters: Any) -> Iterator[Repo
         yield opened
     except (RequestFailed, ModuleNotFoundError) as error:
         raise click.ClickException(str(error)) from error
+    else:
+        opened.close()
     finally:
         if out is not None:
             stream.close()
+    html: Path | None = click.get_current_context().meta.get(_HTML)
+    if html is not None:
+        from benchmarks import records
+        from benchmarks.plots import page
+
+        html.write_text(page.render([records.of_report(opened)]), encoding="utf-8")
     for text in opened.violations:
         click.echo(f"VIOLATED: {text}", err=True)
     if opened.violations:

@@ -177,7 +177,10 @@ def _invoke(*arguments: str, out: Path) -> list[dict[str, Any]]:
     """Runs a benchmark as a user does; returns its results."""
     result = CliRunner().invoke(cli, [*arguments, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in out.read_text().splitlines()]
+    *rows, outcome = [json.loads(line) for line in out.read_text().splitlines()]
+    assert outcome["kind"] == "outcome"
+    assert outcome["holds"]
+    return rows
 
 
 def test_prepared_sessions_are_compared_with_stock_ones(tmp_path: Path) -> None:

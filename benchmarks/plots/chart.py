@@ -1,0 +1,88 @@
+"""Lines over a common axis, with their names beside them: the plots that are not of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks.plots import scales, svg
+from benchmarks.plots.theme import SERIES
+
+WIDTH: Final = 1116
+LEFT: Final = 74
+#: Names and figures of lines stand here.
+RIGHT: Final = 196
+_TOP: Final = 16
+_BOTTOM: Final = 44
+_LABEL_GAP: Final = 15
+
+
+def axes(x: scales.Scale, y: scales.Scale, *, x_unit: scales.Unit, y_unit: scales.Unit, x_label: str) -> Iterator[str]:
+    """Yields grid, ticks and the label below; `y.start` is the bottom."""
+    yield from y_axis(y, y_unit, x)
+    yield from x_axis(x, x_unit, y.start, x_label)
+
+
+def y_axis(y: scales.Scale, unit: scales.Unit, x: scales.Scale) -> Iterator[str]:
+    """Yields the horizontal grid with its figures."""
+    for value in y.ticks(max(2, int(abs(y.to - y.start) / 38)), unit):
+        at = y.at(value)
+        yield svg.line(x.start, at, x.to, at, "grid")
+        yield svg.text(x.start - 8, at + 4, scales.shown(value, unit), "faint", "end")
+
+
+def x_axis(
+    x: scales.Scale, unit: scales.Unit, bottom: float, label: str, ticks: Sequence[float] | None = None
+) -> Iterator[str]:
+    """Yields the axis at the bottom, its figures, and what it is."""
+    yield svg.line(x.start, bottom, x.to, bottom, "axis")
+    for value in x.ticks(9, unit) if ticks is None else ticks:
+        yield svg.line(x.at(value), bottom, x.at(value), bottom + 4, "axis")
+        yield svg.text(x.at(value), bottom + 18, scales.shown(value, unit), "faint", "middle")
+    yield svg.text((x.start + x.to) / 2, bottom + 36, label, "faint", "middle")
+
+
+def labels(
+    wanted: Sequence[tuple[float, str, str]], x: float, top: float, bottom: float, *, from_x: float
+) -> Iterator[str]:
+    """Yields words (place, text, style) at the right, apart from each other, with a leader where one was moved."""
+    places = svg.apart([place for place, _, _ in wanted], _LABEL_GAP, top, bottom)
+    for (place, words, style), found in zip(wanted, places, strict=True):
+        if abs(found - place) > 2:
+            yield svg.line(from_x, place, x - 3, found, "mark")
+        yield svg.text(x, found + 4, words, style)
+
+
+def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
+    """Returns a row of kind `plot` as a drawing: series with names, and levels as lines across."""
+    series, levels = plot["series"], plot.get("levels", ())
+    xs = [float(point[0]) for one in series for point in one["points"]]
+    ys = [float(point[1]) for one in series for point in one["points"]] + [level["at"] for level in levels]
+    x_unit, y_unit = plot["x"]["unit"], plot["y"]["unit"]
+    bottom = height - _BOTTOM
+    x = (scales.logarithmic if plot["x"].get("log") else _whole)(xs, LEFT, WIDTH - RIGHT)
+    y = (scales.logarithmic if plot["y"].get("log") else scales.linear)(ys, bottom, _TOP)
+    ticks = plot["x"].get("ticks")
+    parts = [*y_axis(y, y_unit, x), *x_axis(x, x_unit, bottom, plot["x"]["label"], ticks)]
+    parts.append(svg.text(LEFT - 66, _TOP - 4, plot["y"]["label"], "faint"))
+    named: list[tuple[float, str, str]] = []
+    for level in levels:
+        parts.append(svg.line(x.start, y.at(level["at"]), x.to, y.at(level["at"]), level["style"]))
+        named.append((y.at(level["at"]), level["name"], level["style"]))
+    for index, one in enumerate(series):
+        points = [(x.at(first), y.at(second)) for first, second in one["points"]]
+        style = SERIES[index % len(SERIES)]
+        parts.append(svg.path(points, style + (" dashed" if one.get("dashed") else "")))
+        if len(points) <= 24:
+            parts += [svg.dot(*point, f"fill-{style}") for point in points]
+        if points:
+            last = scales.shown(one["points"][-1][1], y_unit)
+            named.append((points[-1][1], f"{one['name']}: {last}", style))
+    parts += labels(named, x.to + 12, _TOP, bottom, from_x=x.to)
+    return svg.drawing(WIDTH, height, parts, plot["title"])
+
+
+def _whole(values: list[float], start: float, to: float) -> scales.Scale:
+    """A scale that begins at the least value where that is far from 0."""
+    low = min(values, default=0.0)
+    return scales.Scale(0.0 if low < 0.2 * max(values, default=1.0) else low, max(values, default=1.0), start, to)

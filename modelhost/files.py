@@ -3,6 +3,9 @@
 Everything is written aside, under a name that begins with `tmp-`, and renamed into its place when the disk has it.
 What is being written is locked: the lock ends with its process, so that leftovers can be told from work in progress,
 that of other processes included.
+
+What is done again and again names files by text. A `Path` puts each of its parts into the interpreter's table of
+names, which keeps the place of those that are gone until it is full; then it doubles, by 1 MB in a host.
 """
 
 from __future__ import annotations
@@ -44,12 +47,12 @@ def write_whole(file: Path, data: bytes, *, aside_in: Path | None = None) -> Non
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.write(data)
             os.fsync(descriptor)
-            aside.replace(file)
+            os.replace(aside, file)
         finally:
             os.close(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            os.unlink(aside)
         raise
     sync_folder(file.parent)
 
@@ -69,9 +72,9 @@ def folder_aside(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def new_aside(parent: Path) -> Path:
+def new_aside(parent: Path) -> str:
     """Returns a path that nobody has used: by chance, as hosts in containers are all process number 1."""
-    return parent / f"{_ASIDE}{secrets.token_hex(8)}"
+    return f"{parent}/{_ASIDE}{secrets.token_hex(8)}"
 
 
 def is_aside(entry: Path) -> bool:
@@ -127,7 +130,7 @@ def remove(entry: Path) -> int:
 
     It is out of its place at once: a process that is killed meanwhile leaves no half of it there.
     """
-    size, aside = size_bytes(entry), new_aside(entry.parent)
+    size, aside = size_bytes(entry), Path(new_aside(entry.parent))
     try:
         if not is_aside(entry):
             entry.rename(aside)
@@ -176,7 +179,7 @@ def _is_young(entry: Path) -> bool:
 # --- making --------------------------------------------------------------------------------------------
 
 
-def _make_file(parent: Path) -> tuple[Path, int]:
+def _make_file(parent: Path) -> tuple[str, int]:
     """Makes and locks a file aside, which others may read as the umask says. Raises OSError."""
     while True:
         aside = new_aside(parent)
@@ -188,7 +191,7 @@ def _make_file(parent: Path) -> tuple[Path, int]:
 def _make_folder(parent: Path) -> tuple[Path, int]:
     """Makes and locks a folder aside. Raises OSError."""
     while True:
-        aside = new_aside(parent)
+        aside = Path(new_aside(parent))
         aside.mkdir()
         try:
             descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
@@ -201,11 +204,11 @@ def _make_folder(parent: Path) -> tuple[Path, int]:
             return aside, descriptor
 
 
-def _has_lock(aside: Path, descriptor: int) -> bool:
+def _has_lock(aside: str | Path, descriptor: int) -> bool:
     """Locks what has just been made; returns False, closed, where another process's cleaning came first."""
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    if aside.exists():
+    if os.path.exists(aside):
         return True
     os.close(descriptor)
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,20 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What paths put into the interpreter's table of names, as it happens: see `modelhost.files`."""
+    names: list[str] = []
+    intern = sys.intern
+
+    def recorded(name: str, /) -> str:
+        names.append(name)
+        return intern(name)
+
+    monkeypatch.setattr(sys, "intern", recorded)
+    return names
 
 
 @pytest.fixture(scope="session")

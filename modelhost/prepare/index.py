@@ -90,7 +90,7 @@ class ArtifactIndex:
             "dimensions": dict(dimensions),
             "identity": self._identity.key_for("", dimensions),
         }
-        place = self._file_for(file)
+        place = Path(self._place_for(file))
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             files.write_whole(place, json.dumps(entry).encode(), aside_in=self._cache)
@@ -99,11 +99,13 @@ class ArtifactIndex:
         return key
 
     def _written_entry(self, file: Path) -> Any:
-        return json.loads(self._file_for(file).read_text())
+        with open(self._place_for(file), "rb") as stream:
+            return json.loads(stream.read())
 
-    def _file_for(self, file: Path) -> Path:
+    def _place_for(self, file: Path) -> str:
+        """Returns where a file's entry is; text, as every look at a model asks for it: see `files`."""
         place = os.path.relpath(file, self._models)
-        return self._cache / _INDEX / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+        return f"{self._cache}/{_INDEX}/{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
 
 
 def _content_digest(file: Path, external: tuple[str, ...]) -> str:

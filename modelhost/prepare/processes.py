@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from modelhost.memory import allocator
@@ -32,8 +31,8 @@ def family(pid: int) -> Iterator[int]:
     """Yields a process and all that descend from it; those that end meanwhile are left out. Raises nothing."""
     yield pid
     for thread in _threads(pid):
-        with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as stream:
+            for child in stream.read().split():
                 yield from family(int(child))
 
 

@@ -113,7 +113,7 @@ class ArtifactStore:
     def stamp(self, key: str) -> int:
         """Returns a number that changes when the artifact is made again; 0 where there is none."""
         try:
-            return (self.cache / key / _MANIFEST).stat().st_mtime_ns
+            return os.stat(f"{self.cache}/{key}/{_MANIFEST}").st_mtime_ns
         except OSError:
             return 0
 

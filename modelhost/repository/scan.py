@@ -32,6 +32,10 @@ _SHOWN_LENGTH: Final = 100
 
 _DEFAULTS: Final = ModelOptions()
 
+#: Paths that outlive scans: who has everything looked up anew at each would fill the interpreter's table of names
+#: (see `files`).
+_PATHS_KEPT: Final = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -69,6 +73,7 @@ class Repository:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._index = Index()
+        self._paths: dict[str, Path] = {}
 
     @property
     def directory(self) -> Path:
@@ -132,9 +137,16 @@ class Repository:
         for known, relative in reversed(files):
             if version is None or known == version:
                 below = f"{name}/{relative}" if relative else name + SUFFIX
-                path = self._directory / below
-                return ModelFile(name, known, path, index.options.get(name, _DEFAULTS))
+                return ModelFile(name, known, self._path(below), index.options.get(name, _DEFAULTS))
         raise _missing(index, name, version)
+
+    def _path(self, below: str) -> Path:
+        path = self._paths.get(below)
+        if path is None:
+            if len(self._paths) >= _PATHS_KEPT:
+                self._paths.clear()
+            path = self._paths[below] = self._directory / below
+        return path
 
     def options(self, name: str) -> ModelOptions:
         """Returns the options that lie beside a model; the defaults where there are none, nor a model."""

@@ -40,11 +40,21 @@ def test_a_write_that_fails_leaves_the_former_content_and_nothing_else(
         elif name == "fsync":
             patched.setattr(files.os, "fsync", full)
         else:
-            patched.setattr(Path, "replace", full)
+            patched.setattr(files.os, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             files.write_whole(file, b"new")
     assert file.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_writing_again_and_again_leaves_no_names_in_the_interpreter(tmp_path: Path, named: list[str]) -> None:
+    file = tmp_path / "state"
+    files.write_whole(file, b"former")
+    assert "state" in named
+    named.clear()
+    files.write_whole(file, b"new")
+    assert named == []
+    assert file.read_bytes() == b"new"
 
 
 def test_a_process_that_is_killed_between_write_and_rename_leaves_what_the_next_start_removes(tmp_path: Path) -> None:

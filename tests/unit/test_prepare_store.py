@@ -96,6 +96,18 @@ def test_what_was_adopted_is_found_by_every_process_without_reading_it(stage: St
     assert [path.name for path in stage.cache.iterdir() if path.name.startswith("tmp-")] == []
 
 
+def test_looking_again_and_again_leaves_no_names_in_the_interpreter(stage: Stage, named: list[str]) -> None:
+    file = stage.model("a")
+    made = stage.prepare(file)
+    store = stage.store()
+    assert made.manifest.key in named
+    named.clear()
+    tokens = {store.token(file) for _ in range(3)}
+    assert len(tokens) == 1
+    assert 0 not in tokens
+    assert named == []
+
+
 def test_without_a_cache_nothing_is_found_and_nothing_is_made(stage: Stage) -> None:
     file = stage.model("a")
     assert stage.store().find(file) is None

@@ -56,6 +56,17 @@ def test_versions_are_ordered_as_numbers_and_the_highest_is_the_default(tmp_path
     assert tmp_path / "m/9/model.onnx" == repository.find("m", "9").path
 
 
+def test_a_scan_that_finds_the_same_leaves_the_paths_as_they_are(tmp_path: Path, named: list[str]) -> None:
+    for below in ("one/1/model.onnx", "two.onnx"):
+        put(tmp_path / below)
+    repository = scanned(tmp_path)
+    before = {name: repository.find(name).path for name in ("one", "two")}
+    repository.scan()
+    named.clear()
+    assert all(repository.find(name).path is path for name, path in before.items())
+    assert named == []
+
+
 def test_names_are_sorted(tmp_path: Path) -> None:
     for name in ("b", "c", "a"):
         put(tmp_path / name / "1/model.onnx")

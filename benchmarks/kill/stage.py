@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -28,7 +29,6 @@ from modelhost.prepare.processes import family
 CONTENTS: Final = 2
 _PATIENCE_S: Final = 60.0
 _POLL_S: Final = 0.002
-_WRITES_S: Final = 0.5
 #: What a log says of the machine and not of the start: others' files push ours out of the page cache.
 _NOT_OURS: Final = "memory thrashes"
 _PREPARE: Final = [*SERVE[:-1], "prepare"]
@@ -94,11 +94,8 @@ class Repository:
             shutil.rmtree(found[int(random.integers(len(found)))], ignore_errors=True)
 
     def broken(self) -> list[str]:
-        """Returns what is wrong in the cache while nobody is at work on it: halves of things, and leftovers."""
-        aside = set(self.cache.rglob("tmp-*"))
-        if aside:  # the host writes its totals all the time
-            time.sleep(_WRITES_S)
-        wrong = [f"{path.name} was left over" for path in aside if path.exists()]
+        """Returns what is wrong in the cache while nobody prepares: halves of things, and leftovers."""
+        wrong = [f"{path.relative_to(self.cache)} was left over" for path in left_over(self.cache)]
         for manifest in self.cache.glob("*/manifest.json"):
             for name, (size, _, digest) in json.loads(manifest.read_text())["files"].items():
                 data = (manifest.parent / name).read_bytes()
@@ -139,6 +136,25 @@ class Killed:
         lines = self.log.read_text(errors="replace").splitlines()
         words = ("WARNING", "ERROR", "CRITICAL", "Traceback")
         return [line for line in lines if any(word in line for word in words) and _NOT_OURS not in line]
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Returns the files aside that nobody is at work on.
+
+    A host writes its totals all the time: what it writes is open, from its first moment to its rename.
+    """
+    aside = list(folder.rglob("tmp-*"))
+    at_work = _open_files() if aside else frozenset()
+    return [path for path in aside if str(path.resolve()) not in at_work and path.exists()]
+
+
+def _open_files() -> frozenset[str]:
+    """Returns what all processes that may be looked into have open now."""
+    found = set()
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # closed, or its process gone
+            found.add(os.readlink(link))
+    return frozenset(found)
 
 
 def start_host(repository: Repository, folder: Path, number: int) -> Killed:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill.run import run
-from benchmarks.kill.stage import Repository
+from benchmarks.kill.stage import Repository, left_over
 from benchmarks.report import Report
 
 TIMES = 40 if os.environ.get("MODELHOST_TEST_FULL") == "1" else 3
@@ -37,3 +37,11 @@ def test_halves_of_artifacts_and_leftovers_are_seen(tmp_path: Path) -> None:
         "tmp-1 was left over",
         f"{'a' * 32}/model.bin is not what was written",
     ]
+
+
+def test_what_is_being_written_is_no_leftover_until_nobody_has_it_open(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    with (state / "tmp-2").open("wb"):
+        assert left_over(tmp_path) == []
+    assert left_over(tmp_path) == [state / "tmp-2"]

@@ -17,7 +17,7 @@ from functools import partial
 
 from modelhost.care import MEMORY_CRITICAL, Care
 from modelhost.conditions import Conditions
-from modelhost.config import ModelsSettings, ServerSettings, Settings
+from modelhost.config import ServerSettings, Settings
 from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError, Overloaded
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
@@ -250,18 +250,22 @@ class Host:
         if not self.is_accepting:
             raise HostStarting("the host is starting: it loads what models.preload names")
 
-    async def reload(self, models: ModelsSettings | None = None) -> None:
+    async def reload(self, settings: Settings | None = None) -> None:
         """Has what may change while the host runs read again: keys, models' options and settings, the directory.
 
-        What cannot be read stays as it was, and is logged.
+        Of `settings`, models' and `memory.limit` are taken over. What cannot be read stays as it was, and is logged.
         """
         for call in self.on_reload:
             try:
                 await self.pool.catalog.on_disk(call)
             except ConfigError as error:
                 log.error("not reloaded: %s", error)
-        if models is not None:
-            self.pool.catalog.use(models)
+        if settings is not None:
+            self.pool.catalog.use(settings.models)
+            try:
+                self.memory.use_limit(settings.memory.limit)
+            except ConfigError as error:
+                log.error("not reloaded: %s", error)
         try:
             await self.pool.catalog.scan()
         except (ConfigError, Overloaded) as error:

@@ -171,13 +171,13 @@ def _server_config(app: ModelHostApp, connections: int, server: ServerSettings) 
 
 async def _reload(host: Host, read: Callable[[], Settings]) -> None:
     """Reads again what may change while the host runs; the rest of the settings stays as it is until the next start."""
-    log.info("reloading keys, models' options and settings, and the models' directory")
-    models = None
+    log.info("reloading keys, memory.limit, models' options and settings, and the models' directory")
+    settings = None
     try:
-        models = (await host.pool.catalog.on_disk(read)).models
+        settings = await host.pool.catalog.on_disk(read)
     except ConfigError as error:
         log.error("the settings stay as they are: %s", error)
-    await host.reload(models)
+    await host.reload(settings)
 
 
 def _connections(server: ServerSettings) -> int:

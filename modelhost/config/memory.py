@@ -26,7 +26,7 @@ class MemorySettings(Section):
     """The memory that the host may use, and when it acts."""
 
     limit: Size | None = None
-    """Upper bound; only ever lowers the limit that the kernel sets."""
+    """Upper bound; only ever lowers the limit that the kernel sets. Read again at a reload."""
     warning: Threshold = ThresholdSpec.parse("auto")
     """Idle models leave from here on; auto: 20 MB or 5 % of the limit, whichever is more, below critical."""
     critical: Threshold = ThresholdSpec.parse("auto")

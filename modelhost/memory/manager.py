@@ -318,6 +318,14 @@ class MemoryManager:
 
     # --- being told --------------------------------------------------------------------------------
 
+    def use_limit(self, limit_bytes: int | None) -> None:
+        """Changes `memory.limit` while the host runs; thresholds follow at once, and what is too much leaves.
+
+        Raises ConfigError where that takes a new start.
+        """
+        self.probe.configure(limit_bytes)
+        self._follow_limit()
+
     def set_cleaner(self, cleaner: Cleaner) -> None:
         """Names the one who gives memory back when the level asks for it."""
         self._cleaner = cleaner

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from modelhost.errors import ConfigError
 from modelhost.memory.cgroup import Level, find_limiting, read_levels
 
 LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
@@ -37,6 +38,12 @@ class MemoryProbe(Protocol):
         """Reads the limit anew, which may have been changed; takes some 20 microseconds for each group.
 
         Raises OSError or ValueError where it cannot be read: then the former one stays in force.
+        """
+
+    def configure(self, limit_bytes: int | None) -> None:
+        """Changes the configured limit, from the next `refresh` on; None: there is none.
+
+        Raises ConfigError where usage would have to be read on another scale than until now.
         """
 
     def usage(self) -> Usage:
@@ -76,6 +83,16 @@ class Probe:
                 raise
             levels, self._groups = read_levels(groups), groups  # the process was moved
         self._take(levels)
+
+    def configure(self, limit_bytes: int | None) -> None:
+        """Changes the configured limit, from the next `refresh` on. The owner's thread."""
+        is_set = limit_bytes is not None and limit_bytes < self._machine_bytes
+        if not self._levels and is_set != (self.limit_source == "setting"):
+            raise ConfigError(
+                "memory.limit stays as it was until the next start: without a control group's limit it decides what "
+                "usage is, the process's own or the machine's"
+            )
+        self._configured_bytes = limit_bytes
 
     def _take(self, levels: tuple[Level, ...]) -> None:
         # A group's limit above the machine's memory limits nothing.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 from modelhost.config import PoolSettings
@@ -50,6 +51,16 @@ _MAX_LOOKS: Final = 4
 _AGAIN_S: Final = 1.0
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """A child, or a load, in progress."""
+
+    slot: Slot
+    cancel: CancelToken
+    is_recalled: bool = False
+    """Whether it was stopped since what it may take is not there any more."""
+
+
 class Arrivals:
     """First looks and loads. Event-loop thread; a child is waited for on a thread of its own.
 
@@ -79,7 +90,8 @@ class Arrivals:
         self.served: Callable[[Slot], None] = lambda slot: None
         """Called with a slot that has just become ready."""
         self.footprints = Footprints()
-        self._child: tuple[Slot, CancelToken] | None = None
+        self._child: _UnderWay | None = None
+        self._load: _UnderWay | None = None
         self._builder = one_thread("modelhost-prepare")
         self.overdue: LoadWatch | None = None
         """The load that did not end when it was stopped, and holds all others up."""
@@ -89,7 +101,22 @@ class Arrivals:
         """Ends the child, if there is one; what is loading ends by itself."""
         self._is_closed = True
         if self._child is not None:
-            self._child[1].cancel()
+            self._child.cancel.cancel()
+
+    def recall(self) -> None:
+        """Stops child and load in progress where, as the limit was lowered, they do not fit any more.
+
+        They were let in under the former limit; the kernel would kill for what is still to come. They wait for
+        memory again, and nobody is refused for it.
+        """
+        memory = self._memory.memory_info()
+        if memory.usage_bytes + memory.reserved_bytes - self.seen_bytes < memory.critical_bytes:
+            return
+        for one in (self._child, self._load):
+            if one is not None and not one.is_recalled:
+                log.warning("%s is stopped, as the memory limit was lowered; it waits for memory again", one.slot.key)
+                one.is_recalled = True
+                one.cancel.cancel()
 
     def shutdown(self) -> None:
         """Ends the thread, when nothing is under way any more."""
@@ -107,7 +134,7 @@ class Arrivals:
         """What of the child's reservation shows in usage already."""
         if self._child is None or not self._memory.probe.sees_children:
             return 0
-        return min(self._child[0].committed_bytes, self._runtime.preparing_bytes())
+        return min(self._child.slot.committed_bytes, self._runtime.preparing_bytes())
 
     def prepare(self, slot: Slot, ceiling_bytes: int, *, is_last: bool) -> Coroutine[Any, Any, None]:
         """Reserves at once; the coroutine has a child open the model, and queues the slot again."""
@@ -116,7 +143,7 @@ class Arrivals:
         slot.looks += 1
         self._table.queue.remove(slot)
         slot.reservation = self._memory.ledger.reserve(f"preparing {slot.key}", ceiling_bytes)
-        self._child = slot, cancel
+        child = self._child = _UnderWay(slot, cancel)
         file, options = slot.file, slot.options
         log.info("preparing %s, which nobody has opened yet; up to %s", slot.key, format_bytes(ceiling_bytes))
 
@@ -132,7 +159,11 @@ class Arrivals:
             finally:
                 self._child = None
                 self._end_reservation(slot)
-            self._prepared(slot, error, ceiling_bytes, self._clock() - started, is_last=is_last)
+            if child.is_recalled and error is not None and not self._is_closed:
+                slot.looks -= 1
+                self.look_again(slot)
+            else:
+                self._prepared(slot, error, ceiling_bytes, self._clock() - started, is_last=is_last)
 
         return run()
 
@@ -188,6 +219,7 @@ class Arrivals:
         slot.reservation = self._memory.ledger.reserve(str(slot.key), plan.peak_bytes)
         cancel, inspection, file, stamp = CancelToken(), slot.inspection, slot.file, slot.stamp
         assert inspection is not None
+        load = self._load = _UnderWay(slot, cancel)
 
         def work() -> LoadedModel:
             model = self._runtime.load(file.path, plan, inspection, cancel)
@@ -209,13 +241,17 @@ class Arrivals:
                 self.look_again(slot)
                 return
             except BaseException as error:
+                if load.is_recalled and isinstance(error, Exception) and not self._is_closed:
+                    self._end_reservation(slot)
+                    self.look_again(slot)
+                    return
                 self.fail(slot, error)
                 if not isinstance(error, Exception):
                     raise
                 return
             finally:
                 watch.end()
-                self.overdue = None
+                self.overdue = self._load = None
             took_s = self._clock() - started
             settled = self.footprints.settle(slot.key, inspection, plan, measured)
             self._loaded(slot, model, settled, took_s)

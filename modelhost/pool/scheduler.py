@@ -116,6 +116,7 @@ class Scheduler:
         table.released = self._released
         memory.set_cleaner(self.departures.clean)
         memory.on_change(self._memory_changed)
+        memory.on_limit(lambda _: self._arrivals.recall())
         memory.quiet_marker = runner.quiet_marker
 
     @property

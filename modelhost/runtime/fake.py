@@ -83,6 +83,11 @@ class FakeMemory:
     def refresh(self) -> None:
         """Nothing: tests set the limit themselves."""
 
+    def configure(self, limit_bytes: int | None) -> None:
+        """Sets the limit, where one is given."""
+        if limit_bytes is not None:
+            self.limit_bytes = limit_bytes
+
     def usage(self) -> Usage:
         """What is used now."""
         used = self.committed_bytes()

@@ -5,16 +5,19 @@ Short in CI; the full size (40 models, 400 requests, 300 cycles) with MODELHOST_
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.client import Client, RequestFailed
-from benchmarks.models import ModelSet, conv_nets, repeat
+from benchmarks.models import Case, ModelSet, conv_nets, repeat
 from benchmarks.pressure import Outcome, ask_at_random, ask_in_order
 from benchmarks.process import HostProcess, Meter, running_host
 from modelhost.testing import cgroup
@@ -92,6 +95,35 @@ def test_more_models_than_fit_are_all_answered_rightly_and_nothing_is_killed(
     assert client.memory()["models"] == []
 
 
+@contextlib.contextmanager
+def load(host: HostProcess, cases: Sequence[Case]) -> Iterator[list[Outcome]]:
+    """Has four clients ask at random for the scope; what became of it is complete when that is left."""
+    outcomes: list[Outcome] = []
+    seen = threading.Event()
+
+    def ask() -> None:
+        while not seen.is_set():
+            outcomes.append(ask_at_random(host.url, cases, requests=16, clients=4, seed=len(outcomes)))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield outcomes
+    finally:
+        seen.set()
+        thread.join()
+
+
+def wait_until_it_follows(client: Client) -> None:
+    """Waits until the host has the lowered limit, and what follows it, and has shed what is too much."""
+    end = time.monotonic() + 20
+    while (memory := client.memory())["usage_bytes"] >= LOWERED_BYTES * 3 // 4 or memory["limit_bytes"] > LOWERED_BYTES:
+        assert time.monotonic() < end, f"usage stays at {memory['usage_bytes']}"
+    memory = client.memory()
+    assert (memory["limit_bytes"], memory["critical_bytes"]) == (LOWERED_BYTES, LOWERED_BYTES * 3 // 4)
+    assert memory["activation_ceiling_bytes"] == LOWERED_BYTES // 4
+
+
 def test_a_limit_that_is_lowered_under_load_makes_models_leave_and_nothing_is_killed(
     models: ModelSet, host: HostProcess, client: Client
 ) -> None:
@@ -101,26 +133,12 @@ def test_a_limit_that_is_lowered_under_load_makes_models_leave_and_nothing_is_ki
         ask_in_order(host.url, cases)
     before = client.memory()
     assert before["usage_bytes"] > LOWERED_BYTES * 3 // 4, "they would have fitted: this test would show nothing"
-    outcomes: list[Outcome] = []
-    seen = threading.Event()
-
-    def load() -> None:
-        while not seen.is_set():
-            outcomes.append(ask_at_random(host.url, cases, requests=16, clients=4, seed=len(outcomes)))
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    end = time.monotonic() + 20
-    while not group.approach_limit(LOWERED_BYTES):
-        assert time.monotonic() < end, "the host did not shed"
-        time.sleep(0.02)
-    while (memory := client.memory())["usage_bytes"] >= LOWERED_BYTES * 3 // 4 or memory["limit_bytes"] > LOWERED_BYTES:
-        assert time.monotonic() < end, f"usage stays at {memory['usage_bytes']}"
-    memory = client.memory()  # what follows the limit has followed it
-    assert (memory["limit_bytes"], memory["critical_bytes"]) == (LOWERED_BYTES, LOWERED_BYTES * 3 // 4)
-    assert memory["activation_ceiling_bytes"] == LOWERED_BYTES // 4
-    seen.set()
-    thread.join()
+    with load(host, cases) as outcomes:
+        end = time.monotonic() + 20
+        while not group.approach_limit(LOWERED_BYTES):
+            assert time.monotonic() < end, "the host did not shed"
+            time.sleep(0.02)
+        wait_until_it_follows(client)
     group.change_limit(LIMIT_BYTES)
     in_order = ask_in_order(host.url, cases)
     for outcome in (*outcomes, in_order):
@@ -130,6 +148,32 @@ def test_a_limit_that_is_lowered_under_load_makes_models_leave_and_nothing_is_ki
     kept = ("limit_bytes", "warning_bytes", "critical_bytes", "activation_ceiling_bytes")
     assert [memory[key] for key in kept] == [before[key] for key in kept]
     assert [event["limit_bytes"] for event in memory["events"] if event["kind"] == "limit"][-1] == LIMIT_BYTES
+
+
+def test_a_limit_that_is_lowered_by_one_write_under_load_when_the_host_was_told_before(
+    models: ModelSet, tmp_path: Path
+) -> None:
+    cases, settings = models.cases[:5], tmp_path / "modelhost.toml"
+    settings.write_text("")
+    with (
+        running_host(models.directory, limit_bytes=LIMIT_BYTES, settings={"CONFIG": str(settings)}) as host,
+        Client(host.url) as client,
+    ):
+        assert host.group is not None
+        for _ in range(2):  # measured at first; then they are loaded, on the heap
+            ask_in_order(host.url, cases)
+        assert client.memory()["usage_bytes"] > LOWERED_BYTES * 3 // 4, "they would have fitted"
+        with load(host, cases) as outcomes:
+            settings.write_text(f"[memory]\nlimit = {LOWERED_BYTES}\n")
+            host.process.send_signal(signal.SIGHUP)
+            wait_until_it_follows(client)
+            host.group.change_limit(LOWERED_BYTES)  # once, and it is not refused
+            ask_at_random(host.url, cases, requests=16, clients=4, seed=0)
+        for outcome in outcomes:
+            assert outcome.failures == []
+            assert outcome.wrong == 0
+        assert host.is_alive, host.last_words()
+        assert host.group.read().oom_kills == 0
 
 
 def test_load_and_unload_again_and_again_leaves_nothing_behind(

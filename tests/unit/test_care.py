@@ -107,8 +107,11 @@ async def test_a_reload_asks_everybody_and_stops_at_nobody(tmp_path: Path, caplo
 
     async with host_of(tmp_path) as host:
         host.on_reload += [refuse, lambda: called.append(1)]
-        await host.reload(ModelsSettings(directory=tmp_path, pinned=("a",)))
+        changed = ModelsSettings(directory=tmp_path, pinned=("a",))
+        await host.reload(Settings(models=changed, memory=MemorySettings(limit=160 << 20)))
         assert called == [1]
+        assert host.memory.thresholds.limit_bytes == 160 << 20
+        await until(lambda: host.budgets.activation_ceiling_bytes == 40 << 20)
         assert "not reloaded: keys.toml is not TOML" in caplog.text
         assert host.pool.catalog.options(host.pool.catalog.find("a")).pinned
 

@@ -14,6 +14,7 @@ from test_cgroup import Machine, group_v1, group_v2
 from test_memory_manager import MB, Cache, manager, until
 
 from modelhost.config import MemorySettings
+from modelhost.errors import ConfigError
 from modelhost.memory import Level, MemoryManager, Probe
 from modelhost.memory.steady import SteadyProbe
 from modelhost.runtime.fake import FakeMemory
@@ -184,3 +185,26 @@ def test_a_process_that_was_moved_to_another_group_has_that_ones_limit(machine: 
     (group / "memory.limit_in_bytes").unlink()
     probe.refresh()
     assert (probe.limit_bytes, probe.usage().usage_bytes) == (160 * MB, 20 * MB)
+
+
+def test_a_configured_limit_can_be_changed_within_a_control_group(machine: Machine) -> None:
+    fs = machine.v1()
+    machine.belong("4:memory:/host\n")
+    group_v1(fs / "host", str(256 * MB), current=50 * MB)
+    probe = Probe(proc=machine.proc)
+    for configured, limit, source in ((160 * MB, 160 * MB, "setting"), (None, 256 * MB, "cgroup v1")):
+        probe.configure(configured)
+        probe.refresh()
+        assert (probe.limit_bytes, probe.limit_source, probe.usage().usage_bytes) == (limit, source, 50 * MB)
+
+
+def test_a_configured_limit_that_would_change_what_usage_is_takes_a_new_start(machine: Machine) -> None:
+    machine.belong("")
+    for at_start, later in ((None, 160 * MB), (160 * MB, None)):
+        probe = Probe(at_start, proc=machine.proc)
+        with pytest.raises(ConfigError, match="next start"):
+            probe.configure(later)
+        assert probe.limit_source == ("machine" if at_start is None else "setting")
+    probe.configure(128 * MB)
+    probe.refresh()
+    assert probe.limit_bytes == 128 * MB

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 #: K, M and G are powers of 1024, as in `docker run --memory 256m`: a limit that is written the same
 #: way on both sides has to mean the same bytes.
 _SUFFIXES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>[kmgt]?)(?:i?b)?", re.IGNORECASE)
 
+
+#: More than any machine has; and figures up to here can be reckoned with in any way.
+_LARGEST_BYTES: Final = 1 << 60
+
+N = TypeVar("N", int, float)
 
 _SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>ms|s|m|h|)", re.IGNORECASE)
@@ -41,11 +46,17 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise ValueError(f"a size cannot be negative, got {text}")
-        return text
+        return _checked_size(text)
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f'expected bytes or a size such as "256MB" or "1.5GB", got {text!r}')
-    return int(float(match["number"]) * _SUFFIXES[match["suffix"].lower()])
+    return int(_checked_size(float(match["number"]) * _SUFFIXES[match["suffix"].lower()]))
+
+
+def _checked_size(size_bytes: N) -> N:
+    if size_bytes > _LARGEST_BYTES:  # whose figure may have thousands of digits
+        raise ValueError("a size cannot be over 1024 PB")
+    return size_bytes
 
 
 def parse_duration(text: str | float) -> float:
@@ -54,13 +65,17 @@ def parse_duration(text: str | float) -> float:
     Raises ValueError that names what is accepted.
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
-        if not 0 <= text < math.inf:
-            raise ValueError(f"a duration cannot be negative or endless, got {text}")
-        return float(text)
+        return _checked_duration(text)
     match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f'expected seconds or a duration such as "500ms", "30s", "15m" or "2h", got {text!r}')
-    return float(match["number"]) * _SECONDS[match["suffix"].lower()]
+    return _checked_duration(float(match["number"]) * _SECONDS[match["suffix"].lower()])
+
+
+def _checked_duration(seconds: float) -> float:
+    if not 0 <= seconds <= sys.float_info.max:
+        raise ValueError(f"a duration cannot be negative or endless, got {seconds}")
+    return float(seconds)
 
 
 @dataclass(frozen=True, slots=True)

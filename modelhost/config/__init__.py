@@ -9,6 +9,7 @@ from modelhost.config.security import SecuritySettings
 from modelhost.config.server import ServerSettings
 from modelhost.config.settings import Settings
 from modelhost.config.state import StateSettings
+from modelhost.config.toml import parse_toml
 from modelhost.config.versions import VersionPolicy
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "VersionPolicy",
     "load_settings",
     "parse_model_options",
+    "parse_toml",
     "valid_keys",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,12 @@ from pydantic import BaseModel, ValidationError
 
 from modelhost.config.models import ModelOptions, PreloadEntry
 from modelhost.config.settings import Settings
+from modelhost.config.toml import parse_toml
 from modelhost.errors import ConfigError
 
 ENV_PREFIX: Final = "MODELHOST_"
 DEFAULT_FILE: Final = Path("modelhost.toml")
+_SHOWN_LENGTH: Final = 200
 
 #: Variables with our prefix that are no settings: the file's name, the client commands' host and key, the
 #: host's keys, which no settings value has, and what asks the tests for their full size.
@@ -80,11 +81,10 @@ def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            return tomllib.load(stream)
+        return parse_toml(file.read_bytes().decode())
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
@@ -129,8 +129,8 @@ def _decode_variable(key: str, text: str) -> Any:
     if kind is tuple and not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError as error:
         raise ValueError(f"expected a {'list' if kind is tuple else 'table'} in TOML syntax: {error}") from None
 
 
@@ -169,9 +169,18 @@ def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
         else:
             text = problem["msg"].removeprefix("Value error, ")
             got = problem["input"]
-            tail = f", got {got!r}" if not isinstance(got, Mapping) and "got" not in text else ""
+            tail = f", got {_shown(got)}" if not isinstance(got, Mapping) and "got" not in text else ""
             lines.append(f"'{key}': {text}{tail}")
     return f"{source}: " + "; ".join(lines)
+
+
+def _shown(value: object) -> str:
+    """Returns a value as it is repeated in a message: not all of a long one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
+        return "more than can be shown"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
 def _nearest_key(path: list[str], root: type[BaseModel]) -> str | None:

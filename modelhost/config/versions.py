@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
+
+from modelhost.config.toml import parse_toml
 
 _FORMS = 'expected "all", {latest = 2} or {specific = [1, 3]}'
 
@@ -30,8 +31,8 @@ class VersionPolicy:
         if value == "latest":
             return cls(latest=1)
         if isinstance(value, str) and value.startswith("{"):  # from the environment
-            with contextlib.suppress(tomllib.TOMLDecodeError):
-                value = tomllib.loads(f"value = {value}")["value"]
+            with contextlib.suppress(ValueError):
+                value = parse_toml(f"value = {value}")["value"]
         if isinstance(value, Mapping) and len(value) == 1:
             ((kind, what),) = value.items()
             if kind == "latest" and type(what) is int and what >= 1:

@@ -15,12 +15,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from modelhost.config import ModelOptions, parse_model_options
+from modelhost.config import ModelOptions, parse_model_options, parse_toml
 from modelhost.errors import ConfigError
 from modelhost.repository.triton_config import CONFIG_FILE, TritonConfig, parse_config
 
@@ -172,8 +171,8 @@ def _read_options(path: str) -> ModelOptions:
     """Raises ConfigError, or OSError where the file cannot be read."""
     name = os.path.basename(path)
     try:
-        table: Mapping[str, object] = tomllib.loads(_read_settings(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        table: Mapping[str, object] = parse_toml(_read_settings(path))
+    except ValueError as error:
         raise ConfigError(f"{name} is not TOML: {error}") from None
     return parse_model_options(table, source=name)
 

@@ -56,8 +56,6 @@ class _Tokens:
 
 def _message(tokens: _Tokens, end: str | None, depth: int) -> list[tuple[str, Any]]:
     """Returns the fields up to `end`, names and values in their order."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
     fields: list[tuple[str, Any]] = []
     while tokens.next != end:
         name = tokens.take()
@@ -79,6 +77,8 @@ class _List(list[Any]):
 
 
 def _value(tokens: _Tokens, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
     token = tokens.take()
     if token in ("{", "<"):
         return _message(tokens, _OPENS[token], depth + 1)

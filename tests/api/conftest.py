@@ -69,6 +69,13 @@ def ort(zoo: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="session")
+def short_tempered(zoo: Path) -> Iterator[Served]:
+    """The zoo behind a server that waits a moment only for what is to come."""
+    with serve(Host(settings(zoo, server={"read_timeout": "50ms"}, memory={"limit": 1 << 30}))) as served:
+        yield served
+
+
 @pytest.fixture
 def rpc(ort: Served) -> Iterator[RpcClient]:
     """A gRPC client of the zoo."""

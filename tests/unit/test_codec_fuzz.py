@@ -1,14 +1,27 @@
-"""Whatever comes in, decoding gives a request or one of our own errors."""
+"""Whatever comes in, decoding gives a request or one of our own errors. Long with MODELHOST_TEST_FULL=1."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import orjson
+from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelhost.api.codec import decode_cost_bytes, decode_request, parse_header_length
+from benchmarks.fuzz import corpus
+from benchmarks.fuzz.corpus import Message
+from modelhost.api.codec import (
+    QuickCodec,
+    compress,
+    decode_cost_bytes,
+    decode_request,
+    decompress,
+    decompressed_size_bytes,
+    parse_header_length,
+)
+from modelhost.api.codec.v1 import decode_predict
 from modelhost.errors import ModelHostError
 from modelhost.tensors import DTYPES, TensorSpec, check_feeds
 
@@ -89,3 +102,72 @@ def test_requests_that_nearly_fit(data: st.DataObject, specs: dict[str, TensorSp
         inputs.append(entry)
     text = orjson.dumps({"inputs": inputs})
     decode(text + raw, str(len(text)), specs)
+
+
+# --- bodies that were right once -----------------------------------------------------------------------
+
+#: Those of the shipped models, which the seeds are written for.
+MODELS = {
+    "digits": {"image": TensorSpec("image", "FP32", (-1, 1, 8, 8))},
+    "wine": {"measurements": TensorSpec("measurements", "FP32", (-1, 13))},
+    "iris_petals": {
+        "species": TensorSpec("species", "BYTES", (-1, 1)),
+        "sepal": TensorSpec("sepal", "FP32", (-1, 2)),
+    },
+}
+PIECES = (
+    *(b"{", b"}", b"[" * 1100, b"]", b'"', b",", b":", b"null", b"true", b"-1", b"0.5", b"1e400", b"9" * 5000, b"\x00"),
+    *(b"\xff", b"\x7f\xff\xff\xff", b'"\\ud800"', b'"b64"', b'"data"', b'"shape"', b'"parameters"', b'"BYTES"', b"NaN"),
+)
+SEEDS = [message for message in corpus.read().framed if message.method == b"POST"]
+INFER = [message for message in SEEDS if b"/infer" in message.target]
+PREDICT = [message for message in SEEDS if b":predict" in message.target]
+MANY = settings(max_examples=50_000 if os.environ.get("MODELHOST_TEST_FULL") == "1" else 150)
+
+
+@st.composite
+def changed(draw: st.DrawFn, messages: list[Message]) -> tuple[str | None, bytes]:
+    """The length of the JSON as it was stated, and a body that may have another one now."""
+    message = draw(st.sampled_from(messages))
+    stated = dict(message.headers).get(b"Inference-Header-Content-Length")
+    return None if stated is None else stated.decode(), draw(damaged([message.body], PIECES))
+
+
+@given(changed(INFER), st.sampled_from(sorted(MODELS)))
+@MANY
+def test_damaged_bodies(message: tuple[str | None, bytes], name: str) -> None:
+    header, body = message
+    specs = MODELS[name]
+    decode(body, header, specs)
+    try:
+        length = parse_header_length(header, len(body))
+    except ModelHostError:
+        return
+    quick = QuickCodec(name, "1", specs, OUTPUTS).decode(body, length)
+    if quick is not None:
+        thorough = decode_request(body, header_length=length, inputs=specs, outputs=OUTPUTS, max_decoded_bytes=1 << 24)
+        assert {key: str(value.tolist()) for key, value in quick.feeds.items()} == {
+            key: str(value.tolist()) for key, value in thorough.feeds.items()
+        }
+
+
+@given(changed(PREDICT), st.sampled_from(sorted(MODELS)))
+@MANY
+def test_damaged_bodies_of_v1(message: tuple[str | None, bytes], name: str) -> None:
+    specs = MODELS[name]
+    try:
+        request = decode_predict(message[1], inputs=specs, outputs=OUTPUTS, max_decoded_bytes=1 << 22)
+    except ModelHostError:
+        return
+    check_feeds(specs, request.infer.feeds)
+
+
+@given(damaged([compress(message.body, coding) for message in INFER for coding in ("gzip", "deflate")]), st.booleans())
+@MANY
+def test_damaged_compressed_bodies(body: bytes, is_gzip: bool) -> None:
+    try:
+        found = decompress(body, "gzip" if is_gzip else "deflate", max_bytes=1 << 16)
+    except ModelHostError:
+        return
+    assert len(found) <= 1 << 16
+    assert decompressed_size_bytes(body, "gzip" if is_gzip else "deflate", max_bytes=1 << 16) == len(found)

@@ -86,6 +86,7 @@ class MemoryManager:
         self._usage_bytes = 0
         self._workers_bytes = 0  # beside the probe's usage; at the last sample or change
         self._heap_free_bytes = 0  # after the last change; the memory thread writes it, others read
+        self._wanted_limit_bytes: int | None = None  # which is being approached
         self._thrashing_since: float | None = None
         self._cleaner: Cleaner | None = None
         self._trimmers: list[Callable[[], object]] = []
@@ -319,12 +320,24 @@ class MemoryManager:
     # --- being told --------------------------------------------------------------------------------
 
     def use_limit(self, limit_bytes: int | None) -> None:
-        """Changes `memory.limit` while the host runs; thresholds follow at once, and what is too much leaves.
+        """Changes `memory.limit` while the host runs; thresholds follow, and what is too much leaves.
 
-        Raises ConfigError where that takes a new start.
+        A lower one is approached as models leave, so that no request is refused for what is just leaving. Raises
+        ConfigError where the change takes a new start.
         """
         self.probe.configure(limit_bytes)
+        self._wanted_limit_bytes = limit_bytes
         self._follow_limit()
+
+    def _approach_limit(self) -> None:
+        """Lets the configured limit stay a quarter of it above usage, until usage is so far below."""
+        wanted_bytes, now_bytes = self._wanted_limit_bytes, self.thresholds.limit_bytes
+        if wanted_bytes is None:
+            return
+        step_bytes = max(wanted_bytes, self._usage().usage_bytes + wanted_bytes // 4)
+        if step_bytes == wanted_bytes or wanted_bytes >= now_bytes:
+            step_bytes, self._wanted_limit_bytes = wanted_bytes, None
+        self.probe.configure(min(step_bytes, max(now_bytes, wanted_bytes)))
 
     def set_cleaner(self, cleaner: Cleaner) -> None:
         """Names the one who gives memory back when the level asks for it."""
@@ -370,6 +383,7 @@ class MemoryManager:
 
     def _follow_limit(self) -> None:
         """Looks whether somebody has changed the limit; the thresholds follow it, and all that hangs on them."""
+        self._approach_limit()
         self._steady.refresh()
         former, limit_bytes = self.thresholds, self._steady.limit_bytes
         if limit_bytes == former.limit_bytes:

@@ -208,3 +208,23 @@ def test_a_configured_limit_that_would_change_what_usage_is_takes_a_new_start(ma
     probe.configure(128 * MB)
     probe.refresh()
     assert probe.limit_bytes == 128 * MB
+
+
+async def test_a_configured_limit_below_what_is_used_is_approached_as_models_leave() -> None:
+    machine = FakeMemory()
+    cache, seen, room = Cache(machine), list[int](), list[int]()
+    async with manager(machine) as memory:
+        memory.set_cleaner(cache.clean)
+        memory.on_limit(lambda found: seen.append(found.limit_bytes))
+        memory.on_limit(lambda found: room.append(found.limit_bytes - machine.usage().usage_bytes))
+        for name in "abcde":
+            cache.put(name, 20 * MB)  # usage is as much as the limit is to be
+        memory.use_limit(160 * MB)
+        assert not memory.is_exhausted
+        await until(lambda: memory.memory_info().limit_bytes == 160 * MB and not memory.is_changing)
+        assert seen[0] == 200 * MB
+        assert seen[-1] == 160 * MB
+        assert seen == sorted(seen, reverse=True)
+        assert min(room) >= 30 * MB
+        memory.use_limit(240 * MB)
+        assert memory.memory_info().limit_bytes == 240 * MB

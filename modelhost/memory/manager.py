@@ -41,6 +41,9 @@ log = logging.getLogger("modelhost")
 
 T = TypeVar("T")
 
+#: A load may take all that is left under the limit: so often is looked, while it goes on, whether that has changed.
+_LIMIT_LOOK_S: Final = 0.05
+
 #: Less than this free in the heap is not worth a reading before and after each load.
 _WORTH_READING_BYTES: Final = 1 << 20
 
@@ -506,7 +509,11 @@ class MemoryManager:
 
         async def run() -> T:
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work_and_look)
+                working = asyncio.get_running_loop().run_in_executor(self._thread, work_and_look)
+                while not (await asyncio.wait([working], timeout=_LIMIT_LOOK_S))[0]:
+                    if self._thresholds is not None:
+                        self._follow_limit()
+                return working.result()
             finally:
                 self._changes -= 1
                 always()

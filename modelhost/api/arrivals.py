@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from modelhost.api.body import ByteBudget, ByteHold
+from modelhost.api.rests import LITTLE_BYTES, Rests
 from modelhost.errors import ModelHostError, Overloaded, RequestTooLarge
 from modelhost.units import format_bytes, format_duration
 
@@ -101,6 +102,7 @@ class Arrivals:
         self._quick: deque[Arrival] = deque()
         self._slow: deque[Arrival] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._rests = Rests()
         budget.on_free, budget.on_wait = self._advance, self._relieve
 
     def __len__(self) -> int:
@@ -125,6 +127,13 @@ class Arrivals:
             (self._quick if arrival in self._quick else self._slow).remove(arrival)
             arrival.end_wait(_now())
             self._advance()
+
+    def rest(self, arrival: Arrival, piece_bytes: int, over: Callable[[], None]) -> bool:
+        """Says whether a body need not be read until `over` is called, as it is slow and has sent only so little."""
+        if piece_bytes >= LITTLE_BYTES or not arrival.slow_s(_now()):
+            return False
+        self._rests.begin(over)
+        return True
 
     # --- pieces --------------------------------------------------------------------------------------
 

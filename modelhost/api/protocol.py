@@ -21,7 +21,7 @@ import httptools
 from modelhost.api.access import Guard
 from modelhost.api.access_log import AccessLog
 from modelhost.api.answers import Answer
-from modelhost.api.arrivals import BEGINNING_BYTES, SMALL_BODY_BYTES
+from modelhost.api.arrivals import BEGINNING_BYTES, SMALL_BODY_BYTES, Arrival
 from modelhost.api.connection import Connection
 from modelhost.api.connections import Door
 from modelhost.api.exchange import Exchange
@@ -76,6 +76,7 @@ class HttpProtocol(Connection):
         self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
         self._due = False
+        self._rests = False  # not read, as the body that comes is slow
         self.headers = []  # bytes may come that begin no head
         self._receive_check: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -120,7 +121,7 @@ class HttpProtocol(Connection):
             elif self.pipeline:
                 self._listen()
             elif not exchange.is_received:
-                self._go_on_receiving(exchange)
+                self._go_on_receiving(exchange, len(data))
         elif not self._in_head:
             self._hold_back()
 
@@ -240,7 +241,7 @@ class HttpProtocol(Connection):
 
     # --- bodies that do not come at once -------------------------------------------------------------
 
-    def _go_on_receiving(self, exchange: Exchange) -> None:
+    def _go_on_receiving(self, exchange: Exchange, piece_bytes: int) -> None:
         """Claims what is there of a body. One that is large is read on when all of it is claimed."""
         self._active_at = self.loop.time()
         arrivals, arrival = self.short_cut.inference.arrivals, self._arrival
@@ -255,6 +256,8 @@ class HttpProtocol(Connection):
         elif exchange.length > SMALL_BODY_BYTES and exchange.received_bytes >= BEGINNING_BYTES:
             self.flow.pause_reading()
             arrivals.claim(arrival)
+        else:
+            self._rest(arrival, piece_bytes)
 
     def granted(self, exchange: Exchange) -> None:
         """Has the rest of a body written where it is wanted, without the parser, which would copy it twice."""
@@ -277,9 +280,22 @@ class HttpProtocol(Connection):
             self.flow.pause_reading()
             self._keep(len(cycle.body))
 
-    def note_activity(self) -> None:
-        """Notes that the client is sending."""
+    def note_piece(self, size_bytes: int) -> None:
+        """Notes that the client is sending, and that there is more to come."""
         self._active_at = self.loop.time()
+        if self._arrival is not None:
+            self._rest(self._arrival, size_bytes)
+
+    def _rest(self, arrival: Arrival, piece_bytes: int) -> None:
+        """Reads no more for a while of a body that is slow."""
+        if not self._rests and self.short_cut.inference.arrivals.rest(arrival, piece_bytes, self._end_rest):
+            self._rests = True
+            self.flow.pause_reading()
+
+    def _end_rest(self) -> None:
+        if self._rests:  # else the request is over
+            self._rests, self._active_at = False, self.loop.time()
+            self.flow.resume_reading()
 
     def _read_with(self, protocol: asyncio.BaseProtocol) -> None:
         # Paused meanwhile: a transport asks for the kind of protocol when it begins to read.
@@ -368,6 +384,7 @@ class HttpProtocol(Connection):
 
     def _end_receiving(self, exchange: Exchange) -> None:
         self.short_cut.receiving.discard(exchange)
+        self._rests = False
         arrival, self._arrival = self._arrival, None
         if arrival is not None:
             self.short_cut.inference.arrivals.end(arrival)
@@ -382,7 +399,7 @@ class HttpProtocol(Connection):
             self._receive_check = None
             return
         server = self.short_cut.inference.host.settings.server
-        paused_s = 0.0 if arrival.is_waiting else self.loop.time() - self._active_at
+        paused_s = 0.0 if arrival.is_waiting or self._rests else self.loop.time() - self._active_at
         taken_s = (time.perf_counter_ns() - exchange.timing.arrived_ns) * 1e-9
         remaining_s = min(server.read_timeout - paused_s, server.request_timeout_s - taken_s)
         if remaining_s <= 0:

@@ -41,19 +41,20 @@ class _AsgiBody:
             if self._arrival is not None:
                 arrivals.end(self._arrival)
 
-    async def keep(self) -> None:
-        """Claims what is there of it; waits for the memory of all of it where it is a large one. Raises what it was
-        refused with."""
+    async def keep(self, piece_bytes: int) -> None:
+        """Claims what is there of it; waits for the memory of all of it where it is a large one, and for a while where
+        it is slow. Raises what it was refused with."""
         assert self._arrivals is not None
         if self._arrival is None:
             self._arrival = self._arrivals.begin(self)
-        if self.hold.size_bytes or not self._arrivals.keep(self._arrival):
-            self._raise()
-            return
+        self._granted = asyncio.get_running_loop().create_future()
         begins_at = BEGINNING_BYTES if self.length > SMALL_BODY_BYTES else SMALL_BODY_BYTES
-        if self.received_bytes >= begins_at and self.received_bytes < self.length:
-            self._granted = asyncio.get_running_loop().create_future()
+        if not self.hold.size_bytes and not self._arrivals.keep(self._arrival):
+            pass  # refused
+        elif not self.hold.size_bytes and begins_at <= self.received_bytes < self.length:
             self._arrivals.claim(self._arrival)
+            await self._granted
+        elif self._arrivals.rest(self._arrival, piece_bytes, self.granted):
             await self._granted
         self._raise()
 
@@ -167,4 +168,4 @@ async def _chunks(
         chunks.append(chunk)
         if not message.get("more_body"):
             return chunks
-        await coming.keep()
+        await coming.keep(len(chunk))

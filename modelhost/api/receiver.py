@@ -14,8 +14,8 @@ _UNWANTED: Final = bytearray(64 << 10)
 class Receiving(Protocol):
     """The connection that a receiver stands in for."""
 
-    def note_activity(self) -> None:
-        """Notes that the client is sending."""
+    def note_piece(self, size_bytes: int) -> None:
+        """Notes that the client is sending, and that there is more to come."""
 
     def received(self, exchange: Exchange) -> None:
         """Goes on with a request whose body is there."""
@@ -45,10 +45,11 @@ class BodyReceiver(asyncio.BufferedProtocol):
         exchange, connection = self._exchange, self._connection
         if exchange.response_complete:
             return  # refused: what still comes in is not looked at
-        connection.note_activity()
         exchange.received_bytes += nbytes
         if exchange.is_received:
             connection.received(exchange)
+        else:
+            connection.note_piece(nbytes)
 
     def eof_received(self) -> None:
         """Leaves it to the connection's end."""

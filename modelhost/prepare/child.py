@@ -87,7 +87,7 @@ class Child:
         return talk.report if status == 0 and talk.report else _raise_reason(status, talk.complaints, bounds)
 
     def _end(self) -> None:
-        """Ends the whole session that the child leads: a fork may have outlived it by a moment."""
+        """Ends the whole group that the child leads: a fork may have outlived it by a moment."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -120,7 +120,9 @@ def _start() -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         bufsize=0,
         env=child_environment(),
-        start_new_session=True,  # Ctrl-C is for us, and we end it
+        # Ctrl-C is for us, and we end it. No session of its own: to each of them the scheduler may give an equal share
+        # of the CPU (`sched_autogroup`), however far what is in it stands back.
+        process_group=0,
     )
 
 

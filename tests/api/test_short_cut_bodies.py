@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from wire import (
 
 from modelhost.api import arrivals
 from modelhost.api.buffers import BufferPool
+from modelhost.api.rests import Rests
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.fake import FakeModel
 from modelhost.tensors import Array
@@ -188,6 +190,61 @@ def test_a_body_that_comes_slowly_yields_to_one_that_does_not(serve_fake, monkey
         (answer,) = slow.answers()
         assert (answer.status, answer.json["code"]) == (503, "overloaded")
         assert answer.json["error"].startswith("4.8 KB of 2.0 MB came in")
+    nothing_held(served)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "pieces"),
+    [
+        (infer("a", size=60_000), [300]),
+        (infer_binary("a", numbers(MB)), [300]),
+        (infer_binary("a", numbers(MB)), [5000, 5010]),  # past the parser
+        (infer("a", size=60_000).replace(b"/infer", b"/infer?x"), [300]),  # over ASGI
+        (infer_binary("a", numbers(MB)).replace(b"/infer", b"/infer?x"), [5000, 5010]),
+    ],
+)
+def test_a_body_that_comes_slowly_in_small_pieces_is_read_now_and_then(
+    serve_fake, monkeypatch: pytest.MonkeyPatch, request_bytes: bytes, pieces: list[int]
+) -> None:
+    rests: list[Callable[[], None]] = []
+    script = quick_script()
+    served = serve_fake({"a": script}, **ROOMY)
+    warm(served, "a")
+    before = script.runs
+    monkeypatch.setattr(arrivals.Arrival, "slow_s", lambda self, now: 1.0)
+    monkeypatch.setattr(Rests, "begin", lambda self, over: rests.append(over))
+    with wire(served) as connection:
+        for begin, end in pairwise([0, *pieces]):
+            connection.send(request_bytes[begin:end])
+            served.settle(20)
+        served.eventually(lambda _: len(rests) == 1)
+        connection.send(request_bytes[pieces[-1] : pieces[-1] + 50_000])
+        served.settle(20)
+        assert len(rests) == 1
+        served.on_loop(rests.pop())
+        connection.send(request_bytes[pieces[-1] + 50_000 :])
+        assert connection.must().status == 200
+        assert script.runs == before + 1
+        connection.send(infer("a"))
+        assert connection.must().data == [2]
+    nothing_held(served)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/a/infer", "/v2/models/a/infer?x"])
+def test_a_body_that_rests_yields_to_others_at_once(serve_fake, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    rests: list[Callable[[], None]] = []
+    served = serve_fake({"a": quick_script()}, server={"max_request_bytes": "3MB", "max_decoding_bytes": "4MB"})
+    with wire(served, head(path, f"Content-Length: {2 * MB}") + b" " * 5000) as slow:
+        served.eventually(lambda _: used_bytes(served) >= 2 * MB)
+        monkeypatch.setattr(arrivals, "_JUDGED_AFTER_S", 0)
+        monkeypatch.setattr(arrivals, "_QUICK_S", 0)
+        monkeypatch.setattr(Rests, "begin", lambda self, over: rests.append(over))
+        served.eventually(lambda _: bool(slow.send(b" ") or rests))
+        with wire(served, infer_binary("a", numbers(2 * MB))) as quick:
+            assert quick.must().status == 200
+        (answer,) = slow.answers()
+        assert (answer.status, answer.json["code"]) == (503, "overloaded")
+    served.on_loop(rests.pop())  # which has nothing to end any more
     nothing_held(served)
 
 

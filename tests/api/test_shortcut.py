@@ -60,7 +60,7 @@ def test_the_attributes_of_the_servers_protocol_are_there(serve_fake) -> None:
 
 
 #: What exchanges, the receiver of large bodies, the door and the end of the server call.
-OWN = {"send", "received", "granted", "refused", "note_activity", "idle_s", "slow_s", "spare", "end_lingering"}
+OWN = {"send", "received", "granted", "refused", "note_piece", "idle_s", "slow_s", "spare", "end_lingering"}
 
 
 def test_every_callback_of_ours_is_one_of_the_servers_protocol() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import socket
 import sys
@@ -18,12 +17,12 @@ import time
 from collections import Counter
 from typing import Final
 
+from benchmarks.standing import stand_back
+
 _AGAIN_AFTER_S: Final = 1.0
 #: They send at different moments, as strangers do: all at once, this process alone would be a pause for everybody on
 #: the machine.
 _SLICES: Final = 20
-#: What sends stands for many machines: the CPU that it takes here is not the host's to give.
-_NICE: Final = 10
 _LEFT: Final = "left without an answer"
 
 
@@ -81,7 +80,7 @@ class Sender:
 def main() -> None:
     """See the module."""
     host, port, model, count, body_bytes, per_second = sys.argv[1:]
-    os.nice(_NICE)
+    stand_back()
     head = (
         f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {host}\r\nContent-Length: {body_bytes}\r\n"
         "Content-Type: application/json\r\n\r\n"

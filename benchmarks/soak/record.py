@@ -37,6 +37,14 @@ class Asked(NamedTuple):
     outcome: str
 
 
+class Span(NamedTuple):
+    """One fault. Seconds on the monotonic clock."""
+
+    fault: str
+    began: float
+    ended: float
+
+
 @dataclass(slots=True)
 class Book:
     """Counts outcomes. Any thread."""

@@ -20,6 +20,7 @@ from benchmarks.soak.models import Case
 from benchmarks.soak.record import LOST, OK, Asked, judged
 from benchmarks.soak.wire import Connection, Lost
 from benchmarks.spawned import Spawned
+from benchmarks.standing import stand_in_front
 
 _PATIENCE_S: Final = 160.0
 _TEXTS_KEPT: Final = 5
@@ -55,6 +56,7 @@ class Residents(Spawned):
 
 def _main(pipe: Pipe, address: tuple[str, int], cases: list[Case], interval_s: float) -> None:
     parent = os.getppid()
+    stand_in_front()
     askers = [_Asker(address, case, interval_s, index / len(cases)) for index, case in enumerate(cases)]
     threads: list[threading.Thread] = []
     while True:

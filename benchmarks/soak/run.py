@@ -26,10 +26,10 @@ from benchmarks.soak import models
 from benchmarks.soak.faults import Faults, Unmet
 from benchmarks.soak.forms import FORMS, request
 from benchmarks.soak.models import Case
-from benchmarks.soak.record import LOST, OK, WRONG, Asked, Book, judged, percentile
+from benchmarks.soak.record import LOST, OK, WRONG, Asked, Book, Span, judged, percentile
 from benchmarks.soak.residents import Residents
 from benchmarks.soak.traffic import Served, Traffic, rpc_available
-from benchmarks.soak.verdict import Drift, Reading, drift, paces, violations
+from benchmarks.soak.verdict import Drift, Reading, drift, fault_paces, paces, violations
 from benchmarks.soak.wire import Connection, Lost
 
 _WINDOW_S: Final = 10.0
@@ -138,6 +138,7 @@ class _Soak:
     readings: list[Reading] = field(default_factory=list)
     unmet: list[str] = field(default_factory=list)
     faults_done: Counter[str] = field(default_factory=Counter)
+    spans: list[Span] = field(default_factory=list)
     _window: list[Asked] = field(default_factory=list)
     _window_at: float = 0.0
     _windows_peak_bytes: int = 0
@@ -229,6 +230,7 @@ class _Soak:
         if text:
             self.unmet.append(text)
         self.faults_done[name] += 1
+        self.spans.append(Span(name, began, time.monotonic()))
         self.report.add(
             "fault",
             fault=name,
@@ -328,6 +330,15 @@ class _Soak:
                 p99_ms=one.p99_ms,
                 slower=round(one.slower, 2),
             )
+        for during in fault_paces(self.calm, self.rough, self.spans):
+            self.report.add(
+                "during",
+                fault=during.fault,
+                answers=during.answers,
+                p50_ms=during.p50_ms,
+                p99_ms=during.p99_ms,
+                late_percent=round(during.late_share * 100, 2),
+            )
         for text in violations(
             outcomes=totals,
             oom_kills=figures.oom_kills if figures else 0,
@@ -380,6 +391,16 @@ class _Soak:
                 "p50_ms": "p50",
                 "p99_ms": "p99",
                 "slower": "p99 times calm",
+            },
+        )
+        self.report.table(
+            "during",
+            {
+                "fault": "residents during",
+                "answers": "answers",
+                "p50_ms": "p50",
+                "p99_ms": "p99",
+                "late_percent": "% over twice calm p99",
             },
         )
         self.report.table(

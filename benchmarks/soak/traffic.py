@@ -14,6 +14,7 @@ from benchmarks.soak.forms import FORMS, Request, datatype, packed, request, unp
 from benchmarks.soak.models import Case, Question, Tensors, agrees
 from benchmarks.soak.record import LEFT, LOST, OK, REFUSALS, WRONG, Book, judged
 from benchmarks.soak.wire import Connection, Lost
+from benchmarks.standing import stand_back
 
 #: So many of the requests are given up before their answer has come.
 _LEAVING_SHARE: Final = 0.05
@@ -87,6 +88,7 @@ class Traffic:
         self._threads = []
 
     def _work(self, number: int) -> None:
+        stand_back()
         choose = random.Random(f"{self._seed} {self._rounds} {number}")
         forms = (*FORMS, _GRPC) if self._rpc_address is not None else FORMS
         connection, rpc = Connection(self._address), None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.soak.record import LOST, OK, WRONG, Asked, percentile
+from benchmarks.soak.record import LOST, OK, WRONG, Asked, Span, percentile
 from modelhost.testing.slope import pair_slopes
 
 #: Must show 1.
@@ -16,6 +17,9 @@ MAX_SLOWER: Final = 2.0
 #: Fewer readings say nothing about a slope, fewer answers nothing about a percentile.
 MIN_READINGS: Final = 5
 MIN_ANSWERS: Final = 200
+#: What a fault leaves behind goes on for a moment: models that leave, a scan, a run that is stopped.
+_AFTERMATH_S: Final = 0.2
+_NOTHING: Final = "(no fault)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,39 @@ def paces(calm: Sequence[Asked], rough: Sequence[Asked]) -> list[Pace]:
         figures = [percentile(values, share) for values in (before, after) for share in (0.5, 0.99)]
         found.append(Pace(model, len(after), *(round(figure, 3) for figure in figures)))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPace:
+    """How long residents took while faults of one kind went on, and a moment after."""
+
+    fault: str
+    answers: int
+    p50_ms: float
+    p99_ms: float
+    late_share: float
+    """Of answers that took longer than is allowed for the 99th percentile of their model: the fault's part in it."""
+
+
+def fault_paces(calm: Sequence[Asked], rough: Sequence[Asked], spans: Sequence[Span]) -> list[FaultPace]:
+    """Returns the pace during each kind of fault, and while there was none, as the last; only answers count."""
+    allowed_s = {pace.model: pace.calm_p99_ms * MAX_SLOWER / 1e3 for pace in paces(calm, ())}
+    found: dict[str, list[Asked]] = defaultdict(list)
+    for asked in rough:
+        if asked.outcome != OK:
+            continue
+        ended = asked.at + asked.latency_s
+        kinds = {span.fault for span in spans if span.began <= ended and asked.at <= span.ended + _AFTERMATH_S}
+        for kind in kinds or {_NOTHING}:
+            found[kind].append(asked)
+    told = []
+    for kind, seen in sorted(found.items(), key=lambda item: (item[0] == _NOTHING, item[0])):
+        p50_ms, p99_ms = (
+            round(percentile([asked.latency_s * 1e3 for asked in seen], share), 3) for share in (0.5, 0.99)
+        )
+        late = sum(asked.latency_s > allowed_s.get(asked.model, 0.0) for asked in seen)
+        told.append(FaultPace(kind, len(seen), p50_ms, p99_ms, late / len(seen)))
+    return told
 
 
 def violations(

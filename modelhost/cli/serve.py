@@ -18,6 +18,7 @@ import click
 from modelhost.cli.options import settings_options
 from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
+from modelhost.threads import take_short_turns
 
 if TYPE_CHECKING:
     import uvicorn
@@ -70,6 +71,7 @@ def command(
     from modelhost.memory import allocator
 
     allocator.configure()
+    take_short_turns()
     from modelhost.api import logs
     from modelhost.security.ring import take_from
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,13 @@ def test_a_wrong_command_line_is_status_2_with_a_hint(run: Terminal, arguments: 
 
 
 # --- models --------------------------------------------------------------------------------------------------
+
+
+def test_serve_has_its_threads_take_short_turns(run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    intervals_s: list[float] = []
+    monkeypatch.setattr(sys, "setswitchinterval", intervals_s.append)
+    assert run("serve", "--models", str(tmp_path / "missing")).status != 0
+    assert intervals_s == [0.0005]
 
 
 def test_models_lists_names_versions_inputs_and_outputs(run: Terminal) -> None:

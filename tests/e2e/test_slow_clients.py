@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cgroup, workloads
+from benchmarks import workloads
 from benchmarks.client import Client
 from benchmarks.process import Meter, running_host
 from benchmarks.slow_clients import Plan, slow_senders
+from modelhost.testing import cgroup
 
 _REASON = cgroup.available()
 pytestmark = [pytest.mark.cgroup, pytest.mark.skipif(_REASON is not None, reason=str(_REASON))]

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.soak.forms import FORMS, outputs, request
 from benchmarks.soak.models import Case, Question, agrees
-from benchmarks.soak.record import OK, WRONG, Asked, judged
+from benchmarks.soak.record import OK, WRONG, Asked, Span, judged
 from benchmarks.soak.traffic import Served
-from benchmarks.soak.verdict import Drift, Pace, Reading, drift, paces, violations
+from benchmarks.soak.verdict import Drift, FaultPace, Pace, Reading, drift, fault_paces, paces, violations
 from benchmarks.soak.wire import Reply
 
 _MB = 1 << 20
@@ -59,6 +59,23 @@ def test_paces_are_of_answers_alone_by_model_and_of_all() -> None:
     assert by_model["a"] == Pace("a", 100, 1.0, 5.0, 2.0, 8.0)
     assert by_model["a"].slower == 1.6
     assert by_model["all"].answers == 200
+
+
+def test_a_slow_answer_is_told_with_the_faults_that_went_on_meanwhile() -> None:
+    calm = asked("a", *[1.0] * 100) + asked("b", *[10.0] * 100)
+    rough = [
+        Asked(1.0, "a", 0.0021, 0.0, OK),  # before
+        Asked(9.9, "a", 0.2, 0.0, OK),  # sent before, answered in it
+        Asked(11.1, "b", 0.019, 0.0, OK),  # after it, in what it left behind
+        Asked(11.1, "b", 9.0, 0.0, "503 overloaded"),
+        Asked(12.5, "a", 0.001, 0.0, OK),
+    ]
+    spans = [Span("swap", 10.0, 11.0), Span("garbage", 10.0, 10.5), Span("garbage", 12.0, 13.0)]
+    assert fault_paces(calm, rough, spans) == [
+        FaultPace("garbage", 2, 200.0, 200.0, 0.5),
+        FaultPace("swap", 2, 200.0, 200.0, 0.5),
+        FaultPace("(no fault)", 1, 2.1, 2.1, 1.0),
+    ]
 
 
 def broken(**changes: Any) -> list[str]:

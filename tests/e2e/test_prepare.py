@@ -28,6 +28,7 @@ from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Identity, child, launcher
 from modelhost.prepare.footprint import RunFootprint, RunPoint
 from modelhost.prepare.launcher import Bounds, Child, PrepareFailed, measure, prepare
+from modelhost.prepare.manifest import Manifest, Variant
 from modelhost.runtime import preparing
 from modelhost.runtime.base import CancelToken, LoadError, NeedsMemory
 
@@ -538,18 +539,23 @@ def test_more_memory_than_the_ceiling_is_refused_with_the_ceiling(store: Artifac
     assert failed.kind == "memory"
 
 
+def resident_bytes(manifest: Manifest, variant: Variant) -> int:
+    """What a variant that worked was measured to hold; which one is chosen is a matter of times, too."""
+    return next(figures.resident_bytes for figures in manifest.figures if figures.variant == variant)
+
+
 def test_a_ceiling_that_the_original_fits_under_is_enough_for_the_best_variant(tmp_path: Path) -> None:
     onnx.save(dense(60), tmp_path / "model.onnx")
     store = ArtifactStore(tmp_path / "cache", tmp_path, Identity("runtime", "cpu"))
     # Pages of the packed form, twice the weights, are not held against the child.
     made = prepare(store, tmp_path / "model.onnx", (), Bounds(125 * _MB, 60), is_last=False)
-    assert made.manifest.variant != "heap"
-    assert made.manifest.ceiling_bytes == 0
-    assert made.manifest.resident_bytes < 2 * _MB
+    assert made.manifest.ceiling_bytes == 0  # nothing was left out for want of memory
+    assert resident_bytes(made.manifest, "mapped_prepacked") < 2 * _MB
 
 
 def test_saving_takes_no_more_memory_than_opening(store: ArtifactStore, tmp_path: Path) -> None:
-    assert prepared(store, tmp_path, dense(48), Bounds(100 * _MB, 60)).manifest.variant != "heap"
+    manifest = prepared(store, tmp_path, dense(48), Bounds(100 * _MB, 60)).manifest
+    assert resident_bytes(manifest, "mapped_prepacked") < 2 * _MB
 
 
 def test_a_run_that_does_not_end_meets_the_deadline_and_leaves_no_process(

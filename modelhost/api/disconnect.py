@@ -43,6 +43,8 @@ class DisconnectWatch:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            # The traceback of its cancellation has this watch in it: both would wait for a collection.
+            self._watcher = None
         if self.is_gone and self._task.cancelling():
             self._task.uncancel()
             return kind is not None and issubclass(kind, asyncio.CancelledError)

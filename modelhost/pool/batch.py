@@ -51,6 +51,10 @@ def _nobody(run: Run) -> None:
     """Who is told the second time."""
 
 
+def _no_misfit() -> None:
+    """Who is told of a misfit when it has been told."""
+
+
 class Run:
     """One request's run. `finish` makes something of the outputs, on the inference thread.
 
@@ -262,6 +266,8 @@ class Batch:
         self._on_end(self._rows)
         if self._is_misfit:
             self._on_misfit()
+        # Its model's runs may remember this batch: the model, when it has left, would wait for a collection.
+        self._on_end, self._on_misfit = _no_rows, _no_misfit
         runs, self._runs = self._runs, []
         for run in runs:
             try:

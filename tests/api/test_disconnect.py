@@ -8,10 +8,12 @@ import json
 import socket
 import threading
 import time
+import weakref
 
 import pytest
 from served import MB, Served, fake_request, head
 
+from modelhost.api.disconnect import DisconnectWatch
 from modelhost.pool import PoolSnapshot
 from modelhost.runtime.fake import FakeScript
 
@@ -231,3 +233,26 @@ def test_a_load_and_a_run_of_twenty_megabytes_do_not_hold_up_the_event_loop(
     assert took_s > 0.02, "too quick to tell anything"
     assert ticks > 5
     assert worst_s < max(0.02, took_s / 4)
+
+
+@pytest.mark.anyio
+async def test_a_watch_that_has_ended_does_not_wait_for_a_collection() -> None:
+    reads = asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        reads.set()
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    gc.collect()
+    gc.disable()
+    try:
+        with DisconnectWatch(receive) as watch:
+            await reads.wait()
+            assert watch._watcher is not None
+            watcher = weakref.ref(watch._watcher)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert watcher() is None
+    finally:
+        gc.enable()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -653,3 +655,18 @@ async def test_requests_that_always_share_a_run_are_known_to_be_short_all_the_sa
         alone, shared = (scene.runs.demand.rows_like(row(1), rows) for rows in (1, 4))
         assert alone.runs == 4
         assert alone.run_ns == shared.run_ns
+
+
+async def test_a_model_that_has_left_does_not_wait_for_a_collection(tmp_path: Path) -> None:
+    async with Stage(tmp_path, {"a": rowed()}) as stage:
+        async with stage.pool.lease("a") as lease:
+            await lease.run(row(1))
+            model = weakref.ref(lease._runs.model)
+        del lease
+        gc.disable()
+        try:
+            await stage.pool.unload("a")
+            await stage.settled()
+            assert model() is None
+        finally:
+            gc.enable()

@@ -12,7 +12,7 @@ from modelhost.lazy import importer
 if TYPE_CHECKING:
     from modelhost.testing.allocation import Allocation, allocate
     from modelhost.testing.difference import MemoryDifference, Place, compare
-    from modelhost.testing.leaks import LeakDetector, LeakReport
+    from modelhost.testing.leaks import Leak, LeakDetector, LeakReport
     from modelhost.testing.limit_report import LimitEvents, LimitReport
     from modelhost.testing.limiting import Limited, MemoryLimit, memory_limit
     from modelhost.testing.pressing import Pressure, pressure
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation",
+    "Leak",
     "LeakDetector",
     "LeakReport",
     "LimitEvents",
@@ -47,7 +48,7 @@ _HOMES: Final = {
     **dict.fromkeys(("Pressure", "pressure"), "pressing"),
     **dict.fromkeys(("RecoveryReport", "cleanup", "verify_recovered"), "recovery"),
     **dict.fromkeys(("MemoryDifference", "Place", "compare"), "difference"),
-    **dict.fromkeys(("LeakDetector", "LeakReport"), "leaks"),
+    **dict.fromkeys(("Leak", "LeakDetector", "LeakReport"), "leaks"),
     **dict.fromkeys(("LimitEvents", "LimitReport"), "limit_report"),
     **dict.fromkeys(("Limited", "MemoryLimit", "memory_limit"), "limiting"),
     **dict.fromkeys(("MemorySnapshot", "take_snapshot"), "snapshot"),

@@ -20,6 +20,8 @@ class Place(Enum):
     PYTHON = "live Python objects"
     NATIVE = "native memory in use"
     HELD_BY_ARRAYS = "native memory in use, kept alive by arrays over it"
+    MAPPED = "anonymous mappings (mmap), beside the heap"
+    THREADS = "stacks and heaps of threads"
     RESIDUE = "allocator residue (free, comes back by trim)"
     FILE_PAGES = "file pages (the kernel takes them back)"
     SHARED = "shared memory"
@@ -46,6 +48,17 @@ class MemoryDifference:
         """The growth of what the kernel cannot take back."""
         return self.after.committed_bytes - self.before.committed_bytes
 
+    @property
+    def threads(self) -> int:
+        """How many more threads there are."""
+        return self.after.threads - self.before.threads
+
+    @property
+    def open_files(self) -> int:
+        """How many more files are open; 0 where that is not known."""
+        old, new = self.before.open_files, self.after.open_files
+        return 0 if old is None or new is None else new - old
+
     def __str__(self) -> str:
         main = self.main_place
         lines = [f"committed {_signed(self.committed_bytes)} ({format_bytes(self.after.committed_bytes)} now)"]
@@ -54,12 +67,9 @@ class MemoryDifference:
                 lines.append(f"  {_signed(size):>12}  {place.value}{'  <-- most' if place is main else ''}")
         for name, count, size in self.grown_types:
             lines.append(f"  {_signed(size):>12}  of Python: {name}, {count:+d} objects")
-        for what, old, new in (
-            ("threads", self.before.threads, self.after.threads),
-            ("open files", self.before.open_files, self.after.open_files),
-        ):
-            if old is not None and new is not None and old != new:
-                lines.append(f"  {new - old:+12d}  {what}")
+        for what, more in (("threads", self.threads), ("open files", self.open_files)):
+            if more:
+                lines.append(f"  {more:+12d}  {what}")
         return "\n".join(lines)
 
 
@@ -76,7 +86,12 @@ def compare(before: MemorySnapshot, after: MemorySnapshot) -> MemoryDifference:
     committed = after.committed_bytes - before.committed_bytes
     python = _python_bytes(before, after)
     residue = _residue_bytes(before, after)
-    native = committed - python - residue
+    mapped = _mapped_bytes(before, after, committed - python - residue, python)
+    native = committed - python - residue - mapped
+    # A thread has a stack of its own, which is mapped, and often a heap, most of which is free.
+    own = max(0, after.threads - before.threads) * _THREAD_BYTES
+    stacks = min(mapped, own)
+    heaps = max(0, min(residue, own - stacks))
     holds_more = (
         before.objects is not None
         and after.objects is not None
@@ -87,7 +102,9 @@ def compare(before: MemorySnapshot, after: MemorySnapshot) -> MemoryDifference:
         Place.PYTHON: python,
         Place.NATIVE: 0 if holds_more else native,
         Place.HELD_BY_ARRAYS: native if holds_more else 0,
-        Place.RESIDUE: residue,
+        Place.MAPPED: mapped - stacks,
+        Place.THREADS: stacks + heaps,
+        Place.RESIDUE: residue - heaps,
         Place.FILE_PAGES: files,
         Place.SHARED: shared,
     }
@@ -120,6 +137,21 @@ def _residue_bytes(before: MemorySnapshot, after: MemorySnapshot) -> int:
         after.heap.in_use_bytes - before.heap.in_use_bytes
     )
     return max(0, min(more_free, unexplained))
+
+
+#: The most that a thread touches of its stack and of a heap of its own before it does anything large.
+_THREAD_BYTES: Final = 256 << 10
+
+
+def _mapped_bytes(before: MemorySnapshot, after: MemorySnapshot, other: int, python: int) -> int:
+    """Returns what no block of the heap accounts for of `other`, the growth that is neither Python's nor residue."""
+    if before.heap is None or after.heap is None:
+        return 0
+    in_heap = after.heap.in_use_bytes - before.heap.in_use_bytes
+    small = python  # of Python's, which its own allocator maps beside the heap
+    if before.python_blocks is not None and after.python_blocks is not None:
+        small = max(0, min(small, (after.python_blocks - before.python_blocks) * _SMALL_OBJECT_BYTES))
+    return max(0, min(other, other + python - small - in_heap))
 
 
 def _file_bytes(before: MemorySnapshot, after: MemorySnapshot) -> int:

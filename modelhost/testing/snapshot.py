@@ -78,6 +78,7 @@ def take_snapshot(pid: int | None = None, *, exact: bool = False, objects: bool 
     """
     is_own = pid is None or pid == os.getpid()
     proc = Path("/proc/self" if is_own else f"/proc/{pid}")
+    census = _census() if objects and is_own else None  # first: what counting leaves behind is in every snapshot
     try:
         status = _table(proc / "status")
     except OSError:
@@ -105,13 +106,41 @@ def take_snapshot(pid: int | None = None, *, exact: bool = False, objects: bool 
         is_exact=b"Anonymous" in rollup,
         pss_bytes=rollup[b"Pss"] * 1024 if b"Pss" in rollup else None,
         held_free_bytes=allocator.free_bytes() if exact and is_own else None,
-        objects=_census() if objects and is_own else None,
+        objects=census,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the kernel counts exactly, for looking at it after every iteration."""
+
+    threads: int
+    open_files: int | None
+    writable_bytes: int
+    other_mapped_bytes: int
+    """Address space that is neither private and writable nor code: shared memory, and files that are read."""
+
+
+def read_counts() -> Counts:
+    """Returns the counts of this process; takes some 50 microseconds. Any thread."""
+    proc = Path("/proc/self")
+    status = _table(proc / "status", missing_is_empty=True)
+    writable = status.get(b"VmData", 0) + status.get(b"VmStk", 0)
+    other = status.get(b"VmSize", 0) - writable - status.get(b"VmExe", 0) - status.get(b"VmLib", 0)
+    return Counts(status.get(b"Threads", 0), _count_files(proc), writable * 1024, other * 1024)
 
 
 def _census() -> Census:
     gc.collect()  # what only waits to be collected is not live
+    if not _has_counted:
+        # The first frees large blocks, after which the allocator puts such blocks elsewhere: what counting leaves
+        # in the heap is the same only from the second on.
+        take_census()
+        _has_counted.append(True)
     return take_census()
+
+
+_has_counted: Final[list[bool]] = []
 
 
 def _table(file: Path, *, missing_is_empty: bool = False) -> dict[bytes, int]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults
 import pytest
 
 from modelhost.errors import InsufficientMemory
@@ -51,16 +52,20 @@ def test_importing_it_imports_no_server_and_no_runtime() -> None:
     assert run(code).stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "fault",
-    ["python list", "native buffer", "residue", "page cache", "shared memory", "session"],
-)
-def test_planted_faults_are_named(fault: str) -> None:
-    ended = run(
-        f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.main({fault!r}, {20 if FULL else 2})"
-    )
+def run_faults(call: str) -> str:
+    ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.{call}")
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
-    assert "named rightly" in ended.stdout
+    return ended.stdout
+
+
+@pytest.mark.parametrize("fault", faults.PLACES)
+def test_planted_faults_are_named(fault: str) -> None:
+    assert "named rightly" in run_faults(f"main({fault!r}, {20 if FULL else 2})")
+
+
+@pytest.mark.parametrize("fault", faults.LEAKS)
+def test_planted_leaks_are_named_with_where(fault: str) -> None:
+    assert "named rightly" in run_faults(f"leak({fault!r}, {'20, 120' if FULL else '1, 40'})")
 
 
 @pytest.fixture
@@ -85,8 +90,7 @@ def test_a_python_leak_of_a_kilobyte_is_found_with_its_line() -> None:
 
 
 def test_clean_operations_are_no_leaks() -> None:
-    ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.clean({100 if FULL else 5})")
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    run_faults(f"clean({100 if FULL else 5})")
 
 
 def test_memory_comes_back_and_what_does_not_is_said() -> None:

@@ -26,9 +26,8 @@ from benchmarks.soak.traffic import rpc_available
 from benchmarks.soak.verdict import Reading, drift
 
 _WORKERS: Final = 2
-#: Memory is read so often; the first readings are of a host that still grows into its work.
+#: Memory is read so often.
 _ROUNDS: Final = 40
-_SETTLING_SHARE: Final = 0.2
 #: The same bound as a soak's: of a process that holds 60 MB, 600 KB in a million requests.
 _MAX_GROWTH: Final = 0.01
 #: What a host may log of requests, whatever they are: none of it is a failure of its own.
@@ -129,8 +128,7 @@ def _note(report: Report, total: Outcome, reading: Reading, took_s: float, numbe
 def _conclude(
     report: Report, host: HostProcess, total: Outcome, readings: list[Reading], took_s: float, save: Path | None
 ) -> None:
-    counted = readings[int(len(readings) * _SETTLING_SHARE) :]
-    growth, figures = drift(counted), host.group_figures()
+    growth, figures = drift(readings), host.group_figures()
     failures = failures_in(host.log)
     report.add(
         "total",
@@ -141,6 +139,7 @@ def _conclude(
         idle_bytes=readings[-1].committed_bytes,
         growth_bytes=round(growth.bytes),
         growth_percent=round(growth.share * 100, 3),
+        settling_bytes=round(growth.settling_bytes),
         findings=len(total.findings),
         failures_logged=len(failures),
         oom_kills=figures.oom_kills if figures else None,

@@ -36,7 +36,7 @@ _WINDOW_S: Final = 10.0
 #: Idle readings are this far apart, or less where the soak is short …
 _LONGEST_STRETCH_S: Final = 90.0
 _STRETCHES: Final = 10
-#: … and the first ones are not counted: what runs for the first time has things to allocate, for some two minutes.
+#: … and those of the first two minutes never count, however short it is.
 _SETTLING_S: Final = 120.0
 #: A soak below this is a short form: it says nothing about drift and times.
 _SHORT_S: Final = 240.0
@@ -315,9 +315,7 @@ class _Soak:
 
     def _conclude(self) -> None:
         figures = self.host.group_figures()
-        first = self.readings[0].at if self.readings else 0.0
-        counted = [reading for reading in self.readings if reading.at - first >= _SETTLING_S]
-        found, pace = drift(counted), paces(self.calm, self.rough)
+        found, pace = drift(self.readings, settling_s=_SETTLING_S), paces(self.calm, self.rough)
         totals = self.book.snapshot()
         for one in pace:
             self.report.add(
@@ -355,10 +353,10 @@ class _Soak:
             self.report.require(False, f"the host's log has a traceback: {log[log.index('Traceback') :][:2000]}")
         if not self.host.is_alive:
             self.report.require(False, self.host.last_words())
-        self._add_verdict(found, totals, counted)
+        self._add_verdict(found, totals)
         self._print()
 
-    def _add_verdict(self, found: Drift, totals: Counter[str], counted: Sequence[Reading]) -> None:
+    def _add_verdict(self, found: Drift, totals: Counter[str]) -> None:
         figures = self.host.group_figures()
         self.report.add(
             "verdict",
@@ -369,7 +367,8 @@ class _Soak:
             drift_bytes=round(found.bytes) if found.is_known else None,
             drift_percent=round(found.share * 100, 3) if found.is_known else None,
             idle_readings=found.readings,
-            idle_committed_bytes=counted[-1].committed_bytes if counted else None,
+            settling_bytes=round(found.settling_bytes) if found.is_known else None,
+            idle_committed_bytes=self.readings[-1].committed_bytes if self.readings else None,
             late_p99_calm_ms=round(percentile([one.late_s * 1e3 for one in self.calm], 0.99), 2),
             late_p99_rough_ms=round(percentile([one.late_s * 1e3 for one in self.rough], 0.99), 2),
             max_usage_bytes=figures.peak_bytes if figures else None,

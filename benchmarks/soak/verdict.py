@@ -17,6 +17,8 @@ MAX_SLOWER: Final = 2.0
 #: Fewer readings say nothing about a slope, fewer answers nothing about a percentile.
 MIN_READINGS: Final = 5
 MIN_ANSWERS: Final = 200
+#: What runs for the first time has things to allocate: readings from so much of the beginning are not judged.
+SETTLING_SHARE: Final = 0.2
 #: What a fault leaves behind goes on for a moment: models that leave, a scan, a run that is stopped.
 _AFTERMATH_S: Final = 0.2
 _NOTHING: Final = "(no fault)"
@@ -35,11 +37,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How memory has changed by itself between the first reading and the last."""
+    """How memory has changed by itself between the first reading that counts and the last."""
 
     bytes: float
     share: float
     readings: int
+    settling_bytes: float = 0.0
+    """What it had grown by before: reported, not judged."""
 
     @property
     def is_known(self) -> bool:
@@ -47,18 +51,24 @@ class Drift:
         return self.readings >= MIN_READINGS
 
 
-def drift(readings: Sequence[Reading]) -> Drift:
-    """Returns the drift by Theil and Sen: the median of the slopes between all pairs of readings, over the whole time.
+def drift(readings: Sequence[Reading], *, settling_s: float = 0.0) -> Drift:
+    """Returns the drift after the first fifth of the time, and after `settling_s` at least.
 
-    One reading that is off, the first or the last one too, does not change it.
+    It is the larger of two figures, neither of which one reading that is off can change. By Theil and Sen, the
+    median of the slopes between all pairs of readings over the whole time, which sees what grows slowly; a step that
+    comes late is in few of the pairs. The median of the last third less that of the first sees that.
     """
-    if len(readings) < 2:
-        return Drift(0.0, 0.0, len(readings))
-    slope = statistics.median(
-        pair_slopes([reading.at for reading in readings], [reading.committed_bytes for reading in readings])
-    )
-    grown = slope * (readings[-1].at - readings[0].at)
-    return Drift(grown, grown / statistics.median(reading.committed_bytes for reading in readings), len(readings))
+    settling_s = max(settling_s, SETTLING_SHARE * (readings[-1].at - readings[0].at)) if readings else 0.0
+    counted = [reading for reading in readings if reading.at - readings[0].at >= settling_s]
+    if len(counted) < 2:
+        return Drift(0.0, 0.0, len(counted))
+    at, sizes = [reading.at for reading in counted], [reading.committed_bytes for reading in counted]
+    slope = statistics.median(pair_slopes(at, sizes))
+    third = -(-len(sizes) // 3)
+    first, last = statistics.median(sizes[:third]), statistics.median(sizes[-third:])
+    grown = max(slope * (at[-1] - at[0]), last - first)
+    settling_bytes = first - readings[0].committed_bytes
+    return Drift(grown, grown / statistics.median(sizes), len(counted), settling_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,13 @@ def two_inputs() -> onnx.ModelProto:
     )
 
 
+def triples() -> onnx.ModelProto:
+    """`x` in rows of three: its run fails on any other count."""
+    shape = numpy_helper.from_array(np.int64([-1, 3]), "shape")
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    return _model(nodes, [("x", TensorProto.FLOAT, ["n"])], output=("y", TensorProto.FLOAT, ["m", 3]), weights=[shape])
+
+
 def unknown_operator() -> onnx.ModelProto:
     """Has a face that can be read, and cannot be loaded: no runtime knows its operator."""
     return _model([helper.make_node("NoSuchOperator", ["x"], ["y"])], [("x", TensorProto.FLOAT, ["n"])])

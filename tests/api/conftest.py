@@ -54,6 +54,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, kind in (("int64", TensorProto.INT64), ("bool", TensorProto.BOOL), ("text", TensorProto.STRING)):
         build.save(build.identity(kind), directory, name)
     build.save(build.heavy(20), directory, "heavy")
+    build.save(build.triples(), directory, "triples")
     build.save(build.unknown_operator(), directory, "unknown_operator")
     (directory / "torn" / "1").mkdir(parents=True)
     (directory / "torn" / "1" / "model.onnx").write_bytes((MODELS / "wine" / "1" / "model.onnx").read_bytes()[:20_000])

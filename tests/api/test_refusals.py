@@ -489,3 +489,14 @@ def test_a_run_that_fails_is_500_and_the_model_goes_on(serve_fake) -> None:
     script.run_error = None
     assert served.infer("a").status_code == 200
     assert script.loads == 1
+
+
+def test_a_run_that_onnx_runtime_raises_from_is_500_in_its_words_and_the_model_goes_on(ort) -> None:
+    for _ in range(3):  # the third time in place, where that is known to be short
+        assert ort.infer("triples", tensor("x", "FP32", [6], [1.0] * 6)).status_code == 200
+        body = error_of(ort.infer("triples", tensor("x", "FP32", [4], [1.0] * 4)), 500)
+        assert body["code"] == "run_failed"
+        assert "Reshape" in body["error"]
+        assert "onnxruntime_src" not in body["error"]
+    (found,) = [model for model in ort.snapshot().models if model.name == "triples"]
+    assert (found.state, found.leases) == ("ready", 0)

@@ -19,6 +19,7 @@ from host_process import HostProcess, running_host
 from onnx import helper, numpy_helper
 
 _MB = 1 << 20
+FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 
 
 def rows() -> onnx.ModelProto:
@@ -155,6 +156,22 @@ def test_weights_that_are_cut_off_while_they_are_mapped_end_the_worker_and_are_m
     assert ask(host, "inside", _ONE).status_code == 200
     assert until_answered(host, "rows", last) == pytest.approx(expected)
     assert workers(host) != [worker]
+
+
+@pytest.mark.skipif(not FULL, reason="MODELHOST_TEST_FULL=1 has it run")
+def test_in_the_host_itself_they_end_it_and_the_next_one_makes_them_again(tmp_path: Path) -> None:
+    models, last = tmp_path / "models", np.float32([1000])
+    build.save(rows(), models, "rows")
+    with running_host(tmp_path, models, "--memory-limit", "400MB") as host:
+        expected = until_answered(host, "rows", last)
+        (weights,) = models.glob(".modelhost/*/model.bin")
+        weights.chmod(0o600)
+        os.truncate(weights, 4096)
+        with pytest.raises(httpx.TransportError):
+            ask(host, "rows", last)
+        assert host.process.wait(10) == -signal.SIGBUS
+    with running_host(tmp_path, models, "--memory-limit", "400MB") as host:
+        assert until_answered(host, "rows", last) == pytest.approx(expected)
 
 
 def test_a_model_that_segfaults_when_it_is_opened_never_gets_so_far(tmp_path: Path) -> None:

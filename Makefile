@@ -1,6 +1,7 @@
 # make serve    serve models/ on 127.0.0.1:8080 (ARGS="--port 9000" adds flags)
 # make test     lint, types, import contract, tests
 # make test-full  the same, with the long checks at their full size
+# make test-failed  the tests that failed last, one after another
 # make lock     resolve the dependencies again
 #
 # Each does its own set-up: a virtual environment in .venv with the locked dependencies.
@@ -13,16 +14,30 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CLIENTS := $(shell $(PYTHON) -c 'import sys; minor = sys.version_info[1]; \
   print(*[f".venv-{name}/.made" for name, below in (("clients", 14), ("mlserver", 13)) if minor < below])')
 
-.PHONY: serve test test-full lint lock clean
+.PHONY: serve test test-full test-failed tested lint lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/modelhost serve $(ARGS)
 
-test: lint $(CLIENTS)
-	$(BIN)/python -m pytest $(ARGS)
+# Beside each other: installations wait for downloads and the disk, lint only for the processor.
+tested:
+	@$(MAKE) --no-print-directory --jobs=3 lint $(CLIENTS)
 
-test-full: lint $(CLIENTS)
-	MODELHOST_TEST_FULL=1 $(BIN)/python -m pytest $(ARGS)
+# Many tests wait: for processes, threads, clocks. Those that measure what others would disturb run alone, after them.
+# Status 5: none were selected, by ARGS.
+PARALLEL := -m "not (serial or cgroup)" --numprocesses=logical --maxprocesses=4 --dist=loadfile
+ALONE := -m "serial or cgroup"
+
+test: tested
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS); parallel=$$?; \
+	$(BIN)/python -m pytest $(ALONE) $(ARGS); alone=$$?; \
+	case $$parallel$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac
+
+test-full: export MODELHOST_TEST_FULL := 1
+test-full: test
+
+test-failed: tested
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -40,8 +55,9 @@ $(VENV)/.serve: lock/serve.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
+# Without the bytecode of the test tools, most of which nobody imports.
 $(VENV)/.test: lock/test.txt $(VENV)/.serve
-	$(PIP) --require-hashes -r lock/test.txt
+	$(PIP) --no-compile --require-hashes -r lock/test.txt
 	touch $@
 
 # Other people's clients, which the tests drive: each lock in an environment of its own, without a pip in it and

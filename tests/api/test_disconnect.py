@@ -199,6 +199,7 @@ class Ticker:
         self._served.on_loop(self._task.cancel)
 
 
+@pytest.mark.serial  # the machine's other work would be taken for pauses
 def test_a_load_and_a_run_of_twenty_megabytes_do_not_hold_up_the_event_loop(
     ort: Served, record_property: pytest.RecordProperty
 ) -> None:

@@ -24,11 +24,12 @@ import numpy as np
 from benchmarks.artifacts import manifests, prepare
 from benchmarks.places import ROOT
 from benchmarks.report import Report
-from benchmarks.smaps import read_process, read_status, reset_peak
+from benchmarks.smaps import read_process, read_status
 from modelhost.prepare import Manifest
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.repository import read_summary
 from modelhost.tensors import DTYPES, TensorSpec
+from modelhost.testing.snapshot import reset_peak
 
 _MB: Final = 1 << 20
 #: Committed memory may be off by this share or this much, whichever is more.

@@ -62,9 +62,3 @@ def read_status(field: str, pid: int | str = "self") -> int:
     with open(f"/proc/{pid}/status") as stream:
         table = dict(line.split(":", 1) for line in stream)
     return int(table[field].split()[0]) * 1024
-
-
-def reset_peak() -> None:
-    """Makes the peak of this process (VmHWM) begin again from what it holds now. Raises OSError."""
-    with open("/proc/self/clear_refs", "w") as stream:
-        stream.write("5")

@@ -235,6 +235,8 @@ def _count(freezes: bool) -> Census:
 
 def _growth(series: Sequence[int], above: float) -> Slope | None:
     """The slope where the series grows, and goes on growing; None where it does not."""
+    if min(series) == max(series):  # as most are; slopes take a while
+        return None
     whole, later = theil_sen(series), theil_sen(series[len(series) // 2 :])
     return whole if whole.low > above and later.low > above else None
 

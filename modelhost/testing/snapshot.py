@@ -110,6 +110,11 @@ def take_snapshot(pid: int | None = None, *, exact: bool = False, objects: bool 
     )
 
 
+def reset_peak() -> None:
+    """Makes the peak of this process's RSS (VmHWM) begin again from what it holds now. Raises OSError."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What the kernel counts exactly, for looking at it after every iteration."""

@@ -22,10 +22,11 @@ from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, Shape, conv_net
 from benchmarks.pressure import Outcome
 from benchmarks.process import running_host
 from benchmarks.report import Report, align
-from benchmarks.smaps import read_mappings, read_process, read_status, read_traffic, reset_peak
+from benchmarks.smaps import read_mappings, read_process, read_status, read_traffic
 from modelhost.prepare.footprint import RunFootprint, RunPoint, Term
 from modelhost.tensors import TensorSpec
 from modelhost.testing import cgroup
+from modelhost.testing.snapshot import reset_peak
 
 _MB = 1 << 20
 

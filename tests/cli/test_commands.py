@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,14 @@ class Terminal:
         self._capsys = capsys
 
     def __call__(self, *arguments: str) -> Ended:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main([str(argument) for argument in arguments])
+        finally:  # `serve` logs to this test's standard error, which is closed after it
+            root.handlers[:] = handlers
+            root.setLevel(level)
         out, err = self._capsys.readouterr()
         return Ended(int(ended.value.code or 0), out, err)
 

@@ -43,7 +43,7 @@ def test_there_are_as_many_connections_as_descriptors_allow(tmp_path: Path) -> N
     low = ("/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh")
     with (
         running_host(tmp_path, through=low, MODELHOST_SERVER_MAX_CONNECTIONS="1000") as host,
-        httpx.Client(base_url=host.url) as client,
+        httpx.Client(base_url=host.url, timeout=30) as client,
         ExitStack() as stack,
     ):
         assert client.get("/v2/health/ready").status_code == 200
@@ -60,7 +60,7 @@ def test_there_are_as_many_connections_as_descriptors_allow(tmp_path: Path) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
 def test_a_process_without_descriptors_serves_who_is_there_and_recovers(tmp_path: Path) -> None:
-    with running_host(tmp_path) as host, httpx.Client(base_url=host.url) as client:
+    with running_host(tmp_path) as host, httpx.Client(base_url=host.url, timeout=30) as client:
         assert client.post("/v2/repository/models/digits/load").status_code == 200
         pid = host.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -77,7 +77,7 @@ def test_a_process_without_descriptors_serves_who_is_there_and_recovers(tmp_path
             assert client.post("/v2/models/digits/infer", content=b"{}").status_code == 400  # which is loaded
             assert "descriptors_used_up" in client.get("/v2/health/ready").json()["conditions"]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        with httpx.Client(base_url=host.url) as another:
+        with httpx.Client(base_url=host.url, timeout=30) as another:
             assert another.get("/v2/health/ready").status_code == 200
             assert ask(another) == 200
 

@@ -50,7 +50,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals)
         address, port = host.address.split(":")
         with (
             socket.create_connection((address, int(port)), timeout=20) as sending,
-            httpx.Client(base_url=host.url) as probe,
+            httpx.Client(base_url=host.url, timeout=30) as probe,
         ):
             sending.sendall(HALF)
             assert probe.get("/v2/health/ready").status_code == 200
@@ -102,7 +102,7 @@ def test_while_it_preloads_it_lives_is_not_ready_and_ends_when_it_is_told_to(tmp
         save(heavy(100), models, name)
     with (
         starting_host(tmp_path, models, MODELHOST_MODELS_PRELOAD="a,b,c,d") as (process, url),
-        httpx.Client(base_url=url) as client,
+        httpx.Client(base_url=url, timeout=30) as client,
     ):
         until(lambda: is_live(client))
         ready = client.get("/v2/health/ready")
@@ -131,7 +131,7 @@ def test_sighup_has_models_and_options_read_again(tmp_path: Path) -> None:
     save(add_constant(1), models, "a")
     settings = tmp_path / "modelhost.toml"
     settings.write_text("[models]\n")
-    with running_host(tmp_path, models) as host, httpx.Client(base_url=host.url) as client:
+    with running_host(tmp_path, models) as host, httpx.Client(base_url=host.url, timeout=30) as client:
 
         def answer() -> list[float]:
             tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0]}

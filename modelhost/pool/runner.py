@@ -269,8 +269,12 @@ class _Awaited:
 
 def without_frames(error: BaseException) -> BaseException:
     """Returns an error as a future takes it, one of ours without its traceback: its words have the figures, its
-    frames hold tensors."""
-    return error.with_traceback(None) if isinstance(error, ModelHostError) else for_future(error)
+    frames hold tensors. So do those of what it was raised in place of."""
+    if not isinstance(error, ModelHostError):
+        return for_future(error)
+    if error.__suppress_context__:
+        error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _expire(future: asyncio.Future[Any], started: float, deadline: float) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from functools import partial
 
 import pytest
 from pool_stage import soon, turns, until
 
-from modelhost.errors import DeadlineExceeded, HostClosed, Overloaded
+from modelhost.errors import DeadlineExceeded, HostClosed, InvalidRequest, Overloaded
 from modelhost.pool import Runner
 from modelhost.runtime.base import CancelToken
 
@@ -53,6 +56,31 @@ async def test_a_jobs_error_is_the_requesters() -> None:
     with pytest.raises(ZeroDivisionError, match="zero"):
         await soon(job.run(runner))
     assert (job.ends, runner.in_flight) == (1, 0)
+    runner.close()
+
+
+async def test_an_error_in_place_of_another_holds_nothing_of_its_work() -> None:
+    class Body:
+        pass
+
+    def work(body: Body) -> None:
+        try:
+            raise ValueError("not gzip")
+        except ValueError:
+            raise InvalidRequest("the body is not valid gzip") from None
+
+    runner, body = Runner(threads=1, max_waiting=1), Body()
+    held = weakref.ref(body)
+    cancel = CancelToken()
+    gc.disable()
+    try:
+        future = runner.submit(partial(work, body), cancel=cancel, on_end=lambda: None)
+        with pytest.raises(InvalidRequest, match="not valid gzip"):
+            await soon(runner.result(future, cancel=cancel))
+        del body, future
+        assert held() is None
+    finally:
+        gc.enable()
     runner.close()
 
 

@@ -8,7 +8,29 @@ from typing import Any, TypeVar
 
 import click
 
+from modelhost.units import parse_duration, parse_size
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def size_option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that is a size, as `256MB`; bytes arrive."""
+    return click.option(*names, metavar="SIZE", callback=_parsed(parse_size), **attributes)
+
+
+def duration_option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that is a time, as `500ms`; seconds arrive."""
+    return click.option(*names, metavar="TIME", callback=_parsed(parse_duration), **attributes)
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return convert
 
 
 def settings_options(command: F) -> F:

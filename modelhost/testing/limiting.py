@@ -150,7 +150,7 @@ class Limited:
             if isinstance(target, str):
                 raise TypeError(f"expected a function or a list of words, got the text {target!r}")
             what = " ".join(target)
-            process = subprocess.Popen(self._command(target), process_group=pgid, **options)
+            process = subprocess.Popen(self._command(target), **{"process_group": pgid, **options})
             pid = process.pid
         running = Running(self, what, pid, process, answer, timeout_s=self.wanted.timeout_s)
         self._running.append(running)

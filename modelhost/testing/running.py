@@ -62,27 +62,40 @@ class Running:
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        with contextlib.ExitStack() as stack:
-            watched = []
-            if hasattr(os, "pidfd_open") and self._wall_s is None:
-                watched.append(os.pidfd_open(self.pid))
-                stack.callback(os.close, watched[0])
-            while not self._has_ended():
-                if deadline_s is not None and time.monotonic() >= deadline_s:
-                    self._timed_out = True
-                    self.kill()
-                    self._take(os.wait4(self.pid, 0))
-                    break
-                self._look()
-                pipe = [] if self._answer is None or self._answer.is_complete else [self._answer.descriptor]
-                select.select(watched + pipe, [], [], _LOOK_INTERVAL_S)
+        while not self.has_ended(_LOOK_INTERVAL_S):
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                self._timed_out = True
+                self.kill()
+                self._take(os.wait4(self.pid, 0))
         return self._report()
+
+    def has_ended(self, wait_s: float = 0.0) -> bool:
+        """Waits for the end, at most so long, and says whether it has come."""
+        if self._has_ended():
+            return True
+        self._look()
+        with contextlib.ExitStack() as stack:
+            watched = [] if self._answer is None or self._answer.is_complete else [self._answer.descriptor]
+            if hasattr(os, "pidfd_open"):
+                watched.append(os.pidfd_open(self.pid))
+                stack.callback(os.close, watched[-1])
+            select.select(watched, [], [], wait_s)
+        return self._has_ended()
 
     def wait_until_inside(self) -> None:
         """Waits until it has entered its group, which it does itself, or ended."""
         if self._limit.group is not None:
             while self.pid not in self._limit.group.pids() and not self._has_ended():
                 time.sleep(_ENTER_POLL_S)
+
+    def in_use_bytes(self) -> int | None:
+        """Reads what the kernel cannot take back from its control group; None where there is none."""
+        return None if self._limit.group is None else self._limit.group.read().usage_bytes
+
+    def signal(self, number: int) -> None:
+        """Sends a signal where it has not ended."""
+        if self._wall_s is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kills it where it still runs, and what else is in the control group where there is one."""

@@ -31,13 +31,17 @@ def pair_slopes(at: Sequence[float], values: Sequence[float]) -> list[float]:
     return sorted((later - earlier) / (then - before) for (before, earlier), (then, later) in pairs)
 
 
-def theil_sen(values: Sequence[float]) -> Slope:
-    """Returns the Theil-Sen slope with Kendall's interval. Raises ValueError for fewer than 8 values."""
+def theil_sen(values: Sequence[float], *, at: Sequence[float] | None = None) -> Slope:
+    """Returns the Theil-Sen slope with Kendall's interval: per step, or per unit of `at`, ascending moments.
+
+    Raises ValueError for fewer than 8 values.
+    """
     if len(values) < 8:
         raise ValueError(f"expected at least 8 values, got {len(values)}")
     stride = -(-len(values) // _MAX_POINTS)
     points = range(0, len(values), stride)
-    slopes = pair_slopes(points, [values[point] for point in points])
+    moments: Sequence[float] = points if at is None else [at[point] for point in points]
+    slopes = pair_slopes(moments, [values[point] for point in points])
     count, pairs = len(points), len(slopes)
     spread = _QUANTILE * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     low, high = max(0, int((pairs - spread) / 2)), min(pairs - 1, int((pairs + spread) / 2) + 1)

@@ -163,7 +163,8 @@ def test_the_short_cut_answers_as_the_application_does(
     thorough = answers(ort, data)
     check(quick)
     assert said(quick) == said(thorough)
-    assert quick[-1].status == 200 or len(quick) == 1, "what came behind it was lost"
+    final = [reply for reply in quick if reply.status >= 200]
+    assert final[-1].status == 200 or len(final) == 1, "what came behind it was lost"
 
 
 @EXAMPLES

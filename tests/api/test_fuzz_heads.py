@@ -35,6 +35,9 @@ pytestmark = [pytest.mark.timeout(900), *([pytest.mark.full] if FULL else [])]
 
 SEEDS = corpus.read()
 INFER = [message for message in SEEDS.framed if message.target.endswith(b"/infer")]
+#: A first request has its model opened by a child, on a busy machine.
+_HANGS_S = 60
+
 #: Ends the connection: where it is answered, all before it was.
 LAST = head("/v2/health/live", "Connection: close", method="GET")
 
@@ -123,6 +126,7 @@ def answers(served: Served, data: bytes) -> list[Reply]:
 
 def send(connection: socket.socket, *parts: bytes) -> None:
     """Sends as much as is taken: who was refused may be cut off."""
+    connection.settimeout(_HANGS_S)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for part in parts:
             connection.sendall(part)
@@ -140,14 +144,15 @@ def check(replies: list[Reply]) -> None:
 
 
 def test_both_ways_are_taken(ort: Served, by_the_application: Callable[[bool], None]) -> None:
+    messages = [message for message in INFER if b"digits" in message.target][:8]
     with counting(ort) as ways:
         for is_on in (False, True):
             before = replace(ways)
             by_the_application(is_on)
-            for message in INFER:
+            for message in messages:
                 answers(ort, message.rendered())
             on_socket, by_application = ways.since(before)
-            assert (on_socket > len(INFER) // 2) != is_on
+            assert (on_socket >= len(messages) // 2) != is_on
             assert by_application > 0
 
 

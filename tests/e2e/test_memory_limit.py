@@ -134,6 +134,7 @@ def wait_until_it_follows(client: Client) -> None:
     assert memory["activation_ceiling_bytes"] == LOWERED_BYTES // 4
 
 
+@pytest.mark.timeout(300)
 def test_a_limit_that_is_lowered_under_load_makes_models_leave_and_nothing_is_killed(
     models: ModelSet, host: HostProcess, client: Client, settings_file: Path
 ) -> None:

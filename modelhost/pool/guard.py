@@ -24,7 +24,10 @@ class RunGuard:
 
     def __init__(self, period_s: float = _PERIOD_S) -> None:
         self._period_s = period_s
-        self._token: CancelToken | None = None  # of the run in progress
+        # One for run after run, until it has stopped one: what a runtime binds to it takes a microsecond to make.
+        self._token = CancelToken()
+        self._runs = 0
+        self._running = 0  # the number of the run in progress, 0 where there is none
         self._thread: threading.Thread | None = None
         self._is_asleep = False
         self._is_closed = False
@@ -32,7 +35,10 @@ class RunGuard:
 
     def begin(self) -> CancelToken:
         """Returns what will stop the run that begins now, should it be long."""
-        token = self._token = CancelToken()
+        token = self._token
+        if token.is_cancelled:
+            token = self._token = CancelToken()
+        self._runs = self._running = self._runs + 1
         if self._thread is None:
             thread = threading.Thread(target=self._watch, name="modelhost-guard", daemon=True)
             with contextlib.suppress(RuntimeError):  # none is to be had: the run goes unwatched, the next one tries
@@ -44,7 +50,7 @@ class RunGuard:
 
     def end(self) -> None:
         """Says that the run has ended."""
-        self._token = None
+        self._running = 0
 
     def close(self) -> None:
         """Ends the thread, soon; harmless when there is none."""
@@ -57,13 +63,13 @@ class RunGuard:
             self._thread.join()
 
     def _watch(self) -> None:
-        seen: CancelToken | None = None
-        idle_looks = 0
+        seen = idle_looks = 0
         while not self._is_closed:
-            token = self._token
-            if token is not None and token is seen:
+            token, running = self._token, self._running
+            if running and running == seen:
+                # Should it end just now, the next run is stopped in its place, and is made again on a thread.
                 token.cancel()
-            seen, idle_looks = token, 0 if token is not None else idle_looks + 1
+            seen, idle_looks = running, 0 if running else idle_looks + 1
             if idle_looks >= _IDLE_LOOKS:
                 self._sleep()
                 idle_looks = 0
@@ -72,6 +78,6 @@ class RunGuard:
     def _sleep(self) -> None:
         self._wake.clear()
         self._is_asleep = True
-        if self._token is None and not self._is_closed:  # looked at again: it may have begun before it could see that
+        if not self._running and not self._is_closed:  # looked at again: it may have begun before it could see that
             self._wake.wait()
         self._is_asleep = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from modelhost.config import ModelOptions
 from modelhost.prepare import Variant
@@ -34,11 +34,13 @@ class NeedsMemory(Exception):
 class CancelToken:
     """Tells work on another thread to stop. `cancel` may come before the work has begun."""
 
-    __slots__ = ("_action", "is_cancelled")
+    __slots__ = ("_action", "is_cancelled", "kept")
 
     def __init__(self) -> None:
         self._action: Callable[[], object] | None = None
         self.is_cancelled = False
+        self.kept: Any = None
+        """What a runtime has bound to it and can use again, where work after work has the same token."""
 
     def bind(self, action: Callable[[], object]) -> None:
         """Names what stops the work; called at once where `cancel` was first."""

@@ -226,8 +226,10 @@ class OrtModel:
         """Returns the named outputs, in that order. See LoadedModel for what it raises."""
         options = None
         if cancel is not None:
-            options = ort.RunOptions()
-            cancel.bind(_Terminate(options))
+            options = cancel.kept
+            if options is None:
+                options = cancel.kept = ort.RunOptions()
+                cancel.bind(_Terminate(options))
         try:
             return self._runtime.arena.run_in_pieces(
                 self._session, outputs, feeds, options, self._runtime.activation_ceiling_bytes

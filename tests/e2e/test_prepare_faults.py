@@ -121,3 +121,20 @@ def test_a_child_may_end_while_its_memory_is_looked_at(monkeypatch: pytest.Monke
     child.committed_bytes()  # what it had a moment ago
     assert child.committed_bytes() == 0
     assert list(family(process.pid)) == [process.pid]
+
+
+def test_a_child_has_a_group_of_its_own_in_the_hosts_session(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that shares the CPU out by session would give a session of its own as much as all requests get."""
+    seen: list[tuple[bool, bool]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **more: Any) -> Any:
+        process = popen(*arguments, **more)
+        seen.append((os.getsid(process.pid) == os.getsid(0), os.getpgid(process.pid) == process.pid))
+        process.kill()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(PrepareFailed):
+        stage.prepare()
+    assert seen == [(True, True)]

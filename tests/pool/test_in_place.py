@@ -285,6 +285,23 @@ async def test_a_guard_that_has_gone_to_sleep_wakes_up_for_the_next_run() -> Non
     assert not short.is_cancelled
 
 
+async def test_runs_share_what_stops_them_until_it_has_stopped_one() -> None:
+    guard, stopped = RunGuard(period_s=0.0001), threading.Event()
+    first = guard.begin()
+    guard.end()
+    second = guard.begin()
+    second.bind(stopped.set)
+    assert second is first or first.is_cancelled  # by a machine that paused
+    assert stopped.wait(10)
+    guard.end()
+    third = guard.begin()
+    guard.end()
+    guard.close()
+    guard.join()
+    assert second.is_cancelled
+    assert third is not second
+
+
 async def test_runs_in_place_leave_a_turn_of_the_event_loop_to_others(tmp_path: Path) -> None:
     async with Stage(tmp_path, {"a": script(run_s=0.002)}, threads=1) as stage:
         await stage.pool.load("a")

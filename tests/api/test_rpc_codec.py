@@ -294,16 +294,13 @@ def test_every_cut_and_every_flipped_byte_is_an_answer_or_an_error_of_ours() -> 
 
 #: Prints the bound for decoding the message in the file, and by how much the process really grew.
 PROBE = """
-import os, re, sys
+import os, sys
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.messages import ModelInferRequest
 from modelhost.api.rpc.wire import take_apart
 from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\\s+(\\d+)", file.read())[1]) * 1024
+from modelhost.testing.running import read_status
 
 def decode(message):
     try:
@@ -320,9 +317,9 @@ with open(sys.argv[1], "rb", buffering=0) as file:
     message = file.read()
 try:
     bound = infer_cost_bytes(message, take_apart(message), inputs)
-    before = status("VmRSS")
+    before = read_status("VmRSS")
     result = decode(message)
-    print(bound, status("VmHWM") - before, type(result).__name__)
+    print(bound, read_status("VmHWM") - before, type(result).__name__)
 except ModelHostError as error:
     print(0, 0, type(error).__name__)
 """

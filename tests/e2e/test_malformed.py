@@ -17,6 +17,8 @@ import pytest
 from host_process import MODELS, HostProcess, running_host
 from malformed import DIGITS, GOOD, Malformed, all_malformed, http
 
+from modelhost.testing import take_snapshot
+
 TABLE = list(all_malformed())
 MB = 1 << 20
 ROUNDS = 100 if os.environ.get("MODELHOST_TEST_FULL") else 20
@@ -77,10 +79,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
 
 
 def committed_bytes(host: HostProcess) -> int:
-    rollup = Path(f"/proc/{host.process.pid}/smaps_rollup").read_text()
-    match = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-    assert match is not None
-    return int(match[1]) << 10
+    return take_snapshot(host.process.pid, exact=True).committed_bytes
 
 
 def test_the_table_has_every_kind() -> None:

@@ -25,15 +25,12 @@ FLOATS = [b"0.1", b"0.1234567", b"0.12345678901234567", b"-1.2345678901234567e-1
 
 #: Prints by how many bytes decoding the body in the file makes the process grow at its peak.
 PROBE = """
-import os, re, sys
+import os, sys
 import numpy as np
 from modelhost.api.codec import decode_request
 from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\\s+(\\d+)", file.read())[1]) * 1024
+from modelhost.testing.running import read_status
 
 def decode(body, header):
     try:
@@ -52,9 +49,9 @@ for end in ("1", "true", "1e39", "x"):
     decode(('{"inputs":[{"name":"x","datatype":"FP32","shape":[10001],"data":[' + data + "]}]}").encode(), None)
 with open(path, "rb", buffering=0) as file:
     body = file.read()
-before = status("VmRSS")
+before = read_status("VmRSS")
 result = decode(body, header if header >= 0 else None)
-print(status("VmHWM") - before, type(result).__name__)
+print(read_status("VmHWM") - before, type(result).__name__)
 """
 
 

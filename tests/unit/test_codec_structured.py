@@ -91,15 +91,12 @@ def test_a_session_hands_out_elements_only_for_those_outputs() -> None:
 
 #: Prints by how many bytes making the elements and encoding them makes the process grow, and the bound.
 PROBE = """
-import os, re, sys
+import os, sys
 import numpy as np
 from modelhost.api.codec import OutputRequest, encode_cost_bytes, encode_response
 from modelhost.runtime.structured import as_elements
 from modelhost.tensors import TensorSpec
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\\s+(\\d+)", file.read())[1]) * 1024
+from modelhost.testing.running import read_status
 
 def encode(elements):
     outputs = [(OutputRequest("y", sys.argv[2] == "True"), TensorSpec.structured("y"), elements)]
@@ -109,9 +106,9 @@ def encode(elements):
 
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 encode(as_elements([{"a": 1.0}, np.zeros((2, 2)), np.array(["a"], object)]))
-before = status("VmRSS")
+before = read_status("VmRSS")
 cost = encode(as_elements(eval(sys.argv[1])))
-print(status("VmHWM") - before, cost)
+print(read_status("VmHWM") - before, cost)
 """
 
 HOSTILE = {

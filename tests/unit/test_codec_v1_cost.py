@@ -20,14 +20,11 @@ COUNTING_ERROR_BYTES = 1 << 20
 
 #: Prints by how many bytes decoding the body in the file makes the process grow at its peak.
 PROBE = """
-import os, re, sys
+import os, sys
 from modelhost.api.codec.v1 import decode_predict
 from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\\s+(\\d+)", file.read())[1]) * 1024
+from modelhost.testing.running import read_status
 
 def decode(body):
     try:
@@ -41,9 +38,9 @@ inputs = {name: TensorSpec(name, datatype, None) for name in names}
 decode(b'{"instances":["' + b"a" * 300_000 + b'", 1]}')  # what runs for the first time is read from its file
 with open(path, "rb", buffering=0) as file:
     body = file.read()
-before = status("VmRSS")
+before = read_status("VmRSS")
 result = decode(body)
-print(status("VmHWM") - before, type(result).__name__)
+print(read_status("VmHWM") - before, type(result).__name__)
 """
 
 

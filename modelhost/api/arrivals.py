@@ -4,19 +4,19 @@ A body is first known by its beginning. That is little, and claimed from a share
 number of senders may begin. Beyond it all the rest is claimed in one step, and read only then: until it is granted
 the bytes stay with the client. So nobody who has a part of a body's memory waits for another part, and whoever was
 granted can finish. Who holds memory and sends slowly is refused as soon as somebody waits for it; who waits stands
-in line by pace, first come first served, and for a bounded time. See DESIGN.md, "Bodies".
+in line by pace, models in turn and each first come first served, and for a bounded time. See DESIGN.md, "Bodies".
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from modelhost.api.body import ByteBudget, ByteHold
 from modelhost.api.rests import LITTLE_BYTES, Rests
 from modelhost.errors import ModelHostError, Overloaded, RequestTooLarge
+from modelhost.pool.turns import Turns
 from modelhost.units import format_bytes, format_duration
 
 #: Bodies up to this need no claim but for what of them is there; of longer ones so much has to be there before the
@@ -59,6 +59,11 @@ class Arrival:
         self._waits_since: float | None = None
 
     @property
+    def model(self) -> str:
+        """The name of what it is for, as far as is known; in line models take turns."""
+        return self.body.hold.model.partition(":")[0]
+
+    @property
     def is_waiting(self) -> bool:
         """Whether it is not read, so that its pauses are not its sender's."""
         return self._waits_since is not None
@@ -99,8 +104,8 @@ class Arrivals:
         self.budget, self.pieces = budget, ByteBudget(pieces_bytes, max_waiting=0)
         self._max_waiting = max_waiting
         self._coming: set[Arrival] = set()
-        self._quick: deque[Arrival] = deque()
-        self._slow: deque[Arrival] = deque()
+        self._quick: Turns[Arrival] = Turns()
+        self._slow: Turns[Arrival] = Turns()
         self._timer: asyncio.TimerHandle | None = None
         self._rests = Rests()
         budget.on_free, budget.on_wait = self._advance, self._relieve
@@ -124,7 +129,8 @@ class Arrivals:
         self._coming.discard(arrival)
         arrival.pieces.end()
         if arrival.is_waiting:
-            (self._quick if arrival in self._quick else self._slow).remove(arrival)
+            if not self._quick.remove(arrival.model, arrival):
+                self._slow.remove(arrival.model, arrival)
             arrival.end_wait(_now())
             self._advance()
 
@@ -185,10 +191,10 @@ class Arrivals:
             if is_slow or not self._slow:
                 body.refused(self._no_room(arrival))
                 return
-            last = self._slow[-1]
+            last = min(self._slow, key=lambda waiting: waiting.waited_s(now))
             last.body.refused(self._no_room(last))
         arrival.begin_wait(now)
-        (self._slow if is_slow else self._quick).append(arrival)
+        (self._slow if is_slow else self._quick).append(arrival.model, arrival)
         self._advance()
         self._relieve()
 
@@ -202,10 +208,10 @@ class Arrivals:
     def _advance(self) -> None:
         """Grants what can be, in order."""
         while line := self._quick or self._slow:
-            arrival = line[0]
+            arrival = line.head
             if not self._fits(arrival.body):
                 break
-            line.popleft()
+            line.take()
             arrival.end_wait(_now())
             arrival.body.hold.try_grow(arrival.body.length - arrival.body.hold.size_bytes)
             arrival.pieces.end()
@@ -228,9 +234,9 @@ class Arrivals:
     def _look(self) -> None:
         self._timer = None
         now = _now()
-        for line in (self._quick, self._slow):
-            while line and line[0].waited_s(now) >= _WAIT_S:
-                line[0].body.refused(self._no_room(line[0]))
+        for arrival in (*self._quick, *self._slow):
+            if arrival.waited_s(now) >= _WAIT_S:
+                arrival.body.refused(self._no_room(arrival))
         self._relieve()
 
     # --- refusals ------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Exchange:
         self.key_name: str | None = None
         self.on_gone: Callable[[], None] | None = None
         self.hold: ByteHold = inference.budget.hold()
+        self.hold.model = target[0]
         self.received_bytes = 0
         self._sender, self._buffers = sender, inference.buffers
         self._small: bytes | bytearray = b""

@@ -204,3 +204,28 @@ async def test_a_limit_that_goes_up_lets_the_next_in(stage: Stage) -> None:
     assert (first.is_granted, second.is_granted) == (True, False)
     stage.budget.resize(16 * MB)
     assert second.is_granted
+
+
+async def test_models_take_turns_at_the_memory_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    stage.arrivals._max_waiting = 10
+
+    def of(model: str) -> Body:
+        body = stage.body(10 * MB)
+        body.hold.model = model
+        stage.arrivals.claim(body.arrival)
+        return body
+
+    flood = [of("flooded") for _ in range(4)]
+    other = of("other")
+    assert [body.is_granted for body in (*flood, other)] == [True, False, False, False, False]
+    flood[0].end()
+    assert flood[1].is_granted  # whose turn it was when the other one came
+    flood[1].end()
+    assert other.is_granted
+    assert not flood[2].is_granted
+    other.end()
+    for body in flood[2:]:
+        assert body.is_granted
+        body.end()
+    assert stage.nothing_held()

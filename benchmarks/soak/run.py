@@ -45,6 +45,8 @@ _RESIDENTS_PER_SECOND: Final = 90.0
 _OTHERS_PER_SECOND: Final = 15.0
 _CLIENTS: Final = 4
 _PREPARING_S: Final = 120.0
+#: How much longer a soak may go on for the faults that it is to have.
+_LONGER_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Plan:
     seed: int
     faults: tuple[str, ...] = ()
     """Only these; all where there are none."""
+    least_faults: int = 0
+    """It goes on, for minutes at most, until there were so many kinds of them."""
 
     @property
     def is_short(self) -> bool:
@@ -150,14 +154,22 @@ class _Soak:
             self._warm_up()
             self._phase("calm", self.plan.calm_s, self._loaded(), self.calm)
             end = time.monotonic() + self.plan.seconds
-            while (left := end - time.monotonic()) > 0.5 * min(1.0, self.plan.stretch_s):
+            while self._goes_on(left := end - time.monotonic()):
                 self._read_idle()
                 self._warm_residents()
-                self._phase("rough", min(left, self.plan.stretch_s), self.others, self.rough)
+                seconds = min(left, self.plan.stretch_s) if left > 0 else self.plan.stretch_s
+                self._phase("rough", seconds, self.others, self.rough)
             self._read_idle()
         except (RequestFailed, Lost, OSError) as error:
             self.unmet.append(f"the soak could not go on: {type(error).__name__}: {error}")
         self._conclude()
+
+    def _goes_on(self, left_s: float) -> bool:
+        """Whether there is another stretch: for the time that is left, or for faults that are still wanted."""
+        if left_s > 0.5 * min(1.0, self.plan.stretch_s):
+            return True
+        is_wanting = len(self.faults_done) < self.plan.least_faults
+        return is_wanting and left_s > -_LONGER_S
 
     # --- phases ----------------------------------------------------------------------------------------
 

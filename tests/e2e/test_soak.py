@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cgroup, pytest.mark.skipif(_REASON is not None, reason
 def test_nothing_is_killed_lost_or_wrong_while_everything_goes_wrong(tmp_path: Path) -> None:
     out = io.StringIO()
     report = Report("soak", {}, out)
-    soak.run(report, soak.Plan(seconds=4, models=8, limit_bytes=256 << 20, seed=1), cache=tmp_path)
+    soak.run(report, soak.Plan(seconds=4, models=8, limit_bytes=256 << 20, seed=1, least_faults=8), cache=tmp_path)
     assert report.violations == []
     rows = [json.loads(line) for line in out.getvalue().splitlines()]
     (verdict,) = [row for row in rows if row["kind"] == "verdict"]

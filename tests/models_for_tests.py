@@ -61,6 +61,21 @@ def heavy(megabytes: int, *, layers: int = 8) -> onnx.ModelProto:
     return _model(nodes, [("x", TensorProto.FLOAT, ["n", side])], weights=weights)
 
 
+def heavy_conv(megabytes: int) -> tuple[onnx.ModelProto, int]:
+    """Two convolutions with so many megabytes of weights, which a session packs into the heap, on one pixel: much to
+    hold and little to reckon. Returns the model and its channels; all of `y` are the mean of `x`."""
+    channels = round((megabytes * _MB / 4 / 9 / 2) ** 0.5 / 16) * 16
+    weights = [
+        numpy_helper.from_array(np.full((channels, channels, 3, 3), 1 / channels, np.float32), f"w{layer}")
+        for layer in range(2)
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["h"], pads=[1] * 4),
+        helper.make_node("Conv", ["h", "w1"], ["y"], pads=[1] * 4),
+    ]
+    return _model(nodes, [("x", TensorProto.FLOAT, ["n", channels, 1, 1])], weights=weights), channels
+
+
 def identity(element_type: int) -> onnx.ModelProto:
     """`y = x` of any one element type."""
     return _model(

@@ -10,10 +10,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import models_for_tests as build
 import numpy as np
 import pytest
 
-from benchmarks.models import conv_nets
 from benchmarks.process import ROOT
 
 TOOLS = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared" / "tools"))
@@ -40,21 +40,19 @@ pytestmark = [
 
 
 def context(directory: Path) -> Path:
-    """Writes what the image is made from that has the models in it, with questions and right answers."""
-    models = conv_nets(MODELS, size_mb=SIZE_MB)
-    for file, case in zip(models.files, models.cases, strict=True):
-        put = directory / "models" / case.name / "1" / "model.onnx"
-        put.parent.mkdir(parents=True)
-        os.link(file, put)
-    cases = [
-        {
-            "name": case.name,
-            "shape": list(case.question.shape),
-            "question": np.ravel(case.question).tolist(),
-            "answer": np.ravel(case.answer).tolist(),
-        }
-        for case in models.cases
-    ]
+    """Writes what the image is made from that has the models in it, with questions and right answers.
+
+    Many weights and little to reckon: a first look runs a model on many rows, and this machine is emulated.
+    """
+    cases = []
+    for number in range(MODELS):
+        model, channels = build.heavy_conv(SIZE_MB)
+        file = build.save(model, directory / "models", f"m{number}")
+        question = (np.arange(channels, dtype=np.float32) + number) / channels
+        answer = [float(question.mean())] * channels
+        shape = [1, channels, 1, 1]
+        cases.append({"name": f"m{number}", "shape": shape, "question": question.tolist(), "answer": answer})
+        assert file.stat().st_size > SIZE_MB * 1_000_000
     (directory / "cases.json").write_text(json.dumps(cases))
     (directory / "Dockerfile").write_text(DOCKERFILE)
     return directory

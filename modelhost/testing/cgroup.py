@@ -109,8 +109,9 @@ class MemoryCgroup:
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             self.kill()
-            with contextlib.suppress(OSError):  # busy for as long as a process is on its way out
-                self.path.rmdir()
+            for group in reversed(self._tree()):
+                with contextlib.suppress(OSError):  # busy for as long as a process is on its way out
+                    group.rmdir()
             if not self.path.exists():
                 return
             if time.monotonic() > deadline:
@@ -125,6 +126,10 @@ class MemoryCgroup:
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _tree(self) -> list[Path]:
+        """The group and those that were made inside of it, each after the one that it is in."""
+        return [Path(directory) for directory, _, _ in os.walk(self.path)]
 
     def change_limit(self, limit_bytes: int) -> None:
         """Changes the limit while the group is in use; `limit_bytes` stays what it was made with.
@@ -160,11 +165,8 @@ class MemoryCgroup:
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def pids(self) -> list[int]:
-        """The processes that are inside."""
-        try:
-            return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
-        except OSError:
-            return []
+        """The processes that are inside, those of groups that were made inside of it too."""
+        return [pid for group in self._tree() for pid in _pids(group)]
 
     def read(self) -> CgroupFigures:
         """Reads the kernel's figures; takes some 50 microseconds. Raises OSError where the group is gone."""
@@ -190,6 +192,13 @@ def read_figures(path: Path, version: int) -> CgroupFigures:
         kernel = _number(path / "memory.kmem.usage_in_bytes", missing=0)
     file_bytes = stat[f"{prefix}inactive_file"] + stat[f"{prefix}active_file"]
     return CgroupFigures(current, file_bytes, peak, hits, kills, kernel, ooms)
+
+
+def _pids(group: Path) -> list[int]:
+    try:
+        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
 
 
 def available() -> str | None:

@@ -14,11 +14,16 @@ from typing import Final
 #: too. `$1` is a memory cgroup or empty. Then ends its whole process group, itself included.
 _WATCH: Final = """
 trap '' INT TERM HUP QUIT
+empty() {
+    for below in "$1"/*/; do [ -d "$below" ] && empty "${below%/}"; done
+    for pid in $(cat "$1/cgroup.procs"); do kill -9 "$pid"; done
+    rmdir "$1"
+}
 read -r _
 tries=0
 while [ -n "$1" ] && [ -d "$1" ] && [ $tries -lt 200 ]; do
-    echo 1 > "$1/cgroup.kill" || for pid in $(cat "$1/cgroup.procs"); do kill -9 "$pid"; done
-    rmdir "$1" || sleep 0.05 || sleep 1
+    echo 1 > "$1/cgroup.kill"
+    empty "$1" || sleep 0.05 || sleep 1
     tries=$((tries + 1))
 done
 kill -9 0

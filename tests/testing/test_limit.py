@@ -194,6 +194,35 @@ def test_inside_a_tighter_group_the_tighter_limit_is_the_one_that_holds() -> Non
     assert "96.0 MB of it hold" in str(report)
 
 
+@pytest.mark.cgroup
+@pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_groups_that_were_made_inside_go_with_it(is_killed: bool, tmp_path: Path) -> None:
+    def nested(path: Path) -> None:
+        with memory_limit("64MB", means="cgroup") as inner:
+            child = inner.start(["sleep", "100"])
+            assert inner.group is not None
+            (tmp_path / "made").write_text(f"{child.pid} {inner.group.path} {path}")
+            (tmp_path / "made").rename(tmp_path / "ready")
+            child.wait()
+
+    def outer() -> None:
+        with memory_limit("128MB", means="cgroup") as limited:
+            assert limited.group is not None
+            limited.start(nested, limited.group.path)
+            assert eventually((tmp_path / "ready").exists)
+            if is_killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with memory_limit("1GB", means="RLIMIT_DATA", start="fork") as forked:
+        report = forked.start(outer).wait(timeout_s=60)
+        assert report.exit_code == (-signal.SIGKILL if is_killed else 0), report
+        pid, inner_path, path = (tmp_path / "ready").read_text().split()
+        assert eventually(lambda: not Path(path).exists())
+    assert has_ended(int(pid))
+    assert not Path(inner_path).exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become somebody else")
 def test_a_user_who_may_make_no_group_gets_an_rlimit_or_is_told_why() -> None:
     def as_nobody(means: Any) -> Means:

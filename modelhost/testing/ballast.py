@@ -79,6 +79,7 @@ class GroupTarget:
     def open(self) -> None:
         """Puts the ballast inside. Raises PermissionError."""
         self._ballast = Ballast(self._group.path)
+        self._ballast.grow(1)  # what it takes itself to work is there before the first look
 
     def grow(self, size_bytes: int) -> None:
         """Adds that much. Raises InsufficientMemory where the ballast is killed for it, or cannot have it."""

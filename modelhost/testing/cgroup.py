@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -221,12 +221,26 @@ def _table(file: Path) -> dict[str, int]:
     return {key: int(value) for key, value in map(str.split, file.read_text().splitlines())}
 
 
-def _parents() -> Iterator[Group]:
-    """Yields where a group might be made: the own group, then upwards, not past a limit that holds for us."""
+def _parents() -> list[Group]:
+    """Returns where a group might be made: the own group and those above it, not past a limit that holds for us.
+
+    Those come first that give the controller on already: in others it takes a move (`_give_on`).
+    """
+    found = []
     for group in find_ancestry():
-        yield group
+        found.append(group)
         if read_levels(limiting((group,))):
-            return
+            break
+    return sorted(found, key=lambda group: not _gives_on(group))
+
+
+def _gives_on(group: Group) -> bool:
+    if group.version == 1:
+        return True
+    try:
+        return "memory" in (group.path / "cgroup.subtree_control").read_text().split()
+    except OSError:
+        return False
 
 
 def _make(parent: Group, limit_bytes: int) -> Path:

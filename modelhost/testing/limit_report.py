@@ -77,16 +77,16 @@ class LimitReport:
     def value(self) -> Any:
         """Returns what the function returned, or raises what it raised.
 
-        Raises MemoryError where the kernel killed a process, TimeoutError where the time was over, and
-        ChildProcessError where the process ended in another way, each with the report as its text.
+        Raises MemoryError where the kernel killed a process and it did not end well, TimeoutError where the time was
+        over, and ChildProcessError where it ended in another way, each with the report as its text.
         """
         if self.error is not None:
             raise self.error
-        if self.killed:
-            raise MemoryError(str(self))
         if self.timed_out:
             raise TimeoutError(str(self))
         if self.exit_code != 0:
+            if self.killed:
+                raise MemoryError(str(self))
             raise ChildProcessError(str(self))
         return self.result
 

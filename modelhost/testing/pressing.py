@@ -99,7 +99,7 @@ class Pressure:
             if missing < _NEAR_BYTES:
                 break
             try:
-                self._target.grow(missing)
+                self._target.grow(missing - _NEAR_BYTES // 2)
             except InsufficientMemory:
                 if not self._allow_kill:
                     raise

@@ -46,8 +46,9 @@ def cli() -> None:
 
     Every command starts the real server process, in a memory cgroup of its own where the user may
     make one (root, or a delegated group), else with memory.limit; it drives it over HTTP and checks
-    every answer. Results are JSON lines with commit, machine, versions and parameters; a table comes
-    at the end, on standard error. The exit status is 1 where something that must hold did not.
+    every answer. Results are JSON lines with commit, machine, versions and parameters (--out), and a
+    page with plots (--html); a table comes at the end, on standard error. The exit status is 1 where
+    something that must hold did not.
 
     \b
     Start here:
@@ -56,7 +57,9 @@ def cli() -> None:
       python -m benchmarks prepared              prepared sessions beside stock ones
       python -m benchmarks isolation             models in worker processes beside the same in the host
       python -m benchmarks pressure              40 models of 20 MB in a container of 256 MB
-      python -m benchmarks sequential --out sequential.jsonl
+      python -m benchmarks leaks --html leaks.html
+      python -m benchmarks fragmentation --out record.jsonl
+      python -m benchmarks report record.jsonl --html report.html
 
     Generated models (20 MB each) are made once and kept; --cache says where.
     """

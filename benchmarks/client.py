@@ -34,10 +34,13 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def infer(self, model: str, question: Array) -> Array:
+    def infer(self, model: str, question: Array, *, as_json: bool = False) -> Array:
         """Asks `x`, returns `y`. Raises RequestFailed."""
-        body, headers = binary_request(question)
+        body, headers = (json_request if as_json else binary_request)(question)
         response = self._post(f"/v2/models/{model}/infer", body, headers)
+        if as_json:
+            output = response.json()["outputs"][0]
+            return np.array(output["data"], np.float32).reshape(output["shape"])
         length = int(response.headers[_HEADER])
         shape = json.loads(response.content[:length])["outputs"][0]["shape"]
         return np.frombuffer(response.content[length:], np.float32).reshape(shape)

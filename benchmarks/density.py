@@ -56,7 +56,7 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, load: Load) -> No
     report.require(
         variants.total() == len(models.cases), f"{variants.total()} of {len(models.cases)} models are prepared"
     )
-    _plain(report, models, limit_bytes)
+    hold_plainly(report, models, limit_bytes)
     _host(report, models, limit_bytes, load, dict(variants))
     report.table(
         "held",
@@ -105,7 +105,8 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, load: Load) -> No
 # --- the plain loop ------------------------------------------------------------------------------------
 
 
-def _plain(report: Report, models: ModelSet, limit_bytes: int) -> None:
+def hold_plainly(report: Report, models: ModelSet, limit_bytes: int) -> None:
+    """Runs the plain loops, where the kernel can end them; a row of kind `held` for each."""
     if (reason := cgroup.available()) is not None:
         report.progress(f"no plain loop, since nothing would end it: {reason}")
         return
@@ -129,6 +130,7 @@ def _plain(report: Report, models: ModelSet, limit_bytes: int) -> None:
         report.add(
             "held",
             server=name,
+            limit_bytes=limit_bytes,
             models=len(models.cases),
             held=len(lines),
             right=sum(is_right for _, is_right in lines),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,9 +29,12 @@ _POLL_S: Final = 0.01
 _SETTINGS: Final = {**RECORDED, "SERVER_MAX_DECODING_BYTES": "56MB", "SERVER_MAX_REQUEST_BYTES": "56MB"}
 
 
-def run(report: Report, models: ModelSet, *, limit_bytes: int) -> None:
+LEVELS: Final = ("warning", "critical")
+
+
+def run(report: Report, models: ModelSet, *, limit_bytes: int, levels: Sequence[str] = LEVELS) -> None:
     """One host for each level."""
-    for level in ("warning", "critical"):
+    for level in levels:
         report.progress(f"pushing to {level}")
         with (
             running_host(models.directory, limit_bytes=limit_bytes, settings=_SETTINGS) as host,
@@ -115,10 +118,16 @@ def _measure(
 
 
 def _fill(models: ModelSet, client: Client) -> dict[str, Any]:
-    """Loads models until one more makes another leave, and asks each once; returns the figures then."""
+    """Loads models until one more makes another leave, and asks each once; returns the figures then.
+
+    Each has been opened before: at its first time a child process does that, and models leave for it.
+    """
     for case in models.cases:
         client.infer(case.name, case.question)
-        if client.metrics()["evictions"]:
+    before = client.metrics()["evictions"]
+    for case in models.cases:
+        client.infer(case.name, case.question)
+        if client.metrics()["evictions"] > before:
             break
     return client.memory()
 

@@ -38,6 +38,29 @@ def soak(
         case.run(report, plan, cache=cache)
 
 
+@click.command("endurance")
+@click.option("--hours", type=click.FloatRange(0.001), default=3, show_default=True, help="Length of the rough phase.")
+@options.count(60, "Models of all kinds, six of them always in use.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of who asks what, and what goes wrong when.")
+@click.option("--short", is_flag=True, help="Some seconds, and 8 models: says nothing about drift and times.")
+@options.limit
+@options.cache
+@options.out
+def endurance(
+    hours: float, count: int, seed: int, short: bool, limit_bytes: int, cache: Path | None, out: Path | None
+) -> None:
+    """The soak for hours: idle memory has to draw a flat line."""
+    from benchmarks.soak import run as case
+
+    if short:
+        hours, count = min(hours, 4 / 3600), min(count, 8)
+    plan = case.Plan(seconds=3600 * hours, models=count, limit_bytes=limit_bytes, seed=seed)
+    with options.report(
+        "endurance", out, hours=hours, models=count, seed=seed, **options.limits(limit_bytes)
+    ) as report:
+        case.run(report, plan, cache=cache)
+
+
 @click.command()
 @click.option("--swaps", type=click.IntRange(1), default=20, show_default=True, help="Times the files are replaced.")
 @click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that ask all the while.")

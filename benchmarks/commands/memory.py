@@ -27,15 +27,17 @@ def sequential(count: int, rounds: int, limit_bytes: int, cache: Path | None, ou
 
 
 @click.command()
+@click.option("--short", is_flag=True, help="Only to critical.")
 @options.limit
 @options.cache
 @options.out
-def recovery(limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+def recovery(short: bool, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
     """Push to warning and to critical, let go: time back to baseline, bytes not returned."""
     from benchmarks import recovery as case
 
     with options.report("recovery", out, **options.limits(limit_bytes)) as report:
-        case.run(report, options.models(report, limit_bytes // (20 << 20), cache), limit_bytes=limit_bytes)
+        models = options.models(report, limit_bytes // (40 << 20) + 1, cache)
+        case.run(report, models, limit_bytes=limit_bytes, levels=case.LEVELS[-1:] if short else case.LEVELS)
 
 
 @click.command()
@@ -43,6 +45,10 @@ def recovery(limit_bytes: int, cache: Path | None, out: Path | None) -> None:
 @click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="Requests in random order.")
 @click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Clients that send them at once.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the random order.")
+@click.option(
+    "--hold", "hold_s", type=click.FloatRange(0), default=8, show_default=True, help="Seconds held at each level."
+)
+@click.option("--short", is_flag=True, help="5 models, 20 requests, 1.5 s at each level.")
 @click.option("--url", help="A running host that serves what `python -m benchmarks models` made. [default: a new one]")
 @options.limit
 @options.cache
@@ -52,12 +58,16 @@ def pressure(
     requests: int,
     clients: int,
     seed: int,
+    hold_s: float,
+    short: bool,
     url: str | None,
     limit_bytes: int,
     cache: Path | None,
     out: Path | None,
 ) -> None:
-    """Far more models than fit, in order and at random: every answer right, nothing failed or killed.
+    """Far more models than fit, in order and at random; then held at warning and at critical from outside.
+
+    Every answer is right and nothing is killed; while the level is held, what has no room is refused.
 
     \b
     Against a container:
@@ -65,13 +75,24 @@ def pressure(
         -e MODELHOST_SECURITY_INSECURE=true modelhost
       python -m benchmarks pressure --url http://127.0.0.1:8080
     """
+    from benchmarks import holding
     from benchmarks import pressure as case
 
-    parameters: dict[str, Any] = {"models": count, "requests": requests, "clients": clients, "seed": seed}
-    parameters |= {"url": url} if url else options.limits(limit_bytes)
+    if short:
+        count, requests, hold_s = min(count, 5), min(requests, 20), min(hold_s, 1.5)
+    parameters: dict[str, Any] = {
+        "models": count,
+        "requests": requests,
+        "clients": clients,
+        "seed": seed,
+        "hold_s": hold_s,
+    }
+    parameters |= {"url": url} if url else {"hold_s": hold_s, **options.limits(limit_bytes)}
     with options.report("pressure", out, **parameters) as report:
         models = options.models(report, count, cache)
         case.run(report, models, limit_bytes=limit_bytes, requests=requests, clients=clients, seed=seed, url=url)
+        if url is None and hold_s:
+            holding.run(report, models, limit_bytes=limit_bytes, hold_s=hold_s)
 
 
 @click.command()
@@ -89,6 +110,7 @@ def pressure(
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of ranks and order.")
 @click.option("--small", is_flag=True, help="6 models and 60 requests at most: half a minute.")
+@click.option("--limits", metavar="SIZES", help="Models held for each of these limits instead: 128MB,256MB,512MB,1GB.")
 @options.limit
 @options.cache
 @options.out
@@ -101,6 +123,7 @@ def density(
     exponent: float,
     seed: int,
     small: bool,
+    limits: str | None,
     limit_bytes: int,
     cache: Path | None,
     out: Path | None,
@@ -113,11 +136,22 @@ def density(
     \b
     And a thousand of 2 MB (a loaded session holds some 12 KB for each of its nodes, whatever the weights):
       python -m benchmarks density --models 1000 --size-mb 2 --layers 3 --exponent 0
+
+    \b
+    Models held and served for each limit, host and plain loop:
+      python -m benchmarks density --models 40 --limits 128MB,256MB,512MB,1GB
     """
     from benchmarks import density as case
+    from benchmarks import density_limits
 
     if small:
         count, requests = min(count, 6), min(requests, 60)
+    if limits is not None:
+        sizes = [options.Size().convert(text, None, None) for text in limits.split(",")]
+        with options.report("density", out, models=count, size_mb=size_mb, layers=layers, limits=limits) as report:
+            models = options.models(report, count, cache, size_mb=size_mb, layers=layers, label="prepared-all")
+            density_limits.run(report, models, sizes)
+        return
     load = case.Load(requests=requests, clients=clients, exponent=exponent, seed=seed)
     parameters = {"models": count, "size_mb": size_mb, "layers": layers, **asdict(load), **options.limits(limit_bytes)}
     with options.report("density", out, **parameters) as report:
@@ -175,3 +209,82 @@ def imports(runs: int, out: Path | None) -> None:
 
     with options.report("imports", out, runs=runs) as report:
         case.run(report, runs=runs)
+
+
+@click.command()
+@click.option("--cycles", type=click.IntRange(1), default=5000, show_default=True, help="Ask, and sometimes unload.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of models, rows and forms.")
+@click.option("--short", is_flag=True, help="60 cycles of models up to 1.5 MB: seconds.")
+@options.limit
+@options.cache
+@options.out
+def fragmentation(cycles: int, seed: int, short: bool, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Models and tensors of changing sizes: bytes held against bytes needed. 5,000 cycles take five minutes.
+
+    At the end at most 10 % more may be held than a new host commits that has loaded the same models.
+    """
+    from benchmarks import fragmentation as case
+
+    sizes_mb = case.SIZES_MB[:3] if short else case.SIZES_MB
+    plan = case.Plan(min(cycles, 60) if short else cycles, sizes_mb, limit_bytes, seed)
+    with options.report("fragmentation", out, cycles=plan.cycles, seed=seed, **options.limits(limit_bytes)) as report:
+        case.run(report, case.make(sizes_mb, cache=cache, progress=report.progress), plan)
+
+
+@click.command()
+@click.option("--iterations", type=click.IntRange(40), default=120, show_default=True, help="Of each, in a round.")
+@click.option("--only", metavar="TEXT", help="Only operations with this in their names.")
+@options.out
+def leaks(iterations: int, only: str | None, out: Path | None) -> None:
+    """Every public operation again and again: what stays of it? A minute; 40 iterations are the short form."""
+    from benchmarks import leaks as case
+
+    with options.report("leaks", out, iterations=iterations, only=only) as report:
+        case.run(report, iterations=iterations, only=only)
+
+
+@click.command("cold-start")
+@click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts of each kind, in turns.")
+@options.limit
+@options.cache
+@options.out
+def cold_start(runs: int, limit_bytes: int, cache: Path | None, out: Path | None) -> None:
+    """Process start to the first right answer of a model of 20 MB, prepared and not. Half a minute."""
+    from benchmarks import cold_start as case
+
+    with options.report("cold-start", out, runs=runs, **options.limits(limit_bytes)) as report:
+        prepared = options.models(report, 2, cache, label="prepared-all")
+        plain = options.models(report, 2, cache, label="cold")
+        case.run(report, prepared, plain, limit_bytes=limit_bytes, runs=runs)
+
+
+@click.command()
+@options.count(24, "Distinct models of 5 MB; more than fit.")
+@click.option("--clients", type=click.IntRange(1), default=64, show_default=True, help="Clients that ask at once.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=30, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random order.")
+@click.option("--short", is_flag=True, help="8 models, 16 clients, 3 seconds.")
+@click.option(
+    "--limit", "limit_bytes", type=options.Size(), default="128MB", show_default=True, help="Memory limit of the host."
+)
+@options.cache
+@options.out
+def stress(
+    count: int,
+    clients: int,
+    seconds: float,
+    seed: int,
+    short: bool,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Many clients on a tiny limit: nobody is killed, no answer is wrong or lost; how many are refused?"""
+    from benchmarks import stress as case
+
+    if short:
+        count, clients, seconds = min(count, 8), min(clients, 16), min(seconds, 3)
+    parameters = {"models": count, "clients": clients, "seconds": seconds, "seed": seed, **options.limits(limit_bytes)}
+    with options.report("stress", out, **parameters) as report:
+        models = options.models(report, count, cache, size_mb=5, label="stress")
+        case.run(report, models, limit_bytes=limit_bytes, clients=clients, seconds=seconds, seed=seed)

@@ -15,6 +15,8 @@ RIGHT: Final = 196
 _TOP: Final = 16
 _BOTTOM: Final = 44
 _LABEL_GAP: Final = 15
+#: From here on time is told in minutes.
+_MINUTES_S: Final = 240
 
 
 def axes(x: scales.Scale, y: scales.Scale, *, x_unit: scales.Unit, y_unit: scales.Unit, x_label: str) -> Iterator[str]:
@@ -38,7 +40,8 @@ def x_axis(
     yield svg.line(x.start, bottom, x.to, bottom, "axis")
     for value in x.ticks(9, unit) if ticks is None else ticks:
         yield svg.line(x.at(value), bottom, x.at(value), bottom + 4, "axis")
-        yield svg.text(x.at(value), bottom + 18, scales.shown(value, unit), "faint", "middle")
+        shown = f"{value / 60:g} min" if unit == "s" and x.high > _MINUTES_S else scales.shown(value, unit)
+        yield svg.text(x.at(value), bottom + 18, shown, "faint", "middle")
     yield svg.text((x.start + x.to) / 2, bottom + 36, label, "faint", "middle")
 
 
@@ -61,7 +64,8 @@ def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
     x_unit, y_unit = plot["x"]["unit"], plot["y"]["unit"]
     bottom = height - _BOTTOM
     x = (scales.logarithmic if plot["x"].get("log") else _whole)(xs, LEFT, WIDTH - RIGHT)
-    y = (scales.logarithmic if plot["y"].get("log") else scales.linear)(ys, bottom, _TOP)
+    is_log, low = plot["y"].get("log"), plot["y"].get("low", 0.0)
+    y = scales.logarithmic(ys, bottom, _TOP) if is_log else scales.linear(ys, bottom, _TOP, low=low)
     ticks = plot["x"].get("ticks")
     parts = [*y_axis(y, y_unit, x), *x_axis(x, x_unit, bottom, plot["x"]["label"], ticks)]
     parts.append(svg.text(LEFT - 66, _TOP - 4, plot["y"]["label"], "faint"))

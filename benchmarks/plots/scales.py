@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Unit = Literal["bytes", "ms", "s", "count", "percent", "bytes_each"]
+Unit = Literal["bytes", "ms", "s", "count"]
 _MB: Final = 1 << 20
 
 
@@ -57,13 +57,11 @@ def shown(value: float, unit: Unit) -> str:
         if value and abs(value) < _MB:
             return f"{value / 1024:.3g} KB"
         return f"{value / _MB:.4g} MB"
-    if unit == "bytes_each":
-        return f"{value:,.0f} B"
     if unit == "ms":
         return f"{value / 1000:g} s" if value >= 1000 else f"{value:.3g} ms"
     if unit == "s":
-        return f"{value / 60:g} min" if value >= 120 and value % 30 == 0 else f"{value:.4g} s"
-    return f"{value:,.4g}" + (" %" if unit == "percent" else "")
+        return f"{value:.4g} s"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def _step(least: float, unit: Unit) -> float:

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.process import HostProcess, running_host
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 from benchmarks.smaps import read_process
-from benchmarks.soak import models
+from benchmarks.soak import models, plots
 from benchmarks.soak.faults import Faults, Unmet
 from benchmarks.soak.forms import FORMS, request
 from benchmarks.soak.models import Case
@@ -93,11 +94,14 @@ def run(report: Report, plan: Plan, *, cache: Path | None) -> None:
         directory = Path(scratch) / "models"
         residents, others = models.make(plan.models, directory, cache=cache, progress=report.progress)
         rpc_port = _free_port() if rpc_available() else None
-        settings = {"PREPARE_ON_LOAD": "true"} | ({} if rpc_port is None else {"SERVER_GRPC_PORT": str(rpc_port)})
+        settings = {**RECORDED, "PREPARE_ON_LOAD": "true"} | (
+            {} if rpc_port is None else {"SERVER_GRPC_PORT": str(rpc_port)}
+        )
         with (
             running_host(directory, limit_bytes=plan.limit_bytes, settings=settings) as host,
             contextlib.ExitStack() as stack,
         ):
+            recording = stack.enter_context(Recording(report, host, "everything at once"))
             address = urlsplit(host.url)
             assert address.hostname is not None
             assert address.port is not None
@@ -119,7 +123,7 @@ def run(report: Report, plan: Plan, *, cache: Path | None) -> None:
                 )
             )
             client = stack.enter_context(Client(host.url))
-            _Soak(report, plan, host, client, residents, others, asking, traffic, faults, book).run()
+            _Soak(report, plan, host, client, residents, others, asking, traffic, faults, book, recording).run()
 
 
 @dataclass(slots=True)
@@ -136,6 +140,7 @@ class _Soak:
     traffic: Traffic
     faults: Faults
     book: Book
+    recording: Recording
     started: float = field(default_factory=time.monotonic)
     calm: list[Asked] = field(default_factory=list)
     rough: list[Asked] = field(default_factory=list)
@@ -209,6 +214,8 @@ class _Soak:
     def _phase(self, name: str, seconds: float, cases: Sequence[Case], kept: list[Asked]) -> None:
         """Has everybody ask for so long; in the rough phase with faults."""
         is_rough = name == "rough"
+        if not (is_rough and self.rough):
+            self.recording.mark(name)
         self.traffic.go(cases, may_leave=is_rough)
         self.asking.go()
         self._window_at = time.monotonic()
@@ -366,6 +373,7 @@ class _Soak:
         if not self.host.is_alive:
             self.report.require(False, self.host.last_words())
         self._add_verdict(found, totals)
+        plots.add(self.report)
         self._print()
 
     def _add_verdict(self, found: Drift, totals: Counter[str]) -> None:

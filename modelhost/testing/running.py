@@ -74,12 +74,15 @@ class Running:
         if self._has_ended():
             return True
         self._look()
+        poll = select.poll()
+        if self._answer is not None and not self._answer.is_complete:
+            poll.register(self._answer.descriptor, select.POLLIN)
         with contextlib.ExitStack() as stack:
-            watched = [] if self._answer is None or self._answer.is_complete else [self._answer.descriptor]
             if hasattr(os, "pidfd_open"):
-                watched.append(os.pidfd_open(self.pid))
-                stack.callback(os.close, watched[-1])
-            select.select(watched, [], [], wait_s)
+                descriptor = os.pidfd_open(self.pid)
+                stack.callback(os.close, descriptor)
+                poll.register(descriptor, select.POLLIN)
+            poll.poll(wait_s * 1000)
         return self._has_ended()
 
     def wait_until_inside(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -147,6 +148,20 @@ def hold_open() -> Any:
 
 def test_a_large_result_comes_back_whole() -> None:
     assert memory_limit("1GB").run(lambda: bytes(range(256)) * (1 << 15)).value() == bytes(range(256)) * (1 << 15)
+
+
+def test_a_process_with_many_open_files_can_wait() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip(f"takes 2000 descriptors, {hard} are allowed")
+
+    def allowed() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+        for _ in range(1100):
+            os.dup(2)
+        return memory_limit("1GB", means="RLIMIT_DATA").run(hold, 1).exit_code
+
+    assert memory_limit("4GB", means="RLIMIT_AS").run(allowed).value() == 0
 
 
 def test_a_commands_end_and_output_are_its_own(means: Any, tmp_path: Path) -> None:

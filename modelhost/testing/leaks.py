@@ -167,28 +167,29 @@ class LeakDetector:
         self, operation: Callable[[], object], measured: int, growing: dict[str, Slope], *, freezes: bool
     ) -> LeakReport:
         """Runs some more iterations with tracing, for what is Python's, which lines made it, and what it belongs to."""
+        things, objects = look(), _count(freezes)
         was_tracing = tracemalloc.is_tracing()
         if not was_tracing:
             tracemalloc.start()
         try:
             before = _Traced.now()
-            things, objects = look(), _count(freezes)
             traced = array("q", bytes(8 * _TRACED))
             for index in range(_TRACED):
                 operation()
                 gc.collect()
                 traced[index] = tracemalloc.get_traced_memory()[0]
-            objects_after, things_after = _count(freezes), look()
-            after = _Traced.now()
+            lines, large = _Traced.now().since(before)
         finally:
             if not was_tracing:
                 tracemalloc.stop()
-        large = max(0.0, (after.large_bytes - before.large_bytes) / _TRACED)
+        del before  # its own objects are not to be counted
+        objects_after, things_after = _count(freezes), look()
         growth = self._kinds(theil_sen(traced), large, growing)
         kinds = {kind for kind, _ in growth}
         where = []
         if Leak.PYTHON in kinds:
-            where += _lines(before, after, min(self.min_bytes, dict(growth)[Leak.PYTHON].value) / 4)
+            least_bytes = min(self.min_bytes, dict(growth)[Leak.PYTHON].value) / 4
+            where += [f"{line}: {_size(size)} per iteration" for line, size in lines if size >= least_bytes]
         if growth:
             where += [
                 f"{count / _TRACED:.1f} objects of type {name} per iteration"
@@ -264,11 +265,12 @@ class _Traced:
                 large_bytes += trace.size if trace.size > 512 else 0
         return cls(dict(lines), large_bytes)
 
-
-def _lines(before: _Traced, after: _Traced, least_bytes: float) -> list[str]:
-    more = ((at, (size - before.lines.get(at, 0)) / _TRACED) for at, size in after.lines.items())
-    grown = sorted((entry for entry in more if entry[1] >= least_bytes), key=lambda entry: -entry[1])
-    return [f"{file}:{line}: {_size(size)} per iteration" for (file, line), size in grown[:8]]
+    def since(self, before: _Traced) -> tuple[list[tuple[str, float]], float]:
+        """Returns what grew per iteration: the lines that made most of it, and how much of it lies in the heap."""
+        more = ((at, (size - before.lines.get(at, 0)) / _TRACED) for at, size in self.lines.items())
+        grown = sorted((entry for entry in more if entry[1] > 0), key=lambda entry: -entry[1])[:8]
+        large = max(0.0, (self.large_bytes - before.large_bytes) / _TRACED)
+        return [(f"{file}:{line}", size) for (file, line), size in grown], large
 
 
 def _names(before: Belongings, after: Belongings, kinds: set[Leak]) -> list[str]:

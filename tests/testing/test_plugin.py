@@ -105,6 +105,7 @@ def test_a_limited_test_is_reported_as_if_it_had_run_here(pytester: pytest.Pytes
     assert 'name="what" value="seen"' in (pytester.path / "report.xml").read_text()
 
 
+@pytest.mark.cgroup
 @pytest.mark.skipif(NO_CGROUP is not None, reason=str(NO_CGROUP))
 def test_the_kernel_kills_a_test_and_nothing_else(pytester: pytest.Pytester) -> None:
     code = """

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Final, TextIO
 
 _STEPS = "▁▂▃▄▅▆▇█"
 _PLAIN_STEPS = "_.:-=+*#"
+#: Terminals that do not know their width say 0.
+_UNKNOWN_COLUMNS: Final = 80
 
 
 def sparkline(values: Sequence[float], *, width: int = 60, encoding: str | None = "utf-8") -> str:
@@ -37,6 +40,9 @@ class Redrawn:
         """Shows `text` in place of what was shown; "" takes it away."""
         if not self.is_shown:
             return
+        columns = os.get_terminal_size(self._stream.fileno()).columns or _UNKNOWN_COLUMNS
+        # A line that wraps would be two, and the way up one too short.
+        text = "\n".join(line[: columns - 1] for line in text.split("\n"))
         up = f"\x1b[{self._lines - 1}A" if self._lines > 1 else ""
         self._stream.write(f"\r{up}\x1b[J{text}")
         self._stream.flush()

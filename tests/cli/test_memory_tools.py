@@ -10,13 +10,14 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from modelhost.cli.drawing import sparkline
+from modelhost.cli.drawing import Redrawn, sparkline
 from modelhost.cli.main import main
 from modelhost.testing import allocate, cgroup, memory_limit
 from modelhost.testing.mappings import ANONYMOUS, FILES, SHARED, read_kinds
@@ -174,6 +175,18 @@ def test_keys_of_the_terminal_are_the_commands_and_progress_is_drawn() -> None:
     os.close(terminal)
     assert b"\x1b[J" in drawn
     assert b"ended with 5" in drawn
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(10, b"123456789"), (0, b"1234567890abcdef")])
+def test_what_is_drawn_again_does_not_wrap(columns: int, shown: bytes) -> None:
+    terminal, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (5, columns))
+    with os.fdopen(inside, "w") as stream:
+        redrawn = Redrawn(stream)
+        redrawn.draw("1234567890abcdef\nsecond")
+        redrawn.draw("again")
+        assert os.read(terminal, 4096).replace(b"\r\n", b"\n") == b"\r\x1b[J" + shown + b"\nsecond\r\x1b[1A\x1b[Jagain"
+    os.close(terminal)
 
 
 # --- memwatch -------------------------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, levels: Sequence[
         with (
             running_host(models.directory, limit_bytes=limit_bytes, settings=_SETTINGS) as host,
             Client(host.url) as client,
-            Recording(report, host, f"pushed to {level}, and let go") as recording,
         ):
-            _measure(report, models, host, client, level, recording)
+            memory = _fill(models, client)
+            with Recording(report, host, f"pushed to {level}, and let go") as recording:
+                _measure(report, models, host, client, level, memory, recording)
     report.table(
         "level",
         {
@@ -61,9 +62,14 @@ def run(report: Report, models: ModelSet, *, limit_bytes: int, levels: Sequence[
 
 
 def _measure(
-    report: Report, models: ModelSet, host: HostProcess, client: Client, level: str, recording: Recording
+    report: Report,
+    models: ModelSet,
+    host: HostProcess,
+    client: Client,
+    level: str,
+    memory: dict[str, Any],
+    recording: Recording,
 ) -> None:
-    memory = _fill(models, client)
     before = host.usage_bytes()
     loaded = _ready(memory)
     # To the middle between the thresholds, or well above critical; what is evicted meanwhile makes no

@@ -63,7 +63,7 @@ def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
     ys = [float(point[1]) for one in series for point in one["points"]] + [level["at"] for level in levels]
     x_unit, y_unit = plot["x"]["unit"], plot["y"]["unit"]
     bottom = height - _BOTTOM
-    x = (scales.logarithmic if plot["x"].get("log") else _whole)(xs, LEFT, WIDTH - RIGHT)
+    x = _along(xs, LEFT, WIDTH - RIGHT, is_log=plot["x"].get("log", False))
     is_log, low = plot["y"].get("log"), plot["y"].get("low", 0.0)
     y = scales.logarithmic(ys, bottom, _TOP) if is_log else scales.linear(ys, bottom, _TOP, low=low)
     ticks = plot["x"].get("ticks")
@@ -86,7 +86,9 @@ def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
     return svg.drawing(WIDTH, height, parts, plot["title"])
 
 
-def _whole(values: list[float], start: float, to: float) -> scales.Scale:
-    """A scale that begins at the least value where that is far from 0."""
-    low = min(values, default=0.0)
-    return scales.Scale(0.0 if low < 0.2 * max(values, default=1.0) else low, max(values, default=1.0), start, to)
+def _along(values: list[float], start: float, to: float, *, is_log: bool) -> scales.Scale:
+    """A scale that ends with the values, and begins with the least of them where that is far from 0."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if is_log and 0 < low < high:
+        return scales.Scale(low, high, start, to, is_log=True)
+    return scales.Scale(0.0 if low < 0.2 * high else low, high, start, to)

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,11 +23,13 @@ from benchmarks.client import Client, RequestFailed
 from benchmarks.process import HostProcess
 from benchmarks.report import Report
 
-#: Settings of a host that is recorded: its log can be read, and its events last until somebody asks.
-RECORDED: Final[Mapping[str, str]] = {"LOGGING_FORMAT": "json", "MEMORY_EVENT_HISTORY": "10000"}
+#: Settings of a host that is recorded: its log can be read. A longer history of its events would grow for as long.
+RECORDED: Final[Mapping[str, str]] = {"LOGGING_FORMAT": "json"}
 
 #: Seldom enough to cost a fortieth of a core (a reading of a cgroup takes up to 0.7 ms), often enough to see a load.
 _INTERVAL_S: Final = 0.02
+#: The host is asked for its events so often; it keeps the last 256, and some milliseconds go into an answer.
+_EVENTS_S: Final = 5.0
 _STRETCHES: Final = 2000
 _WINDOWS: Final = 200
 _LOADED: Final = re.compile(r"^loaded (\S+) in (\d+) ms")
@@ -79,10 +81,11 @@ class Recording:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._memory: dict[str, Any] = {}
+        self._levels: dict[float, str] = {}
 
     def __enter__(self) -> Self:
-        with Client(self._host.url) as client:
-            self._memory = client.memory()
+        self._look()
+        self._levels.clear()
         self._began = time.time()
         self._thread.start()
         return self
@@ -91,8 +94,7 @@ class Recording:
         self._stop.set()
         self._thread.join()
         took_s = time.time() - self._began
-        with contextlib.suppress(RequestFailed), Client(self._host.url) as client:
-            self._memory = client.memory()
+        self._look()
         self._report.add(
             "recorded",
             run=self._name,
@@ -103,7 +105,7 @@ class Recording:
                 "low_bytes": self._usage.low,
                 "high_bytes": self._usage.high,
             },
-            levels=[[self._since(event["at"]), event["level"]] for event in self._events("level")],
+            levels=[[self._since(at), level] for at, level in sorted(self._levels.items()) if at >= self._began],
             marks=[[self._since(at), text] for at, text in self._marks],
             requests={name: _summed(asked, took_s) for name, asked in self._requests.items()},
             **_log(self._host.log, self._began),
@@ -118,17 +120,24 @@ class Recording:
         self._requests[phase].append((time.time() - self._began, latency_ms, result))
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._stop.wait(_INTERVAL_S):
             with contextlib.suppress(OSError, RequestFailed):  # it is gone; whoever drives it will notice
                 self._usage.add(time.time() - self._began, self._host.usage_bytes())
+            if time.monotonic() - looked > _EVENTS_S:
+                self._look()
+                looked = time.monotonic()
+
+    def _look(self) -> None:
+        """Takes in the host's bounds, and the levels that it went through."""
+        with contextlib.suppress(RequestFailed), Client(self._host.url, timeout_s=_EVENTS_S) as client:
+            self._memory = client.memory()
+            self._levels |= {
+                float(event["at"]): event["level"] for event in self._memory["events"] if event["kind"] == "level"
+            }
 
     def _since(self, at: float) -> float:
         return round(at - self._began, 3)
-
-    def _events(self, kind: str) -> Iterator[dict[str, Any]]:
-        for event in self._memory.get("events", ()):
-            if event["kind"] == kind and event["at"] >= self._began:
-                yield event
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -55,8 +55,8 @@ def _recorded(tmp_path: Path, report: Report) -> None:
     recording._memory = {
         **{f"{name}_bytes": at * _MB for name, at in (("baseline", 57), ("warning", 172), ("critical", 192))},
         "limit_bytes": 256 * _MB,
-        "events": [{"kind": "level", "level": "warning", "at": 1795860003.0}],
     }
+    recording._levels = {1795860003.0: "warning", 1795859990.0: "critical"}
     recording._thread.start()
     recording._usage.add(1.0, 60 * _MB)
     recording._usage.add(2.0, 180 * _MB)

@@ -24,7 +24,7 @@ class Record:
     parameters: Mapping[str, Any]
     environment: Mapping[str, Any]
     at: float
-    """Unix time of its first row."""
+    """Unix time of its beginning; of its first row where it has ended early."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -75,4 +75,6 @@ def read(files: Iterable[Path]) -> list[Record]:
                 found.append(Record(benchmark, parameters, shared, at))
             found[-1].rows.append(row)
             is_open = kind != OUTCOME
+            if kind == OUTCOME:
+                found[-1].at = at - row["took_s"]
     return found

@@ -112,6 +112,8 @@ def test_runs_in_one_file_are_told_apart_even_where_one_has_ended_early(tmp_path
             report.close()
     (tmp_path / "three.jsonl").write_text(out.getvalue())
     found = records.read([tmp_path / "three.jsonl"])
+    assert found[1].at == found[1].rows[0]["at"]
+    assert found[2].at == pytest.approx(found[2].rows[-1]["at"] - found[2].rows[-1]["took_s"])
     assert [(record.parameters["size"], record.verdict) for record in found] == [
         (1, "holds"),
         (1, "ended early"),

@@ -10,7 +10,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +54,7 @@ def run(report: Report, *, iterations: int, only: str | None) -> None:
         host = Host(settings(models, memory={"event_history": _EVENTS}))
         with serving(host) as server, Connection(server.address, timeout_s=30) as connection:
             operations = [*_http(server, connection), *_refused(connection), *_python(models), *_toolkit()]
-            missing = _not_tried(server, operations)
+            missing = not_tried(server.app.openapi()["paths"], operations)
             report.require(not missing, f"operations of the OpenAPI page that are not tried: {missing}")
             for number, operation in enumerate(operations, 1):
                 if only is None or only in operation.name:
@@ -90,11 +90,10 @@ def _try(report: Report, operation: Operation, iterations: int) -> None:
     report.require(not found, f"{operation.name}: {found}")
 
 
-def _not_tried(server: Embedded, operations: list[Operation]) -> list[str]:
+def not_tried(paths: Mapping[str, Iterable[str]], operations: Sequence[Operation]) -> list[str]:
+    """Returns the operations of an OpenAPI page (methods by path) that are not among those that are tried."""
     tried = {operation.name for operation in operations}
-    wanted = [
-        f"{method.upper()} {path}" for path, methods in server.app.openapi()["paths"].items() for method in methods
-    ]
+    wanted = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
     return [name for name in wanted if name not in tried]
 
 

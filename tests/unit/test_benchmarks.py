@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import artifacts, estimates, zoo
+from benchmarks import artifacts, estimates, leaks, zoo
 from benchmarks.__main__ import cli
 from benchmarks.client import RequestFailed, binary_request
 from benchmarks.models import CHANNELS_IN, SIZE, Case, ModelSet, Shape, conv_nets, repeat
@@ -212,6 +212,16 @@ def test_preparing_that_fails_is_reported_with_its_own_words(tmp_path: Path) -> 
 def test_a_host_that_cannot_start_is_reported_with_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(RequestFailed, match="does not exist"), running_host(tmp_path / "nowhere"):
         pass
+
+
+def test_an_operation_that_leaks_is_a_violation_and_so_is_one_that_is_not_tried() -> None:
+    report, kept = Report("leaks", {}, io.StringIO()), []
+    leaks._try(report, leaks.Operation("Python", "keeps", lambda: kept.append(bytes(2000))), 40)
+    leaks._try(report, leaks.Operation("Python", "keeps nothing", lambda: bytes(2000)), 40)
+    assert [row["leaks"] for row in report.rows] == ["yes", "no"]
+    (violation,) = report.violations
+    assert violation.startswith("keeps: leak")
+    assert leaks.not_tried({"/a": {"get": {}, "post": {}}}, [leaks.Operation("HTTP", "GET /a", bytes)]) == ["POST /a"]
 
 
 def test_help_lists_every_command_and_imports_nothing_to_measure_with() -> None:

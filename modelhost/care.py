@@ -12,6 +12,7 @@ from modelhost.conditions import Conditions
 from modelhost.config import Settings
 from modelhost.errors import ConfigError, Overloaded
 from modelhost.memory import Level, MemoryManager
+from modelhost.outlook import Outlook
 from modelhost.pool import Pool
 from modelhost.units import format_bytes
 
@@ -44,12 +45,14 @@ class Care:
     ) -> None:
         self._settings, self._memory, self._pool, self._conditions = settings.repository, memory, pool, conditions
         self._clock = clock
+        self.outlook = Outlook(memory, pool, conditions, clock=clock)
         self._critical_since: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins."""
         self._memory.on_change(self.look_at_memory)
+        self._memory.on_change(self.outlook.look)
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._look_again()))
         if self._settings.watch:

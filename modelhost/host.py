@@ -21,6 +21,7 @@ from modelhost.config import ServerSettings, Settings
 from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError, Overloaded
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
+from modelhost.outlook import Outlook
 from modelhost.pool import Pool, Runner
 from modelhost.pool.keeper import StatisticsKeeper
 from modelhost.pool.kept_statistics import StatisticsFile
@@ -233,6 +234,11 @@ class Host:
             )
             await self._keeper.restore()
             self._keeper.start()
+
+    @property
+    def outlook(self) -> Outlook | None:
+        """What is expected of memory; None where the host is not open."""
+        return None if self._care is None else self._care.outlook
 
     @property
     def is_ready(self) -> bool:

@@ -38,6 +38,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"
 
 
+def format_span(seconds: float) -> str:
+    """Returns `seconds` as people say them, to two digits or so: `40 s`, `12 min`, `3.5 h`, `8 d`."""
+    for unit, size_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.2g} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def parse_size(text: str | int) -> int:
     """Returns the bytes that `text` means: `268435456`, `"256MB"`, `"256m"`, `"1.5GiB"`.
 

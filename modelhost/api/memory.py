@@ -60,6 +60,7 @@ async def _memory(host: Host) -> dict[str, object]:
         "raw": info.raw,
         "page_cache": _page_cache(weights, host.memory.pressure()),
         "models": [_model(model, weights) for model in snapshot.models],
+        "forecast": None if host.outlook is None else host.outlook.as_dict(),
         "conditions": without_paths_within([condition.as_dict() for condition in host.conditions.snapshot()]),
         "waiting": snapshot.waiting,
         "runs_in_flight": snapshot.in_flight,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -126,6 +127,7 @@ class _HostCollector:
             ("resident_bytes", totals.resident_bytes, "Measured for loaded models."),
             ("leaving_bytes", totals.leaving_bytes, "On the way back."),
             ("level", int(info.level), "0 normal, 1 warning, 2 critical."),
+            *self._forecast(),
         ):
             yield GaugeMetricFamily(f"modelhost_memory_{name}", text, value)
         yield CounterMetricFamily(
@@ -137,6 +139,17 @@ class _HostCollector:
         for kind, count in memory.history.counts.items():
             events.add_metric([kind], count)
         yield events
+
+    def _forecast(self) -> Iterator[tuple[str, float, str]]:
+        """Yields what alerts compare: figures also where nothing grows, 0 and infinity."""
+        outlook = self._host.outlook
+        if outlook is None:
+            return
+        growth, to_critical = outlook.forecast.growth, outlook.forecast.to_critical
+        rate = 0.0 if growth is None else growth.bytes_per_s
+        left_s = math.inf if to_critical is None else to_critical.expected_s
+        yield "growth_bytes_per_second", rate, "Growth beyond doubt of what no model holds."
+        yield "seconds_to_critical", left_s, "Until that growth reaches critical, with all models gone that can leave."
 
     def _page_cache(self) -> Iterator[Metric]:
         """Yields what is known; rates are left to who reads the totals."""

@@ -265,6 +265,10 @@ _OPERATORS: Final[dict[str, Schema]] = {
             "activations": obj({"ceiling_bytes": _COUNT, "claimed_bytes": _COUNT, "waiting": _COUNT}),
             "page_cache": obj({"weights_bytes": _COUNT, "cached_bytes": _SIZE, "is_thrashing": _BOOLEAN}),
             "models": array(_MODEL),
+            "forecast": obj(
+                {"growth": opt(obj({"bytes_per_s": _NUMBER})), "place": opt(_STRING)}
+                | dict.fromkeys(("to_warning_s", "to_critical_s"), opt(obj({"expected": _NUMBER})))
+            ),
             "conditions": array(obj({"name": _STRING, "text": _STRING, "since": _NUMBER})),
             "events": array(obj({"at": _NUMBER, "kind": _STRING, "level": _STRING, "usage_bytes": _COUNT})),
         }

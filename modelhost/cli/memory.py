@@ -12,7 +12,7 @@ import click
 from modelhost.cli.client import api_key, request
 from modelhost.cli.options import url_options
 from modelhost.cli.table import format_table
-from modelhost.units import format_bytes
+from modelhost.units import format_bytes, format_span
 
 _BAR_WIDTH = 60
 
@@ -55,8 +55,28 @@ def _summary(info: dict[str, Any]) -> str:
             f"baseline {format_bytes(info['baseline_bytes'])}, w warning {format_bytes(info['warning_bytes'])}, "
             f"C critical {format_bytes(info['critical_bytes'])}, reserved {format_bytes(info['reserved_bytes'])}",
             _page_cache(info["page_cache"]),
+            *_forecast(info.get("forecast")),
         ]
     )
+
+
+def _forecast(found: dict[str, Any] | None) -> list[str]:
+    """One line where something grows."""
+    if not found or not found["growth"]:
+        return []
+    growth, to_critical = found["growth"], found["to_critical_s"]
+    text = (
+        f"grows: {format_bytes(round(growth['bytes_per_s'] * 3600))} an hour that no model holds "
+        f"({format_bytes(growth['seen_bytes'])} in {format_span(growth['seen_s'])})"
+    )
+    if found["place"]:
+        text += f", {found['place']}"
+    if to_critical:
+        text += (
+            f"; critical in {format_span(to_critical['expected'])} "
+            f"({format_span(to_critical['soonest'])} to {format_span(to_critical['latest'])})"
+        )
+    return [text]
 
 
 def _page_cache(found: dict[str, Any]) -> str:

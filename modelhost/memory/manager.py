@@ -147,6 +147,11 @@ class MemoryManager:
         return self._level
 
     @property
+    def usage_bytes(self) -> int:
+        """Usage at the last look."""
+        return self._usage_bytes
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether less than `memory.min_free` was left at the last look."""
         return self._usage_bytes > self.thresholds.limit_bytes - self.thresholds.min_free_bytes

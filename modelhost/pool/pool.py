@@ -233,6 +233,11 @@ class Pool:
                     self._scheduler.forget(held_by)
 
     @property
+    def evictable_bytes(self) -> int:
+        """What models hold that would leave where memory has to come back, those in use included."""
+        return sum(slot.committed_bytes for slot in self._table if slot.model is not None and not slot.is_kept)
+
+    @property
     def can_evict(self) -> bool:
         """Whether a model could leave to make room now."""
         return any(not candidate.pinned for candidate in self._table.candidates())

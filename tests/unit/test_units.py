@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelhost.errors import DeadlineExceeded
-from modelhost.units import ThresholdSpec, format_bytes, format_duration, parse_size
+from modelhost.units import ThresholdSpec, format_bytes, format_duration, format_span, parse_size
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
@@ -118,3 +118,11 @@ def test_a_time_that_is_over_is_said_in_a_unit_that_fits_it() -> None:
     nothing = DeadlineExceeded("the run", waited_s=0.0)
     assert str(nothing) == "the run did not finish within its time, of which nothing was left"
     assert nothing.details() == {"waited_s": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (4000, "67 min"), (7200, "2 h"), (9e5, "10 d")],
+)
+def test_spans_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_span(seconds) == text

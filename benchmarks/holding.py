@@ -18,7 +18,7 @@ from benchmarks.client import Client
 from benchmarks.models import Case, ModelSet
 from benchmarks.pressure import Outcome
 from benchmarks.process import HostProcess, Meter, running_host
-from benchmarks.recording import RECORDED, Recording
+from benchmarks.recording import RECORDED, Recording, percentile
 from benchmarks.report import Report
 from modelhost.testing import Pressure, pressure
 
@@ -81,7 +81,8 @@ def _phase(
 ) -> None:
     until = time.monotonic() + hold_s
     results: dict[str, Counter[str]] = {"in use": Counter(), "to load": Counter()}
-    with Meter(host) as meter, _asking(host.url, recording, name, resident, others, results, until) as outcomes:
+    times: dict[str, list[float]] = {who: [] for who in results}
+    with Meter(host) as meter, _asking(host.url, recording, name, resident, others, results, times, until) as failures:
         least = host.usage_bytes()
         while time.monotonic() < until:
             if holding is not None:
@@ -90,22 +91,22 @@ def _phase(
             time.sleep(_TOP_UP_S)
     with Client(host.url) as client:
         loaded = sum(model["state"] == "ready" for model in client.memory()["models"])
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for key, who in (("resident", "in use"), ("others", "to load")):
-        found, outcome = results[who], outcomes[who]
+        found, answered = results[who], sorted(times[who])
         refused = sum(found[status] for status in REFUSALS)
         figures |= {
             f"{key}_right": found["ok"],
             f"{key}_refused": refused,
-            f"{key}_p50_ms": round(outcome.percentile(0.5), 2),
-            f"{key}_p99_ms": round(outcome.percentile(0.99), 2),
+            f"{key}_p50_ms": round(percentile(answered, 0.5), 2) if answered else None,
+            f"{key}_p99_ms": round(percentile(answered, 0.99), 2) if answered else None,
         }
         report.require(not found["wrong"], f"{name}: {found['wrong']} wrong answers")
         lost = found.total() - found["ok"] - found["wrong"] - refused
-        report.require(not lost, f"{name}: {lost} requests were lost: {outcome.failures[:1]}")
+        report.require(not lost, f"{name}: {lost} requests were lost: {failures[:1]}")
     if name in ("before", "let go"):
-        unserved = figures["resident_refused"] + figures["others_refused"]
-        report.require(not unserved, f"{name}: {unserved:g} requests were refused with room for all")
+        unserved = sum(found[status] for found in results.values() for status in REFUSALS)
+        report.require(not unserved, f"{name}: {unserved} requests were refused with room for all")
     report.add("held", phase=name, usage_least_bytes=least, usage_peak_bytes=meter.peak_bytes, loaded=loaded, **figures)
 
 
@@ -117,32 +118,36 @@ def _asking(
     resident: Case,
     others: Sequence[Case],
     results: dict[str, Counter[str]],
+    times: dict[str, list[float]],
     until: float,
-) -> Iterator[dict[str, Outcome]]:
-    """Has clients ask until then, and waits for them."""
+) -> Iterator[list[str]]:
+    """Has clients ask until then, and waits for them; yields what failed, in words, as far as it was no refusal."""
     lock = threading.Lock()
-    outcomes: dict[str, Outcome] = {}
+    failures: list[str] = []
     threads = []
 
     def note(who: str, latency_ms: float, result: str) -> None:
         with lock:
             results[who][result] += 1
+            if result == "ok":
+                times[who].append(latency_ms)
         recording.request(who, latency_ms, result)
 
     def ask(outcome: Outcome, cases: Iterator[Case]) -> None:
         with Client(url) as client:
             while time.monotonic() < until:
                 outcome.ask(client, next(cases))
+                failures.extend(text for text in outcome.failures if text.split(": ")[1] not in REFUSALS)
+                outcome.failures.clear()
                 time.sleep(_PAUSE_S)
 
     for who, cases, clients in (("in use", [resident], _RESIDENT_CLIENTS), ("to load", others, 1)):
         asked = [Outcome(note=lambda ms, result, who=who: note(who, ms, result)) for _ in range(clients)]  # type: ignore[misc]
         threads += [threading.Thread(target=ask, args=(one, itertools.cycle(cases))) for one in asked]
-        outcomes[who] = asked[0]
     for thread in threads:
         thread.start()
     try:
-        yield outcomes
+        yield failures
     finally:
         for thread in threads:
             thread.join()

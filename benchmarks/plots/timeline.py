@@ -118,15 +118,25 @@ def _times(asked: Mapping[str, Mapping[str, Any]], x: scales.Scale, top: float, 
     named: list[tuple[float, str, str]] = []
     for index, (name, one) in enumerate(asked.items()):
         style, over = SERIES[index % len(SERIES)], one["over_time"]
-        places = [x.at(at_s) for at_s in over["at_s"]]
-        middle = [(at, y.at(value)) for at, value in zip(places, over["p50_ms"], strict=True)]
-        most = [(at, y.at(value)) for at, value in zip(places, over["most_ms"], strict=True)]
-        yield svg.band(middle, most, f"fill-{style}")
-        yield svg.path(middle, style)
-        if len(middle) == 1:
-            yield svg.dot(*middle[0], f"fill-{style}")
-        named.append((middle[-1][1], name, style))
+        for stretch in _stretches(over["at_s"], max(6 * one["window_s"], x.high / 40)):
+            middle, most = (
+                [(x.at(over["at_s"][at]), y.at(over[key][at])) for at in stretch] for key in ("p50_ms", "most_ms")
+            )
+            yield svg.band(middle, most, f"fill-{style}")
+            yield svg.path(middle, style)
+            if len(middle) == 1:
+                yield svg.dot(*middle[0], f"fill-{style}")
+        named.append((y.at(over["p50_ms"][-1]), name, style))
     yield from labels(named, x.to + 12, top, bottom, from_x=x.to)
+
+
+def _stretches(at_s: Sequence[float], gap_s: float) -> Iterator[range]:
+    """Yields the indices of moments that follow each other: no line is drawn where nothing was answered for long."""
+    start = 0
+    for index in range(1, len(at_s) + 1):
+        if index == len(at_s) or at_s[index] - at_s[index - 1] > gap_s:
+            yield range(start, index)
+            start = index
 
 
 def _marks(marks: Sequence[Sequence[Any]], x: scales.Scale, bottom: float) -> Iterator[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.report import Report
 from benchmarks.soak.verdict import MAX_DRIFT
+
+#: Of a window: a percentile of fewer says nothing.
+_LEAST_ANSWERS: Final = 50
 
 
 def add(report: Report) -> None:
@@ -35,7 +38,7 @@ def _idle(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _times(report: Report) -> Iterator[dict[str, Any]]:
-    rows = [row for row in report.rows if row["kind"] == "window" and row["answers"]]
+    rows = [row for row in report.rows if row["kind"] == "window" and row["answers"] >= _LEAST_ANSWERS]
     if len(rows) < 2:
         return
     yield {

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from benchmarks.commands import endurance, memory, prepared, requests, results
+from benchmarks.commands import endurance, memory, prepared, requests, results, simulations
 
 #: In the order of the help, each with its heading.
 _GROUPS: Final[dict[str, ModuleType]] = {
@@ -17,6 +17,7 @@ _GROUPS: Final[dict[str, ModuleType]] = {
     "Prepared and isolated models": prepared,
     "Requests": requests,
     "Does anything break": endurance,
+    "Without a host": simulations,
     "Models and results": results,
 }
 

@@ -115,7 +115,7 @@ def shown(key: str, value: Any) -> str:
         if key.endswith("_bytes"):
             if 0 < abs(value) < _MB:
                 return f"{value / 1024:.0f} KB"
-            return f"{value / _MB:.1f} MB"
+            return f"{value / _MB:.1f} MB" if abs(value) < 10_000 * _MB else f"{value / _MB / 1024:,.0f} GB"
         if key.endswith(("_ms", "_us")):
             return f"{value:.1f} {key[-2:]}"
         if key.endswith("_s"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -54,6 +54,9 @@ class PoolSettings(Section):
     load_timeout_s: Seconds = 300.0
     """A load that takes longer is cancelled and counts as failed. One that cannot be stopped is counted until it
     ends; models that are loaded go on, other loads are refused."""
+    eviction: Literal["lru", "gdsf"] = "lru"
+    """Which idle models leave first: `lru`, the least recently used; `gdsf`, those that few requests want, that hold
+    much and are quick to load (GreedyDual-Size-Frequency). `python -m benchmarks policy` compares them."""
     failure_backoff_s: Seconds = 1.0
     """A failed load is remembered this long, twice as long after each further failure …"""
     failure_backoff_max_s: Seconds = 60.0

@@ -37,7 +37,7 @@ class Figures:
     warning_bytes: int
     critical_bytes: int
     idle: Sequence[Candidate]
-    """Least recently used first."""
+    """Those that are to leave first, first: see `pool.eviction`."""
     in_use_bytes: int
     """May come free when leases end: unpinned models in use, and what their runs hold."""
     can_trim: bool

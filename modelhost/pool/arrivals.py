@@ -281,6 +281,7 @@ class Arrivals:
         slot.reservation.settle(settled.size_bytes)
         slot.model = model
         slot.looks, slot.child_bytes = 0, None
+        slot.load_s, slot.worth = took_s, None
         self._counters.loads += 1
         self._counters.load_seconds += took_s
         self._counters.note_error(settled.error_bytes)

@@ -99,10 +99,11 @@ class Departures:
         """Takes idle models out of reach, and returns how to give their memory back."""
         slots = [slot for victim in victims if (slot := self._table.get(victim.key)) is not None]
         self._counters.evictions += len(slots)
+        self._table.evicted(slots)
         return self.plan(slots)
 
     def clean(self, goal: CleanupGoal) -> CleanupPlan | None:
-        """Answers the memory manager: idle models in LRU order, or all of them."""
+        """Answers the memory manager: idle models in the order of `pool.eviction`, or all of them."""
         wanted = math.inf if goal.everything else goal.excess_bytes
         victims = choose_victims(self._table.candidates(), wanted)
         if not goal.everything and sum(victim.committed_bytes for victim in victims) < wanted:

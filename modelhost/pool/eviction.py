@@ -24,7 +24,7 @@ _SLIGHT_SHARE: Final = 1 / 8
 
 
 def choose_victims(idle: Sequence[Candidate], needed_bytes: float) -> tuple[Candidate, ...]:
-    """Returns models in the given order (least recently used first) until they hold `needed_bytes`.
+    """Returns models in the given order (those that are to leave first, first) until they hold `needed_bytes`.
 
     Slight ones that it does not take in the end stay, the last ones first. Pinned models are never chosen. All
     others are returned where they do not hold enough; none where nothing is needed.

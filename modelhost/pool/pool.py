@@ -32,6 +32,7 @@ from modelhost.pool.snapshot import ModelInfo, PoolSnapshot
 from modelhost.pool.statistics import Statistics
 from modelhost.pool.table import SlotTable, info
 from modelhost.pool.waiter import Waiter
+from modelhost.pool.worth import eviction_order
 from modelhost.repository import ModelFile, Repository
 from modelhost.runtime.base import Inspection, LoadedModel, Runtime
 from modelhost.threads import one_thread
@@ -77,6 +78,7 @@ class Pool:
             self.activations,
             statistics=self.statistics,
             batching=BatchRule(batching.max_rows, batching.max_delay) if batching.enabled else None,
+            order=eviction_order(settings.eviction),
             clock=clock,
             wall_clock=wall_clock,
         )

@@ -94,6 +94,14 @@ class Slot:
     """Unix time of the last lease's grant or end."""
     idle_since: float = 0.0
     """Monotonic time of the end of the last lease, or of the load."""
+    load_s: float = 0.0
+    """What its load took."""
+    worth: float | None = None
+    """See `worth.py`; None: not worked out since the load."""
+    runs_before: int = 0
+    """Runs of the model before this load, as its statistics count them."""
+    runs_valued: int = 0
+    """Those at the time that its worth was last worked out."""
     blocked_since: float | None = None
     """Monotonic time since when memory alone keeps it queued."""
     waiters: list[Waiter[Lease]] = field(default_factory=list)

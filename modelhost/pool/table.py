@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cachetools import LRUCache
 
@@ -24,6 +24,7 @@ from modelhost.pool.runs import ModelRuns, rows_are_independent
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.snapshot import ModelInfo
 from modelhost.pool.statistics import ModelStatistics, Statistics
+from modelhost.pool.worth import EvictionOrder, LeastRecentlyUsed
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.tensors import TensorSpec
 
@@ -41,6 +42,7 @@ class SlotTable:
         *,
         statistics: Statistics,
         batching: BatchRule | None = None,
+        order: EvictionOrder | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -58,6 +60,7 @@ class SlotTable:
         self._last_touched: Slot | None = None  # which is the last one in there already, if it is there at all
         self._runner, self._activations = runner, activations
         self._statistics, self._batching = statistics, batching
+        self._order: EvictionOrder = order or LeastRecentlyUsed()
         self._clock, self._wall_clock = clock, wall_clock
 
     def __iter__(self) -> Iterator[Slot]:
@@ -77,8 +80,13 @@ class SlotTable:
         return sum(len(slot.waiters) for slot in self)
 
     def candidates(self) -> list[Candidate]:
-        """The idle models, least recently used first."""
-        return [Candidate(slot.key, slot.committed_bytes, slot.is_kept) for slot in self._idle.values()]
+        """The idle models, in the order in which they are to leave."""
+        idle = self._order.sort(self._idle.values())
+        return [Candidate(slot.key, slot.committed_bytes, slot.is_kept) for slot in idle]
+
+    def evicted(self, slots: Sequence[Slot]) -> None:
+        """Notes that these leave to make room."""
+        self._order.evicted(slots)
 
     def resting(self, since: float) -> list[Slot]:
         """The idle models that may leave and that nobody has used after `since` (monotonic), longest first."""
@@ -132,6 +140,7 @@ class SlotTable:
         slot.move(SlotState.READY)
         slot.is_wanted = False
         slot.runs = self.runs(slot, self._statistics.of(slot.key))
+        slot.runs_before = slot.runs.statistics.execution_count
         if not slot.departures:
             self.unloaded.discard(slot.key.name)
         waiters, slot.waiters = slot.waiters, []

@@ -77,6 +77,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "access": "yes",
         "level": "debug",
         "format": "json",
+        "eviction": "gdsf",
         "compress_answers": "no",
         "warning": "1MB",
         "critical": "2MB",

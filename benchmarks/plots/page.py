@@ -35,7 +35,7 @@ def _where(records: Sequence[Record]) -> str:
         text = (
             f"{machine['cpu']}, {machine['cores']} cores, {format_bytes(machine['memory_bytes'])}; Linux "
             f"{machine['kernel']}, {machine['libc']}; Python {versions['python']}, onnxruntime "
-            f"{versions['onnxruntime']}; commit {record.environment['commit']}"
+            f"{versions['onnxruntime']}"
         )
         if text not in found:
             found.append(text)
@@ -48,7 +48,8 @@ def _section(record: Record) -> Iterator[str]:
     yield f'<h2>{escape(record.benchmark)}<span class="badge {style}">{record.verdict}</span></h2>'
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.at))
     took = f", {shown('took_s', outcome['took_s'])}" if outcome else ""
-    yield f'<p class="faint small">{when}{took}; {escape(_parameters(record.parameters))}</p>'
+    commit = escape(record.environment["commit"])
+    yield f'<p class="faint small">{when}{took}; commit {commit}; {escape(_parameters(record.parameters))}</p>'
     if outcome and outcome["violations"]:
         yield f'<ul class="violations">{"".join(f"<li>{escape(text)}</li>" for text in outcome["violations"])}</ul>'
     for plot in record.of_kind("plot"):

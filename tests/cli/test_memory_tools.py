@@ -149,6 +149,11 @@ def test_after_its_time_it_is_stopped(run: Run, flags: tuple[str, ...]) -> None:
     assert "its time was over" in ended.err
 
 
+def heed_ctrl_c() -> None:
+    """What a shell runs in the background ignores it, and so does all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_keys_of_the_terminal_are_the_commands_and_progress_is_drawn() -> None:
     terminal, inside = pty.openpty()
     code = "trap 'exit 5' INT; echo ready; while :; do sleep 0.02; done"
@@ -158,20 +163,24 @@ def test_keys_of_the_terminal_are_the_commands_and_progress_is_drawn() -> None:
         stdout=subprocess.PIPE,
         stderr=inside,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
-        os.close(inside)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        drawn = b""
-        while b"in use, peak" not in drawn:
-            drawn += os.read(terminal, 4096)
-        os.killpg(process.pid, signal.SIGINT)
-        while True:
-            try:
+        try:
+            os.close(inside)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            drawn = b""
+            while b"in use, peak" not in drawn:
                 drawn += os.read(terminal, 4096)
-            except OSError:  # nobody has the other side any more
-                break
-        assert process.wait() == 5
+            os.killpg(process.pid, signal.SIGINT)
+            while True:
+                try:
+                    drawn += os.read(terminal, 4096)
+                except OSError:  # nobody has the other side any more
+                    break
+            assert process.wait() == 5
+        finally:
+            process.kill()
     os.close(terminal)
     assert b"\x1b[J" in drawn
     assert b"ended with 5" in drawn
@@ -217,7 +226,11 @@ def test_each_look_is_a_line_and_the_end_is_a_summary(run: Run) -> None:
 def test_it_ends_with_the_process_and_by_ctrl_c(run: Run) -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as process:
         watching = subprocess.Popen(
-            [*MODELHOST, "memwatch", str(process.pid), "--interval", "5ms"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [*MODELHOST, "memwatch", str(process.pid), "--interval", "5ms"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_ctrl_c,
         )
         assert watching.stdout is not None
         with watching:

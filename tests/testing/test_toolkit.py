@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from modelhost.errors import InsufficientMemory
 from modelhost.testing import LeakDetector, Place, allocate, cleanup, compare, take_snapshot, verify_recovered
+from modelhost.testing.census import take_census
 from modelhost.testing.slope import theil_sen
 
 MB = 1 << 20
@@ -133,3 +135,29 @@ def test_another_process_can_be_looked_at() -> None:
     assert found.rss_bytes > 0
     assert found.heap is None
     assert Place.PYTHON.value == "live Python objects"
+
+
+def test_a_census_disturbs_no_thread_that_fills_a_tuple() -> None:
+    """CPython refuses to resize a tuple that somebody else refers to, and a list of all objects does."""
+    refused, over, keep = list[SystemError](), threading.Event(), [[index] for index in range(100_000)]
+
+    def fill() -> None:
+        while not over.is_set():
+            try:
+                tuple(number for number in range(50) if number)
+            except SystemError as error:
+                refused.append(error)
+
+    interval_s = sys.getswitchinterval()
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        sys.setswitchinterval(0.0005)
+        for _ in range(3):
+            take_census()
+    finally:
+        sys.setswitchinterval(interval_s)
+        over.set()
+        thread.join()
+    assert not refused
+    assert len(keep) == 100_000

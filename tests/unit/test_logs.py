@@ -70,7 +70,12 @@ def test_of_an_exception_class_and_frames_are_written_and_no_word(formatter: log
     assert CANARY not in text
 
 
-def test_all_of_the_process_logs_in_the_form_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_of_the_process_logs_in_the_form_that_is_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("uvicorn", "uvicorn.error"):  # which other tests may have set
+        for key, value in (("propagate", True), ("disabled", False), ("level", logging.NOTSET)):
+            monkeypatch.setattr(logging.getLogger(name), key, value)
     root, ours = logging.getLogger(), logging.getLogger("modelhost")
     handlers, level, our_level = root.handlers[:], root.level, ours.level
     ours.setLevel(logging.NOTSET)  # which other tests may have set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +14,11 @@ from hypothesis import settings
 # A busy machine is no reason to fail; pytest-timeout stops what hangs.
 settings.register_profile("modelhost", deadline=None)
 settings.load_profile("modelhost")
+
+
+# What a shell runs in the background ignores Ctrl-C, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

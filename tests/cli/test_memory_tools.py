@@ -149,11 +149,6 @@ def test_after_its_time_it_is_stopped(run: Run, flags: tuple[str, ...]) -> None:
     assert "its time was over" in ended.err
 
 
-def heed_ctrl_c() -> None:
-    """What a shell runs in the background ignores it, and so does all that this starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_keys_of_the_terminal_are_the_commands_and_progress_is_drawn() -> None:
     terminal, inside = pty.openpty()
     code = "trap 'exit 5' INT; echo ready; while :; do sleep 0.02; done"
@@ -163,7 +158,6 @@ def test_keys_of_the_terminal_are_the_commands_and_progress_is_drawn() -> None:
         stdout=subprocess.PIPE,
         stderr=inside,
         start_new_session=True,
-        preexec_fn=heed_ctrl_c,
     ) as process:
         try:
             os.close(inside)
@@ -230,7 +224,6 @@ def test_it_ends_with_the_process_and_by_ctrl_c(run: Run) -> None:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=heed_ctrl_c,
         )
         assert watching.stdout is not None
         with watching:

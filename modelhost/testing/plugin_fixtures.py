@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from modelhost.memory.probe import Probe
 from modelhost.testing.difference import MemoryDifference, compare
 from modelhost.testing.pressing import Pressure, pressure
 from modelhost.testing.recovery import RecoveryReport, cleanup, verify_recovered
@@ -49,7 +50,10 @@ class MemoryPressure:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self._pid, self._committed_bytes = os.getpid(), Probe().committed_bytes()
 
     def __call__(self, level: int | str, **options: Any) -> Pressure:
         """Presses at once, as `with pressure(level, **options)` does."""
+        if os.getpid() != self._pid:  # a fork with a limit, whose group is not charged for what it began with
+            options = {"inherited_bytes": self._committed_bytes, **options}
         return self._stack.enter_context(pressure(level, **options))

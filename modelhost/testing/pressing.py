@@ -45,11 +45,12 @@ class Target(Protocol):
 
 
 class OwnProcess:
-    """This process, by its committed memory."""
+    """This process, by its committed memory; a fork, by what it has beside the `inherited_bytes` that it began with."""
 
     name = "the process"
 
-    def __init__(self) -> None:
+    def __init__(self, inherited_bytes: int = 0) -> None:
+        self._inherited_bytes = inherited_bytes
         self._held = Allocation("anonymous")
         self.grow, self.release, self.check_room = self._held.grow, self._held.release, check_room
 
@@ -60,7 +61,7 @@ class OwnProcess:
 
     def usage_bytes(self) -> int:
         """Reads committed memory exactly."""
-        return Probe().committed_bytes()
+        return max(0, Probe().committed_bytes() - self._inherited_bytes)
 
     def open(self) -> None:
         """It is ready."""
@@ -124,11 +125,13 @@ def pressure(
     on: MemoryCgroup | Limited | Path | str | int | None = None,
     limit: int | str | None = None,
     allow_kill: bool = False,
+    inherited_bytes: int = 0,
 ) -> Pressure:
     """Returns a context in which `level` is in use: bytes, a size, "80%" of the limit, "+50MB" more than now, or
     "warning" or "critical", where a host's thresholds stand by default (172 and 192 MB of 256 MB).
 
-    Without `on` it is this process's committed memory that is brought there. `on` is a control group (what
+    Without `on` it is this process's committed memory that is brought there, less `inherited_bytes`: what a fork began
+    with is not charged to its group. `on` is a control group (what
     `memory_limit` and `MemoryCgroup` give, or the group's directory) or the PID of a process, of which the
     group is meant: there a process of ballast is put into the group, and the level is what the kernel cannot
     take back from it, the scale of the host's thresholds. Shares are of `limit`, or else of the smallest
@@ -138,7 +141,7 @@ def pressure(
     (whom it kills is its choice), ValueError where more is in use already, and PermissionError where the group may
     not be entered. Raises ProcessLookupError where there is no such process.
     """
-    target: Target = OwnProcess() if on is None else _group(on)
+    target: Target = OwnProcess(inherited_bytes) if on is None else _group(on)
     limit_bytes = target.limit_bytes() if limit is None else parse_size(limit)
     level_bytes = _level_bytes(level, limit_bytes, target)
     if limit_bytes is not None and level_bytes > limit_bytes and not allow_kill:

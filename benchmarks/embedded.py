@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
-
 from modelhost.api.app import ModelHostApp, create_app
-from modelhost.api.drain import DrainingServer
-from modelhost.api.protocol import protocol_class
+from modelhost.api.drain import DrainingServer, server_config
 from modelhost.config import LoggingSettings, MemorySettings, ModelsSettings, ServerSettings, Settings
 from modelhost.host import Host
 
+_CONNECTIONS: Final = 400
 _START_TIMEOUT_S: Final = 30.0
 
 
@@ -49,16 +47,7 @@ def serving(host: Host) -> Iterator[Embedded]:
         ready.set()
 
     app = create_app(host, on_ready=on_ready)
-    config = uvicorn.Config(
-        app,
-        http=protocol_class(400, app.short_cut, app.guard, app.access_log),
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-    )
-    server = DrainingServer(config, host, app)
+    server = DrainingServer(server_config(app, _CONNECTIONS), host, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

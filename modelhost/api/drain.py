@@ -21,6 +21,7 @@ import uvicorn
 
 from modelhost.api.app import ModelHostApp
 from modelhost.api.connection import Connection
+from modelhost.api.protocol import protocol_class
 from modelhost.host import Host
 
 log = logging.getLogger("modelhost")
@@ -37,6 +38,21 @@ _CLOSING_POLL_S: Final = 0.002
 
 #: Runs that were stopped end at their next node. One that does not in so long is left to the end of the process.
 _STOPPING_S: Final = 5.0
+
+
+def server_config(app: ModelHostApp, connections: int, **more: Any) -> uvicorn.Config:
+    """Returns the configuration of a server of ours that takes so many connections at once; `more` is uvicorn's."""
+    return uvicorn.Config(
+        app,
+        http=protocol_class(connections, app.short_cut, app.guard, app.access_log),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        proxy_headers=False,  # nothing here asks who the client is
+        log_config=None,
+        server_header=False,
+        **more,
+    )
 
 
 class DrainingServer(uvicorn.Server):

@@ -150,24 +150,16 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
 
 
 def _server_config(app: ModelHostApp, connections: int, server: ServerSettings) -> uvicorn.Config:
-    import uvicorn
+    from modelhost.api.drain import server_config
 
-    from modelhost.api.protocol import protocol_class
-
-    return uvicorn.Config(
+    return server_config(
         app,
+        connections,
         loop=_loop(),
-        http=protocol_class(connections, app.short_cut, app.guard, app.access_log),
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        proxy_headers=False,  # nothing here asks who the client is
-        log_config=None,
         log_level="warning",
-        server_header=False,
         ssl_certfile=server.tls_certificate,
         ssl_keyfile=server.tls_key,
-        timeout_keep_alive=server.keep_alive,  # type: ignore[arg-type] # which it only adds up
+        timeout_keep_alive=server.keep_alive,  # which it only adds up
     )
 
 

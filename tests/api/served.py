@@ -15,11 +15,9 @@ from typing import Any
 
 import fastapi.dependencies.models
 import httpx
-import uvicorn
 
 from modelhost.api.app import create_app
-from modelhost.api.drain import DrainingServer
-from modelhost.api.protocol import protocol_class
+from modelhost.api.drain import DrainingServer, server_config
 from modelhost.config import (
     BatchingSettings,
     LoggingSettings,
@@ -150,20 +148,7 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
         ready.set()
 
     app = create_app(host, on_ready=on_ready)
-    server = DrainingServer(
-        uvicorn.Config(
-            app,
-            http=protocol_class(400, app.short_cut, app.guard, app.access_log),
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            **config,
-        ),
-        host,
-        app,
-    )
+    server = DrainingServer(server_config(app, 400, **config), host, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -10,8 +10,10 @@ from benchmarks.plots.theme import SERIES
 
 WIDTH: Final = 1116
 LEFT: Final = 74
-#: Names and figures of lines stand here.
+#: Names and figures of lines stand here, in more where they are long.
 RIGHT: Final = 196
+_LABEL_LEFT: Final = 12
+_LABEL_ROOM: Final = 6
 _TOP: Final = 16
 _BOTTOM: Final = 44
 _LABEL_GAP: Final = 15
@@ -63,7 +65,13 @@ def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
     ys = [float(point[1]) for one in series for point in one["points"]] + [level["at"] for level in levels]
     x_unit, y_unit = plot["x"]["unit"], plot["y"]["unit"]
     bottom = height - _BOTTOM
-    x = _along(xs, LEFT, WIDTH - RIGHT, is_log=plot["x"].get("log", False))
+    names = [
+        f"{one['name']}: {scales.shown(one['points'][-1][1], y_unit)}" if one["points"] else one["name"]
+        for one in series
+    ]
+    longest = max(map(len, [*names, *(level["name"] for level in levels)]), default=0)
+    right = max(RIGHT, _LABEL_LEFT + longest * svg.CHARACTER + _LABEL_ROOM)
+    x = _along(xs, LEFT, WIDTH - right, is_log=plot["x"].get("log", False))
     is_log, low = plot["y"].get("log"), plot["y"].get("low", 0.0)
     y = scales.logarithmic(ys, bottom, _TOP) if is_log else scales.linear(ys, bottom, _TOP, low=low)
     ticks = plot["x"].get("ticks")
@@ -80,9 +88,8 @@ def draw(plot: Mapping[str, Any], *, height: float = 320) -> str:
         if len(points) <= 24:
             parts += [svg.dot(*point, f"fill-{style}") for point in points]
         if points:
-            last = scales.shown(one["points"][-1][1], y_unit)
-            named.append((points[-1][1], f"{one['name']}: {last}", style))
-    parts += labels(named, x.to + 12, _TOP, bottom, from_x=x.to)
+            named.append((points[-1][1], names[index], style))
+    parts += labels(named, x.to + _LABEL_LEFT, _TOP, bottom, from_x=x.to)
     return svg.drawing(WIDTH, height, parts, plot["title"])
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from benchmarks import records
 from benchmarks.__main__ import cli
-from benchmarks.plots import page, scales, svg, theme
+from benchmarks.plots import chart, page, scales, svg, theme
 from benchmarks.recording import Recording, Series
 from benchmarks.report import Report
 
@@ -214,3 +214,16 @@ def test_ticks_of_a_logarithmic_scale_are_within_it() -> None:
 def test_labels_keep_apart_in_their_order() -> None:
     assert svg.apart([10, 11, 200], 15, 0, 210) == [10, 25, 200]
     assert svg.apart([205, 209], 15, 0, 210) == [195, 210]
+
+
+def test_a_long_name_beside_its_line_is_not_cut_off() -> None:
+    plot = {
+        "title": "a plot",
+        "x": {"label": "start", "unit": "count"},
+        "y": {"label": "time", "unit": "ms"},
+        "series": [{"name": "not prepared, first right answer of all", "points": [[0, 1.0], [1, 12_107.0]]}],
+    }
+    drawn = chart.draw(plot)
+    ((x, words),) = re.findall(r'<text x="([\d.]+)"[^>]*>(not prepared[^<]*)</text>', drawn)
+    assert words.endswith("12.107 s")
+    assert float(x) + len(words) * svg.CHARACTER <= chart.WIDTH

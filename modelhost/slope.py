@@ -42,7 +42,15 @@ def theil_sen(values: Sequence[float], *, at: Sequence[float] | None = None) -> 
     points = range(0, len(values), stride)
     moments: Sequence[float] = points if at is None else [at[point] for point in points]
     slopes = pair_slopes(moments, [values[point] for point in points])
-    count, pairs = len(points), len(slopes)
-    spread = _QUANTILE * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
-    low, high = max(0, int((pairs - spread) / 2)), min(pairs - 1, int((pairs + spread) / 2) + 1)
-    return Slope(slopes[pairs // 2], slopes[low], slopes[high])
+    low, high = bounds(len(points))
+    return Slope(slopes[len(slopes) // 2], slopes[low], slopes[high])
+
+
+def bounds(readings: int, *, quantile: float = _QUANTILE) -> tuple[int, int]:
+    """Returns which of the ascending slopes between all pairs of so many readings bound the interval of the median.
+
+    It is Kendall's: P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 63, 1968.
+    """
+    pairs = readings * (readings - 1) // 2
+    spread = quantile * math.sqrt(readings * (readings - 1) * (2 * readings + 5) / 18)
+    return max(0, int((pairs - spread) / 2)), min(pairs - 1, int((pairs + spread) / 2) + 1)

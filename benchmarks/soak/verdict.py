@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.soak.record import LOST, OK, WRONG, Asked, Span, percentile
-from modelhost.testing.slope import pair_slopes
+from modelhost.slope import pair_slopes
 
 #: Must show 1.
 MAX_DRIFT: Final = 0.01

@@ -15,7 +15,7 @@ from modelhost.cli.options import duration_option
 from modelhost.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from modelhost.testing.slope import Slope
+    from modelhost.slope import Slope
     from modelhost.testing.watch import Look, Watch
 
 

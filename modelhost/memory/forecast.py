@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from modelhost.slope import Slope, bounds
+
 #: Readings of so many seconds are one point, their smallest value: runs and loads only ever add to what stays. A series
 #: each, for what fills memory within minutes, hours, a day, and a week.
 _WIDTHS_S: Final = (1.0, 10.0, 100.0, 1000.0)
@@ -120,6 +122,8 @@ class _Series:
         self._points: deque[int] = deque(maxlen=_KEPT)
         self._begun: int | None = None  # which point is being made, as a multiple of the width
         self._least_bytes = 0
+        self._growth: Growth | None = None  # of the points that there are, where it was worked out since the last one
+        self._is_worked_out = False
 
     def note(self, at_s: float, own_bytes: int) -> bool:
         index = int(at_s // self.width_s)
@@ -133,32 +137,38 @@ class _Series:
             else:
                 self._points.extend([self._least_bytes] * (index - self._begun))
         is_first = self._begun is None
-        self._begun, self._least_bytes = index, own_bytes
+        self._begun, self._least_bytes, self._is_worked_out = index, own_bytes, False
         return not is_first
 
     def growth(self, least_bytes: float) -> Growth | None:
         """Returns the growth where it is beyond doubt and comes to `least_bytes` over the time that was seen."""
+        if not self._is_worked_out:
+            self._growth, self._is_worked_out = self._work_out(), True
+        growth = self._growth
+        return growth if growth is not None and growth.seen_bytes >= least_bytes else None
+
+    def _work_out(self) -> Growth | None:
         count = len(self._points)
         if count < _LEAST_POINTS:
             return None
         values = np.fromiter(self._points, np.float64, count)
-        value, low, high = slope_of(values)
-        if low <= 0 or value * count < least_bytes or not _is_everywhere(values, value):
+        slope = slope_of(values)
+        if slope.low <= 0 or not _is_everywhere(values, slope.value):
             return None
         return Growth(
-            value / self.width_s,
-            low / self.width_s,
-            high / self.width_s,
+            slope.value / self.width_s,
+            slope.low / self.width_s,
+            slope.high / self.width_s,
             seen_s=count * self.width_s,
-            seen_bytes=round(value * count),
+            seen_bytes=round(slope.value * count),
         )
 
 
-def slope_of(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Returns the Theil-Sen slope of evenly spaced values, and its bounds, per step.
+def slope_of(values: NDArray[np.float64]) -> Slope:
+    """Returns the Theil-Sen slope of evenly spaced values, per step.
 
-    The bounds are Kendall's (P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 63,
-    1968), wider by the square root of (1 + r) / (1 - r) where readings follow their predecessor with correlation r.
+    It is that of `modelhost.slope`, worked out by numpy, as the event loop waits for it; its bounds are wider, by the
+    square root of (1 + r) / (1 - r) too, where readings follow their predecessor with correlation r.
     """
     count = len(values)
     earlier, later = np.triu_indices(count, 1)
@@ -169,10 +179,8 @@ def slope_of(values: NDArray[np.float64]) -> tuple[float, float, float]:
     power = float(rest @ rest)
     correlation = min(_LARGEST_CORRELATION, max(0.0, float(rest[1:] @ rest[:-1]) / power)) if power > 0 else 0.0
     wider = math.sqrt((1 + correlation) / (1 - correlation))
-    spread = _QUANTILE * wider * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
-    pairs = len(slopes)
-    low, high = max(0, int((pairs - spread) / 2)), min(pairs - 1, int((pairs + spread) / 2) + 1)
-    return value, float(slopes[low]), float(slopes[high])
+    low, high = bounds(count, quantile=_QUANTILE * wider)
+    return Slope(value, float(slopes[low]), float(slopes[high]))
 
 
 def _is_everywhere(values: NDArray[np.float64], slope: float) -> bool:

@@ -14,9 +14,9 @@ from enum import Enum
 from typing import Final
 
 from modelhost.memory import allocator
+from modelhost.slope import Slope, theil_sen
 from modelhost.testing.belongings import Belongings, look
 from modelhost.testing.census import Census, take_census
-from modelhost.testing.slope import Slope, theil_sen
 from modelhost.testing.snapshot import read_counts
 from modelhost.units import format_bytes
 

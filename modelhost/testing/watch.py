@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from modelhost.testing.slope import Slope, theil_sen
+from modelhost.slope import Slope, theil_sen
 
 #: Looks that are kept; of more than these every second one goes, and the next ones are kept less often.
 _MAX_LOOKS: Final = 2000

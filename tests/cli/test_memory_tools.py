@@ -19,9 +19,9 @@ import pytest
 
 from modelhost.cli.drawing import Redrawn, sparkline
 from modelhost.cli.main import main
+from modelhost.slope import theil_sen
 from modelhost.testing import allocate, cgroup, memory_limit
 from modelhost.testing.mappings import ANONYMOUS, FILES, SHARED, read_kinds
-from modelhost.testing.slope import theil_sen
 from modelhost.testing.watch import Figures, ProcReader, PsutilReader, Watch
 
 MB = 1 << 20

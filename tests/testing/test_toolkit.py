@@ -15,9 +15,9 @@ import faults
 import pytest
 
 from modelhost.errors import InsufficientMemory
+from modelhost.slope import theil_sen
 from modelhost.testing import LeakDetector, Place, allocate, cleanup, compare, take_snapshot, verify_recovered
 from modelhost.testing.census import take_census
-from modelhost.testing.slope import theil_sen
 
 MB = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]

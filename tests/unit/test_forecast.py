@@ -129,7 +129,7 @@ def test_the_slope_is_sens_and_its_bounds_hold_the_truth() -> None:
     rng = np.random.default_rng(1)
     inside = 0
     for _ in range(50):
-        value, low, high = slope_of(3.0 * np.arange(40) + rng.normal(0, 10, 40))
-        assert low <= value <= high
-        inside += low <= 3.0 <= high
+        found = slope_of(3.0 * np.arange(40) + rng.normal(0, 10, 40))
+        assert found.low <= found.value <= found.high
+        inside += found.low <= 3.0 <= found.high
     assert inside == 50

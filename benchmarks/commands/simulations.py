@@ -8,6 +8,7 @@ import click
 
 from benchmarks.commands import options
 
+# Named here again, as --help is to import no numpy; a test compares them.
 _TRACES = ("zipf", "diurnal", "scan", "bursts")
 _POLICIES = ("lru", "gdsf", "belady", "belady-size")
 

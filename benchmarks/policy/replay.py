@@ -30,6 +30,7 @@ class Outcome:
     """What the loads read, together."""
     load_s: float = 0.0
     """What the loads took, together."""
+    evictions: int = 0
     peak_bytes: int = 0
     took_s: float = 0.0
     """What the replay itself took of a core."""
@@ -41,9 +42,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures by name."""
-        return {**asdict(self), "hit_ratio": round(self.hit_ratio, 6), "evictions": self.evictions}
-
-    evictions: int = 0
+        return {**asdict(self), "hit_ratio": round(self.hit_ratio, 6)}
 
 
 def replay(

@@ -39,7 +39,7 @@ def run(report: Report, plan: Plan) -> None:
         f"{len(trace):,} requests for {len(fleet):,} models of {format_bytes(fleet.total_bytes)}, "
         f"room for {format_bytes(capacity_bytes)}"
     )
-    figures = {}
+    lru_bytes = 0
     for name in plan.policies:
         outcome = replay(
             fleet,
@@ -50,13 +50,14 @@ def run(report: Report, plan: Plan) -> None:
             progress=lambda done, name=name: report.progress(f"{name}: {done:,} of {len(trace):,}"),  # type: ignore[misc]
         )
         report.require(outcome.peak_bytes <= capacity_bytes, f"{name} held {outcome.peak_bytes} of {capacity_bytes}")
-        figures[name] = outcome
+        if name == "lru":
+            lru_bytes = outcome.moved_bytes
         report.add(
             "policy",
             trace=plan.trace.name if isinstance(plan.trace, Path) else plan.trace,
             policy=name,
             **outcome.as_dict(),
-            moved_to_lru=_ratio(outcome.moved_bytes, figures.get("lru")),
+            moved_to_lru=round(outcome.moved_bytes / lru_bytes, 4) if lru_bytes else None,
         )
 
 
@@ -84,8 +85,3 @@ def _made(plan: Plan) -> tuple[Fleet, traces.Trace]:
         return traces.read(plan.trace)
     made = traces.MADE[plan.trace](plan.models, plan.requests, seed=plan.seed)
     return mixed_sizes(plan.models, seed=plan.seed + 1), made
-
-
-def _ratio(moved_bytes: int, lru: object) -> float | None:
-    found = getattr(lru, "moved_bytes", 0)
-    return round(moved_bytes / found, 4) if found else None

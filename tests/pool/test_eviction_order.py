@@ -6,9 +6,12 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pool_stage import MB, Stage
 
+from benchmarks.policy.fleet import Fleet
+from benchmarks.policy.rules import GreedyDualSizeFrequency as Simulated
 from modelhost.config import ModelOptions
 from modelhost.pool.key import ModelKey
 from modelhost.pool.slot import Slot
@@ -72,3 +75,32 @@ def test_the_age_is_what_the_last_victim_was_worth_and_never_falls() -> None:
 def test_lru_leaves_the_order_alone() -> None:
     slots = [_slot(str(index), random.randrange(1, MB), random.random()) for index in range(9)]
     assert LeastRecentlyUsed().sort(slots) == slots
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_host_evicts_in_the_order_of_the_simulation(seed: int) -> None:
+    """The host sorts slots when it needs room; the simulation has a heap. Same victims, one after another."""
+    rng = random.Random(seed)
+    sizes = [rng.randrange(1 << 20, 1 << 24) for _ in range(30)]
+    loads = [rng.uniform(0.01, 1.0) for _ in range(30)]
+    capacity_bytes = sum(sizes) // 4
+    wanted = [int(30 * rng.random() ** 3) for _ in range(2000)]
+
+    fleet = Fleet(np.array(sizes, np.int64), np.array(loads))
+    simulated = Simulated(fleet, np.array(wanted, np.int32))
+    order, slots = GreedyDualSizeFrequency(), dict[int, Slot]()
+    left: list[tuple[int, int]] = []
+    for at, model in enumerate(wanted):
+        if simulated.use(model, at):
+            slots[model].runs.statistics.execution_count += 1  # type: ignore[union-attr]
+            continue
+        while sum(sizes[other] for other in slots) + sizes[model] > capacity_bytes:
+            first = order.sort(slots.values())[0]
+            order.evicted([first])
+            del slots[int(first.key.name)]
+            left.append((simulated.leave(), int(first.key.name)))
+        simulated.load(model, at)
+        slots[model] = _slot(str(model), sizes[model], loads[model])
+        order.sort(slots.values())  # what a host does before each load
+    assert len(left) > 100
+    assert all(ours == theirs for ours, theirs in left)

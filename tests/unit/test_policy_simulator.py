@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.commands import simulations
 from benchmarks.policy import traces
 from benchmarks.policy.fleet import Fleet, mixed_sizes
 from benchmarks.policy.replay import replay
-from benchmarks.policy.rules import RULES, GreedyDualSizeFrequency, next_uses
-from modelhost.config import ModelOptions
-from modelhost.pool.key import ModelKey
-from modelhost.pool.slot import Slot
-from modelhost.pool.statistics import ModelStatistics
-from modelhost.pool.worth import GreedyDualSizeFrequency as HostsOrder
+from benchmarks.policy.rules import RULES, next_uses
 
 REQUESTS = st.lists(st.integers(0, 7), min_size=1, max_size=80).map(lambda wanted: np.array(wanted, np.int32))
 
@@ -70,43 +64,6 @@ def test_sums_add_up_and_memory_is_never_exceeded(
     assert outcome.evictions <= outcome.cold_starts
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_host_evicts_in_the_order_of_the_simulation(seed: int) -> None:
-    """The host sorts slots when it needs room; the simulation has a heap. Same victims, one after another."""
-    rng = random.Random(seed)
-    sizes = [rng.randrange(1 << 20, 1 << 24) for _ in range(30)]
-    loads = [rng.uniform(0.01, 1.0) for _ in range(30)]
-    capacity_bytes = sum(sizes) // 4
-    wanted = [int(30 * rng.random() ** 3) for _ in range(2000)]
-
-    fleet = fleet_of(sizes, loads)
-    simulated = GreedyDualSizeFrequency(fleet, np.array(wanted, np.int32))
-    order, slots = HostsOrder(), dict[int, Slot]()
-    left: list[tuple[int, int]] = []
-    for at, model in enumerate(wanted):
-        if simulated.use(model, at):
-            slots[model].runs.statistics.execution_count += 1  # type: ignore[union-attr]
-            continue
-        while sum(sizes[other] for other in slots) + sizes[model] > capacity_bytes:
-            first = order.sort(slots.values())[0]
-            order.evicted([first])
-            del slots[int(first.key.name)]
-            left.append((simulated.leave(), int(first.key.name)))
-        simulated.load(model, at)
-        slots[model] = _slot(model, sizes[model], loads[model])
-        order.sort(slots.values())  # what a host does before each load
-    assert len(left) > 100
-    assert all(ours == theirs for ours, theirs in left)
-
-
-def _slot(model: int, size_bytes: int, load_s: float) -> Slot:
-    slot = Slot(ModelKey(str(model), "1"), None, ModelOptions())  # type: ignore[arg-type]
-    slot.load_s = load_s
-    slot.runs = SimpleNamespace(statistics=ModelStatistics())  # type: ignore[assignment]
-    slot.reservation = SimpleNamespace(size_bytes=size_bytes)  # type: ignore[assignment]
-    return slot
-
-
 def test_gdsf_reads_fewer_bytes_than_lru_where_sizes_are_mixed() -> None:
     fleet, trace = mixed_sizes(2000, seed=1), traces.zipf(2000, 100_000, seed=2)
     moved = {
@@ -140,3 +97,8 @@ def test_what_is_no_trace_is_told_by_its_line(tmp_path: Path, text: str, said: s
     with pytest.raises(ValueError, match=r"trace\.csv") as caught:
         traces.read(file)
     assert said in str(caught.value)
+
+
+def test_the_command_line_names_what_there_is() -> None:
+    assert set(simulations._TRACES) == set(traces.MADE)
+    assert set(simulations._POLICIES) == set(RULES)

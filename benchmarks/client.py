@@ -69,6 +69,10 @@ class Client:
         figures: dict[str, Any] = self._get("/memory").json()
         return figures
 
+    def loaded(self) -> list[str]:
+        """The names of the models that are loaded."""
+        return loaded_in(self.memory())
+
     def metrics(self) -> dict[str, float]:
         """The metrics without labels, by name without prefix and `_total`."""
         found = _METRIC.findall(self._get("/metrics").text)
@@ -101,6 +105,11 @@ class Client:
         if response.status_code != 200:
             raise RequestFailed(f"{response.status_code}: {response.text[:500]}")
         return response
+
+
+def loaded_in(memory: dict[str, Any]) -> list[str]:
+    """Returns the names of the models that are loaded by a host's memory figures."""
+    return [model["name"] for model in memory["models"] if model["state"] == "ready"]
 
 
 def binary_request(question: Array, *, tensor: str = "x") -> tuple[bytes, dict[str, str]]:

@@ -51,7 +51,7 @@ def _host(report: Report, models: ModelSet, limit_bytes: int) -> None:
             outcome = ask_in_order(
                 host.url, models.cases, lambda ms, result: recording.request("first request", ms, result)
             )
-            held = sum(model["state"] == "ready" for model in client.memory()["models"])
+            held = len(client.loaded())
             recording.mark("and again")
             again = ask_in_order(host.url, models.cases, partial(recording.request, "second"))
         figures, committed_bytes = host.group_figures(), read_process(host.pid).committed_bytes

@@ -76,7 +76,7 @@ def run(report: Report, models: ModelSet, plan: Plan) -> None:
             recording.mark("the end")
             time.sleep(_SETTLE_S)
             held_bytes = read_process(host.pid).committed_bytes
-            loaded = _loaded(client)
+            loaded = client.loaded()
             client.cleanup()
             time.sleep(_SETTLE_S)
             empty_bytes = read_process(host.pid).committed_bytes
@@ -154,7 +154,7 @@ def _cycles(
         if choose.random() < _UNLOAD_SHARE:
             client.unload(case.name)
         if cycle == 1 or cycle % every == 0:
-            loaded = _loaded(client)
+            loaded = client.loaded()
             held = read_process(host.pid).committed_bytes
             reckoned = idle_bytes + sum(sizes[name] for name in loaded)
             report.add(
@@ -173,10 +173,6 @@ def _is_right(case: Case, answer: object, rows: int) -> bool:
     return getattr(answer, "shape", ())[:1] == (rows,) and all(case.is_right(row[None]) for row in answer)  # type: ignore[attr-defined]
 
 
-def _loaded(client: Client) -> list[str]:
-    return [model["name"] for model in client.memory()["models"] if model["state"] == "ready"]
-
-
 def _needed(models: ModelSet, loaded: list[tuple[str, int]], plan: Plan) -> tuple[int, int]:
     """Returns what a new host commits that has loaded and asked just those, and what it does without them."""
     cases = {case.name: case for case in models.cases}
@@ -185,7 +181,7 @@ def _needed(models: ModelSet, loaded: list[tuple[str, int]], plan: Plan) -> tupl
             client.infer(name, repeat(cases[name], rows))
         time.sleep(_SETTLE_S)
         needed_bytes = read_process(host.pid).committed_bytes
-        if sorted(_loaded(client)) != sorted(name for name, _ in loaded):
+        if sorted(client.loaded()) != sorted(name for name, _ in loaded):
             raise RuntimeError("the new host does not hold the same models")
         client.cleanup()
         time.sleep(_SETTLE_S)

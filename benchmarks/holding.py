@@ -16,9 +16,10 @@ from typing import Final
 
 from benchmarks.client import Client
 from benchmarks.models import Case, ModelSet
+from benchmarks.percentiles import percentile
 from benchmarks.pressure import Outcome
 from benchmarks.process import HostProcess, Meter, running_host
-from benchmarks.recording import RECORDED, Recording, percentile
+from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
 from modelhost.testing import Pressure, pressure
 
@@ -90,7 +91,7 @@ def _phase(
             least = min(least, host.usage_bytes())
             time.sleep(_TOP_UP_S)
     with Client(host.url) as client:
-        loaded = sum(model["state"] == "ready" for model in client.memory()["models"])
+        loaded = len(client.loaded())
     figures: dict[str, float | None] = {}
     for key, who in (("resident", "in use"), ("others", "to load")):
         found, answered = results[who], sorted(times[who])

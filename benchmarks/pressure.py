@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Case, ModelSet
+from benchmarks.percentiles import percentile
 from benchmarks.process import Meter, RunningHost, Target, running_host
 from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
@@ -48,8 +49,7 @@ class Outcome:
 
     def percentile(self, share: float) -> float:
         """Returns the latency that `share` of the requests stayed below, in ms."""
-        ordered = sorted(self.latencies_ms) or [0.0]
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+        return percentile(self.latencies_ms, share)
 
     def ask(self, client: Client, case: Case) -> None:
         """Asks one question and checks the answer."""

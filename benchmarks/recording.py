@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from benchmarks.client import Client, RequestFailed
+from benchmarks.percentiles import percentile
 from benchmarks.process import HostProcess
 from benchmarks.report import Report
 
@@ -138,11 +139,6 @@ class Recording:
 
     def _since(self, at: float) -> float:
         return round(at - self._began, 3)
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Returns what `share` of the sorted values stay below; the largest for 1."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def _summed(asked: list[tuple[float, float, str]], took_s: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from benchmarks.client import Client
+from benchmarks.client import Client, loaded_in
 from benchmarks.models import ModelSet
 from benchmarks.process import HostProcess, Meter, running_host
 from benchmarks.recording import RECORDED, Recording
@@ -71,7 +71,7 @@ def _measure(
     recording: Recording,
 ) -> None:
     before = host.usage_bytes()
-    loaded = _ready(memory)
+    loaded = len(loaded_in(memory))
     # To the middle between the thresholds, or well above critical; what is evicted meanwhile makes no
     # difference to what was sent.
     goal = (memory["warning_bytes"] + memory["critical_bytes"]) // 2
@@ -110,7 +110,7 @@ def _measure(
         noticed_ms=None if reached is None else round((reached - started) * 1e3, 1),
         normal_ms=None if normal is None else round((normal - started) * 1e3, 1),
         loaded=loaded,
-        evicted=loaded - _ready(during),
+        evicted=loaded - len(loaded_in(during)),
         usage_after_bytes=after,
         empty_ms=round(empty_ms, 2),
         back_ms=None if back_s is None else round(back_s * 1e3 + empty_ms, 2),
@@ -136,10 +136,6 @@ def _fill(models: ModelSet, client: Client) -> dict[str, Any]:
         if client.metrics()["evictions"] > before:
             break
     return client.memory()
-
-
-def _ready(memory: dict[str, Any]) -> int:
-    return sum(model["state"] == "ready" for model in memory["models"])
 
 
 @contextlib.contextmanager

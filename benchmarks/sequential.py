@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from benchmarks.client import Client
+from benchmarks.client import Client, loaded_in
 from benchmarks.models import ModelSet
 from benchmarks.process import HostProcess, Meter, running_host
 from benchmarks.recording import RECORDED, Recording
@@ -81,7 +81,7 @@ def _round(
             warm_ms=round((ended - warm_started) * 1e3, 2),
             load_ms=round((after["load_seconds"] - before["load_seconds"]) * 1e3, 2),
             usage_bytes=host.usage_bytes(),
-            loaded=sum(model["state"] == "ready" for model in memory["models"]),
+            loaded=len(loaded_in(memory)),
             evictions=int(after["evictions"] - before["evictions"]),
             right=case.is_right(first) and case.is_right(second),
         )

@@ -25,9 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Array
+from benchmarks.percentiles import percentile
 from benchmarks.process import HostProcess, running_host, tail
 from benchmarks.report import Report
-from benchmarks.soak.record import percentile
 
 NAME: Final = "swapped"
 _SIDE: Final = 64

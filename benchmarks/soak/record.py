@@ -81,9 +81,3 @@ def judged(asked: Request, reply: Reply, variants: Sequence[int] = (0,)) -> tupl
     if any(agrees(asked.question.answers[variant], got) for variant in variants):
         return OK, ""
     return WRONG, f"{asked.case.name} ({asked.form}): got {str(got)[:300]}"
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Returns what `share` of the values stay below; 0 where there are none."""
-    ordered = sorted(values) or [0.0]
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

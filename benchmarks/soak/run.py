@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from benchmarks.client import Client, RequestFailed
+from benchmarks.percentiles import percentile
 from benchmarks.process import HostProcess, running_host
 from benchmarks.recording import RECORDED, Recording
 from benchmarks.report import Report
@@ -27,7 +28,7 @@ from benchmarks.soak import models, plots
 from benchmarks.soak.faults import Faults, Unmet
 from benchmarks.soak.forms import FORMS, request
 from benchmarks.soak.models import Case
-from benchmarks.soak.record import LOST, OK, WRONG, Asked, Book, Span, judged, percentile
+from benchmarks.soak.record import LOST, OK, WRONG, Asked, Book, Span, judged
 from benchmarks.soak.residents import Residents
 from benchmarks.soak.traffic import Served, Traffic, rpc_available
 from benchmarks.soak.verdict import Drift, Reading, drift, fault_paces, paces, violations

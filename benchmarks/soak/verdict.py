@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.soak.record import LOST, OK, WRONG, Asked, Span, percentile
+from benchmarks.percentiles import percentile
+from benchmarks.soak.record import LOST, OK, WRONG, Asked, Span
 from modelhost.slope import pair_slopes
 
 #: Must show 1.

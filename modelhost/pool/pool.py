@@ -242,7 +242,7 @@ class Pool:
     @property
     def can_evict(self) -> bool:
         """Whether a model could leave to make room now."""
-        return any(not candidate.pinned for candidate in self._table.candidates())
+        return self._table.can_evict
 
     # --- explicit load and unload ------------------------------------------------------------------
 

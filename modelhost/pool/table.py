@@ -79,6 +79,11 @@ class SlotTable:
         """Requests that wait for a lease."""
         return sum(len(slot.waiters) for slot in self)
 
+    @property
+    def can_evict(self) -> bool:
+        """Whether an idle model may leave."""
+        return any(not slot.is_kept for slot in self._idle.values())
+
     def candidates(self) -> list[Candidate]:
         """The idle models, in the order in which they are to leave."""
         idle = self._order.sort(self._idle.values())

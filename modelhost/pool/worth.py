@@ -58,7 +58,8 @@ class GreedyDualSizeFrequency:
         """See EvictionOrder; equal worth: least recently used first."""
         slots = list(idle)
         for slot in slots:
-            runs = slot.runs.statistics.execution_count if slot.runs is not None else 0
+            assert slot.runs is not None  # it is ready
+            runs = slot.runs.statistics.execution_count
             if slot.worth is None or runs != slot.runs_valued:
                 slot.runs_valued = runs
                 slot.worth = self.age + (1 + runs - slot.runs_before) * per_use(slot.load_s, slot.committed_bytes)

@@ -6,10 +6,14 @@ The classes know causes and figures, not HTTP: `api/errors.py` maps each to a st
 
 from __future__ import annotations
 
+import errno
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from modelhost.units import format_bytes, format_duration
+
+#: What opening a file says for which the process, or the system, has no descriptor left.
+NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class ModelHostError(Exception):

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
+from modelhost.errors import NO_DESCRIPTOR
+
 #: `memory`: its ceiling was met, or the kernel ended it; `time`: its deadline; `disk`: the cache cannot
 #: be written, or is full; `changed`: the model's files were replaced meanwhile; `cancelled`: by
 #: `Child.kill`; `model`: ONNX Runtime refuses to open it; `descriptors`: this process had none left; `crash`: it
@@ -34,8 +36,7 @@ _NO_DISK: Final = (
     " requested and ",  # numpy, which does not either: "8192 requested and 4096 written"
 )
 
-#: No descriptor is left for this process, or for the system; ONNX Runtime says the number, or that and the words.
-_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+#: No descriptor is left: ONNX Runtime says the number, or that and the words.
 _NO_DESCRIPTOR_WORDS: Final = re.compile(
     rf"{os.strerror(errno.EMFILE)}|(?:system error number|errcode =) (?:{errno.EMFILE}|{errno.ENFILE})\b"
 )
@@ -62,7 +63,7 @@ def is_no_disk(text: str) -> bool:
 def is_no_descriptor(error: BaseException) -> bool:
     """Says whether an error is that of descriptors that are used up: it says nothing about what was to be opened."""
     if isinstance(error, OSError):
-        return error.errno in _NO_DESCRIPTOR
+        return error.errno in NO_DESCRIPTOR
     return _NO_DESCRIPTOR_WORDS.search(str(error)) is not None
 
 

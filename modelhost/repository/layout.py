@@ -12,7 +12,6 @@ which versions are served, where `model.toml` does not. `model.toml` (or
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelhost.config import ModelOptions, parse_model_options, parse_toml
-from modelhost.errors import ConfigError
+from modelhost.errors import NO_DESCRIPTOR, ConfigError
 from modelhost.repository.triton_config import CONFIG_FILE, TritonConfig, parse_config
 
 MODEL_FILE: Final = "model.onnx"
@@ -93,10 +92,6 @@ def look_at_file(path: str) -> Found:
         return Found(((ONLY_VERSION, ""),), _options_beside(path))
     except (ConfigError, OSError) as error:
         return Found(faults={NO_VERSION: reason(error)})
-
-
-#: What opening a file says for which the process, or the system, has no descriptor left.
-NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 def reason(error: Exception) -> str:

@@ -12,9 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from modelhost.config import ModelOptions
-from modelhost.errors import ConfigError, ModelBroken, ModelNotFound
+from modelhost.errors import NO_DESCRIPTOR, ConfigError, ModelBroken, ModelNotFound
 from modelhost.repository.layout import (
-    NO_DESCRIPTOR,
     NO_VERSION,
     SUFFIX,
     Found,

@@ -137,10 +137,15 @@ def check_room(size_bytes: int) -> None:
         left_bytes = _machine_free_bytes()
     else:
         left_bytes = probe.limit_bytes - probe.usage().usage_bytes
+    check_left(size_bytes, left_bytes, "were", f"the limit of {format_bytes(probe.limit_bytes)} ({probe.limit_source})")
+
+
+def check_left(size_bytes: int, left_bytes: int, were: str, limit: str) -> None:
+    """Raises InsufficientMemory where `limit`, in words, leaves less than what `were` asked for."""
     if size_bytes > left_bytes:
         raise InsufficientMemory(
-            f"{format_bytes(size_bytes)} were asked for, the limit of {format_bytes(probe.limit_bytes)} "
-            f"({probe.limit_source}) leaves {format_bytes(left_bytes)}; allow_kill=True where a kill is wanted",
+            f"{format_bytes(size_bytes)} {were} asked for, {limit} leaves {format_bytes(left_bytes)}; "
+            "allow_kill=True where a kill is wanted",
             needed_bytes=size_bytes,
             available_bytes=max(0, left_bytes),
         )

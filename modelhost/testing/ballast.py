@@ -10,7 +10,7 @@ from typing import Final
 
 from modelhost.errors import InsufficientMemory
 from modelhost.memory.cgroup import Group, Level, find_ancestry, limiting, read_levels
-from modelhost.testing.allocation import Allocation
+from modelhost.testing.allocation import Allocation, check_left
 from modelhost.testing.cgroup import read_figures
 from modelhost.units import format_bytes
 
@@ -68,13 +68,8 @@ class GroupTarget:
         """Raises InsufficientMemory, with the figures, where a limit on the way up leaves less."""
         for level in self._levels():
             left_bytes = level.limit_bytes - level.read().unreclaimable_bytes
-            if size_bytes > left_bytes:
-                raise InsufficientMemory(
-                    f"{format_bytes(size_bytes)} more were asked for, the limit of {format_bytes(level.limit_bytes)} "
-                    f"of {level.path} leaves {format_bytes(left_bytes)}; allow_kill=True where a kill is wanted",
-                    needed_bytes=size_bytes,
-                    available_bytes=max(0, left_bytes),
-                )
+            limit = f"the limit of {format_bytes(level.limit_bytes)} of {level.path}"
+            check_left(size_bytes, left_bytes, "more were", limit)
 
     def open(self) -> None:
         """Puts the ballast inside. Raises PermissionError."""

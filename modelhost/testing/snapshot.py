@@ -17,8 +17,6 @@ from modelhost.memory.allocator import HeapFigures
 from modelhost.memory.cgroup import Group, find_group, read_usage
 from modelhost.testing.census import Census, take_census
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:

@@ -29,6 +29,11 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes / (1 << 20):.1f} MB"
 
 
+def format_change(size_bytes: int) -> str:
+    """Returns a difference with its sign: `+12.5 MB`, `-3.0 KB`."""
+    return ("+" if size_bytes >= 0 else "-") + format_bytes(abs(size_bytes))
+
+
 def format_duration(seconds: float) -> str:
     """Returns `seconds` as messages print them, to three digits: `0.001 ms` (the least), `52.4 ms`, `1.5 s`."""
     if seconds <= 0:

@@ -12,7 +12,7 @@ import click
 
 from modelhost.cli.drawing import Redrawn, sparkline
 from modelhost.cli.options import duration_option
-from modelhost.units import format_bytes, format_duration
+from modelhost.units import format_bytes, format_change, format_duration
 
 if TYPE_CHECKING:
     from modelhost.slope import Slope
@@ -124,8 +124,7 @@ def _text(watch: Watch, *, ends: bool = False) -> str:
         for kind, size_bytes in look.kinds.items():
             more = size_bytes - first.get(kind, 0)
             slope = f", {_growth(slopes[kind])}" if kind in slopes else ""
-            sign = "+" if more >= 0 else "-"
-            lines.append(f"  {kind:<22} {format_bytes(size_bytes):>10}, {sign}{format_bytes(abs(more))}{slope}")
+            lines.append(f"  {kind:<22} {format_bytes(size_bytes):>10}, {format_change(more)}{slope}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Final
 
 from modelhost.testing.snapshot import MemorySnapshot
-from modelhost.units import format_bytes
+from modelhost.units import format_bytes, format_change
 
 #: Less is noise: pages of code that ran for the first time, buffers of the first file read.
 _NOISE_BYTES: Final = 256 << 10
@@ -61,12 +61,12 @@ class MemoryDifference:
 
     def __str__(self) -> str:
         main = self.main_place
-        lines = [f"committed {_signed(self.committed_bytes)} ({format_bytes(self.after.committed_bytes)} now)"]
+        lines = [f"committed {format_change(self.committed_bytes)} ({format_bytes(self.after.committed_bytes)} now)"]
         for place, size in self.places.items():
             if size or place is main:
-                lines.append(f"  {_signed(size):>12}  {place.value}{'  <-- most' if place is main else ''}")
+                lines.append(f"  {format_change(size):>12}  {place.value}{'  <-- most' if place is main else ''}")
         for name, count, size in self.grown_types:
-            lines.append(f"  {_signed(size):>12}  of Python: {name}, {count:+d} objects")
+            lines.append(f"  {format_change(size):>12}  of Python: {name}, {count:+d} objects")
         for what, more in (("threads", self.threads), ("open files", self.open_files)):
             if more:
                 lines.append(f"  {more:+12d}  {what}")
@@ -161,7 +161,3 @@ def _file_bytes(before: MemorySnapshot, after: MemorySnapshot) -> int:
     group = after.group.reclaimable_bytes - before.group.reclaimable_bytes
     own = (after.read_bytes - before.read_bytes) + (after.written_bytes - before.written_bytes)
     return max(mapped, min(group, own))
-
-
-def _signed(size_bytes: int) -> str:
-    return ("+" if size_bytes >= 0 else "-") + format_bytes(abs(size_bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -96,10 +97,13 @@ class MemoryEvent:
     usage_bytes: int
     cause: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+    """Counted from 1 in one history: who has seen one has seen all up to it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the event for JSON."""
         return {
+            "id": self.id,
             "at": round(self.at, 3),
             "kind": self.kind,
             "level": self.level.label,
@@ -110,25 +114,35 @@ class MemoryEvent:
 
 
 class History:
-    """The last events, oldest first, and how many there were of each kind. One thread, the owner's."""
+    """The last events, oldest first, and how many there were of each kind. Any thread adds: figures that cannot be
+    read are found out on the memory thread too."""
 
     def __init__(self, size: int, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._events: deque[MemoryEvent] = deque(maxlen=size)
         self._wall_clock = wall_clock
+        self._lock = threading.Lock()
         self.counts: dict[str, int] = {}
+        self.last_id = 0
+        """That of the newest event; 0 before the first."""
 
     def add(
         self, kind: str, *, level: Level, usage_bytes: int, cause: str, details: Mapping[str, Any] | None = None
     ) -> MemoryEvent:
         """Appends an event and returns it; the oldest is forgotten when the history is full."""
-        event = MemoryEvent(self._wall_clock(), kind, level, usage_bytes, cause, details or {})
-        self._events.append(event)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        with self._lock:
+            self.last_id += 1
+            event = MemoryEvent(self._wall_clock(), kind, level, usage_bytes, cause, details or {}, self.last_id)
+            self._events.append(event)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
         return event
 
     def snapshot(self) -> tuple[MemoryEvent, ...]:
         """Returns the events that are kept."""
         return tuple(self._events)
+
+    def after(self, seen_id: int) -> tuple[MemoryEvent, ...]:
+        """Returns the events that are kept and came after the one with that id."""
+        return tuple(event for event in self.snapshot() if event.id > seen_id)
 
 
 def next_level(current: Level, usage_bytes: int, *, warning: int, critical: int, hysteresis: int) -> Level:

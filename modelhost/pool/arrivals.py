@@ -15,6 +15,7 @@ from typing import Any, Final
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits, Overloaded
 from modelhost.memory import MemoryManager
+from modelhost.pool.accounts import Accounts
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.departures import Departures
@@ -24,7 +25,6 @@ from modelhost.pool.failures import Failures
 from modelhost.pool.load_watch import LoadWatch
 from modelhost.pool.loader import Footprints, Settled
 from modelhost.pool.slot import Refused, Slot, SlotState
-from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable
 from modelhost.pool.trial import Trial
 from modelhost.prepare.failures import is_no_descriptor
@@ -76,7 +76,7 @@ class Arrivals:
         memory: MemoryManager,
         faces: Faces,
         failures: Failures,
-        counters: PoolCounters,
+        accounts: Accounts,
         settings: PoolSettings,
         departures: Departures,
         background: Background,
@@ -84,7 +84,8 @@ class Arrivals:
         again: Callable[[Slot], None],
     ) -> None:
         self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
-        self._faces, self._failures, self._counters, self._settings = faces, failures, counters, settings
+        self._faces, self._failures, self._settings = faces, failures, settings
+        self._accounts, self._counters = accounts, accounts.counters
         self._departures, self._clock, self._again = departures, clock, again
         self._background, self._trial = background, Trial(table)
         self.served: Callable[[Slot], None] = lambda slot: None
@@ -282,8 +283,7 @@ class Arrivals:
         slot.model = model
         slot.looks, slot.child_bytes = 0, None
         slot.load_s, slot.worth = took_s, None
-        self._counters.loads += 1
-        self._counters.load_seconds += took_s
+        self._accounts.loaded(slot.key, took_s)
         self._counters.note_error(settled.error_bytes)
         log.info("loaded %s in %.0f ms, %s", slot.key, took_s * 1e3, format_bytes(settled.size_bytes))
         if slot.is_unproven and not slot.departures and not self._is_closed:

@@ -53,6 +53,7 @@ class Catalog:
         self.before_scan_counts: Callable[[], None] = lambda: None
         self.after_scan: Callable[[], None] = lambda: None
         """Called on both sides of the step that makes what a scan has found known."""
+        self._pins: dict[str, bool] = {}
         self._held: dict[str, str] = {}
         self._kept: dict[ModelKey, ModelFile] = {}
         self._scan: asyncio.Future[Index] | None = None
@@ -116,8 +117,14 @@ class Catalog:
         return self._found.get(target)
 
     def options(self, file: ModelFile) -> ModelOptions:
-        """The model's own options with the settings' on top, key by key; a name among the pins is pinned."""
-        return self._settings.options_for(file.name, file.options)
+        """The model's own options with the settings' on top, key by key; `pin` has the last word on what is pinned."""
+        options = self._settings.options_for(file.name, file.options)
+        pinned = self._pins.get(file.name, options.pinned)
+        return options if pinned is options.pinned else options.model_copy(update={"pinned": pinned})
+
+    def pin(self, name: str, *, pinned: bool) -> None:
+        """Pins a model, or has it leave as others do, whatever the settings say: until the process ends."""
+        self._pins[name] = pinned
 
     def has_isolated(self, default: Isolation) -> bool:
         """Whether any model is to live in a worker process; `default` is for those whose options say nothing."""

@@ -228,6 +228,10 @@ class Changes:
         except ModelHostError:
             return slot.options
 
+    def take_pin(self, slot: Slot) -> None:
+        """Takes over at once whether a model may leave."""
+        slot.pinned = self._options(slot).pinned
+
     def _use(self, slot: Slot, options: ModelOptions) -> None:
         """Takes over options that need no other load."""
         slot.pinned = options.pinned

@@ -12,11 +12,11 @@ from typing import Final
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, ModelHostError
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager, Recovery
+from modelhost.pool.accounts import Accounts
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.eviction import Candidate, choose_victims, without_slight
 from modelhost.pool.slot import Slot, SlotState
-from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable
 from modelhost.runtime.base import LoadedModel, Runtime
 
@@ -41,13 +41,14 @@ class Departures:
         runtime: Runtime,
         memory: MemoryManager,
         background: Background,
-        counters: PoolCounters,
+        accounts: Accounts,
         settings: PoolSettings,
         clock: Callable[[], float],
         wanted_again: Callable[[Slot], None],
     ) -> None:
         self._table, self._catalog, self._runtime, self._memory = table, catalog, runtime, memory
-        self._background, self._counters, self._settings = background, counters, settings
+        self._background, self._accounts, self._settings = background, accounts, settings
+        self._counters = accounts.counters
         self._clock, self._wanted_again = clock, wanted_again
         self.departed: Callable[[Slot], None] = lambda slot: None
         """Called with a slot that has gone."""
@@ -98,7 +99,7 @@ class Departures:
     def evict(self, victims: Iterable[Candidate]) -> CleanupPlan:
         """Takes idle models out of reach, and returns how to give their memory back."""
         slots = [slot for victim in victims if (slot := self._table.get(victim.key)) is not None]
-        self._counters.evictions += len(slots)
+        self._accounts.evicted(slot.key for slot in slots)
         self._table.evicted(slots)
         return self.plan(slots)
 

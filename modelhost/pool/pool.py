@@ -91,14 +91,16 @@ class Pool:
             settings=settings,
             clock=clock,
         )
+        self.accounts = self._scheduler.accounts
+        """Loads, evictions and cold starts of each model, to be looked at."""
         self._bound = QueueBound(settings.max_waiting, runner.max_waiting_per_model)
         self._restarts = Restarts(
             departures=self._scheduler.departures,
             memory=memory,
-            counters=self._scheduler.counters,
+            counters=self.accounts.counters,
             settings=settings,
             clock=clock,
-            acquire=self.acquire,
+            acquire=partial(self.acquire, is_request=False),
             is_unwanted=self._table.unloaded.__contains__,
         )
         self._scheduler.watch = self._restarts.watch
@@ -117,9 +119,12 @@ class Pool:
         finally:
             lease.end()
 
-    async def acquire(self, name: str, version: str | None = None, *, deadline: float | None = None) -> Lease:
+    async def acquire(
+        self, name: str, version: str | None = None, *, deadline: float | None = None, is_request: bool = True
+    ) -> Lease:
         """Returns a lease, which the caller has to end; loads the model where it is not loaded.
 
+        A load that is waited for counts as a cold start unless no request asks for it (`is_request`).
         Waits until `deadline` (the event loop's clock) or `pool.wait_timeout_s`. Raises ModelNotFound,
         ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
         """
@@ -133,9 +138,11 @@ class Pool:
                 await self.catalog.find_fresh(name, version)
         except TimeoutError:
             raise DeadlineExceeded(f"looking for the model '{name}'", waited_s=loop.time() - started) from None
-        return await self.acquire_known(name, version, deadline=until)
+        return await self.acquire_known(name, version, deadline=until, is_request=is_request)
 
-    async def acquire_known(self, name: str, version: str | None = None, *, deadline: float | None = None) -> Lease:
+    async def acquire_known(
+        self, name: str, version: str | None = None, *, deadline: float | None = None, is_request: bool = True
+    ) -> Lease:
         """Like `acquire`, for a model that was found before; nothing looks at the disk.
 
         Without a version it is the one that answers by default when the lease is granted: another one may have
@@ -149,10 +156,14 @@ class Pool:
                 self._table.unloaded.discard(file.name)
                 return self._table.grant(slot)
             try:
-                return await self._wait_for_grant(file, deadline)
+                lease = await self._wait_for_grant(file, deadline)
             except ModelNotFound:
                 if self.catalog.find(name, version).version == file.version:
                     raise
+            else:
+                if is_request:
+                    self.accounts.started_cold(lease.key)
+                return lease
 
     def resident(self, target: tuple[str, str | None]) -> Slot | None:
         """Returns the slot of a model (name and version) that is ready, to be used before anybody else has a
@@ -191,7 +202,7 @@ class Pool:
             if isinstance(error, TimeoutError):
                 error = DeadlineExceeded(f"loading {slot.key}", waited_s=loop.time() - started)
             if isinstance(error, ModelHostError):
-                self._scheduler.counters.refuse(error.code)
+                self.accounts.counters.refuse(error.code)
                 # Waiters share one error; each raises its own, else tracebacks pile up on it.
                 raise error.twin() from None
             raise
@@ -204,7 +215,7 @@ class Pool:
         slot, waiting = self._table.get(key), self._table.waiting
         own_waiting, own_limit = (0, None) if slot is None else (len(slot.waiters), slot.options.max_queue)
         if self._bound.is_full(waiting, own_waiting, own_limit):
-            self._scheduler.counters.refuse(Overloaded.code)
+            self.accounts.counters.refuse(Overloaded.code)
             raise self._bound.refusal("the queue for models", str(key), waiting, own_waiting, own_limit)
 
     def _slot(self, file: ModelFile) -> Slot:
@@ -263,9 +274,9 @@ class Pool:
                 slot = changes.replace(slot)
                 lease = await self._wait_for_slot(slot, None)
             else:  # somebody was faster
-                lease = await self.acquire_known(*key)
+                lease = await self.acquire_known(*key, is_request=False)
         else:
-            lease = await self.acquire_known(*key)
+            lease = await self.acquire_known(*key, is_request=False)
         slot = self._table.get(key)
         assert slot is not None  # the lease holds it
         lease.end()
@@ -289,6 +300,18 @@ class Pool:
         recoveries = await asyncio.gather(*(self._unload_slot(slot, cause="unload") for slot in slots))
         await self._forget_pages(name, version)
         return tuple(recovery for recovery in recoveries if recovery is not None)
+
+    async def pin(self, name: str, *, pinned: bool) -> None:
+        """Has a model stay whatever memory or time says, or leave as others do, from here on until the process ends.
+
+        It overrides the settings and loads nothing; explicit unloads are as ever. Raises ModelNotFound or ModelBroken.
+        """
+        self._check_open()
+        await self.catalog.find_fresh(name)
+        self.catalog.pin(name, pinned=pinned)
+        for slot in self._table:
+            if slot.key.name == name:
+                self._scheduler.changes.take_pin(slot)
 
     async def _forget_pages(self, name: str, version: str | None) -> None:
         """Returns the page cache of an unloaded model too: whoever asks for an unload wants memory back.
@@ -393,7 +416,7 @@ class Pool:
             waiting=self._table.waiting,
             in_flight=self.runner.in_flight,
             reservations=self._memory.ledger.open_count,
-            counters=copy.deepcopy(self._scheduler.counters),
+            counters=copy.deepcopy(self.accounts.counters),
         )
 
     # --- life ----------------------------------------------------------------------------------------

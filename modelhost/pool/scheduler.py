@@ -18,6 +18,7 @@ from typing import Any
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, NeverFits
 from modelhost.memory import MemoryManager
+from modelhost.pool.accounts import Accounts
 from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Trim, Wait, decide
 from modelhost.pool.arrivals import Arrivals
 from modelhost.pool.background import Background
@@ -30,7 +31,6 @@ from modelhost.pool.key import ModelKey
 from modelhost.pool.load_watch import LoadWatch
 from modelhost.pool.runner import Runner
 from modelhost.pool.slot import Slot, SlotState
-from modelhost.pool.snapshot import PoolCounters
 from modelhost.pool.table import SlotTable, info
 from modelhost.runtime.base import Inspection, LoadPlan, Preparation, Runtime
 from modelhost.units import format_bytes
@@ -64,7 +64,8 @@ class Scheduler:
         settings: PoolSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = PoolCounters()
+        self.accounts = Accounts()
+        self.counters = self.accounts.counters
         self.failures = Failures(backoff_s=settings.failure_backoff_s, backoff_max_s=settings.failure_backoff_max_s)
         self.faces = Faces(catalog, runtime, memory.conditions)
         self._table, self._memory, self._runner = table, memory, runner
@@ -77,7 +78,7 @@ class Scheduler:
             runtime=runtime,
             memory=memory,
             background=self._background,
-            counters=self.counters,
+            accounts=self.accounts,
             settings=settings,
             clock=clock,
             wanted_again=self.enqueue,
@@ -89,7 +90,7 @@ class Scheduler:
             memory=memory,
             faces=self.faces,
             failures=self.failures,
-            counters=self.counters,
+            accounts=self.accounts,
             settings=settings,
             departures=self.departures,
             background=self._background,

@@ -33,6 +33,8 @@ class PoolCounters:
     worker_crashes: int = 0
     load_seconds: float = 0.0
     evictions: int = 0
+    cold_starts: int = 0
+    """Requests that waited for their model to be loaded, and got it."""
     unloads: int = 0
     preparations: int = 0
     preparation_failures: int = 0

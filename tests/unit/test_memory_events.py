@@ -161,8 +161,19 @@ def test_the_history_keeps_the_last_events_and_counts_them_all() -> None:
     assert history.counts == {"recovery": 3, "level": 2}
 
 
+def test_ids_of_events_grow_and_say_what_came_after() -> None:
+    history = History(3)
+    for number in range(5):
+        history.add("level", level=WARNING, usage_bytes=number, cause="test")
+    assert [event.id for event in history.snapshot()] == [3, 4, 5]
+    assert [event.id for event in history.after(4)] == [5]
+    assert [event.id for event in history.after(0)] == [3, 4, 5]
+    assert (history.last_id, history.after(5)) == (5, ())
+
+
 def test_an_event_is_plain_json() -> None:
     event = History(1).add("level", level=CRITICAL, usage_bytes=7, cause="sample", details={"from": "normal"})
     found = json.loads(json.dumps(event.as_dict()))
     assert found.pop("at") > 1.6e9
-    assert found == {"kind": "level", "level": "critical", "usage_bytes": 7, "cause": "sample", "from": "normal"}
+    rest = {"kind": "level", "level": "critical", "usage_bytes": 7, "cause": "sample", "from": "normal"}
+    assert found == {"id": 1, **rest}

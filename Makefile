@@ -1,6 +1,7 @@
 # make serve    serve models/ on 127.0.0.1:8080 (ARGS="--port 9000" adds flags)
 # make test     lint, types, import contract, tests
 # make test-full  the same, with the long checks at their full size
+# make docs     the documentation as a site, into site/; warnings are errors
 # make test-failed  the tests that failed last, one after another
 # make lock     resolve the dependencies again
 #
@@ -12,9 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # On a Python that is too new for them their tests are skipped, and say so.
 CLIENTS := $(shell $(PYTHON) -c 'import sys; minor = sys.version_info[1]; \
-  print(*[f".venv-{name}/.made" for name, below in (("clients", 14), ("mlserver", 13)) if minor < below])')
+  print(*[f".venv-{name}/.made" for name, below in (("clients", 14), ("mlserver", 13), ("docs", 99)) if minor < below])')
 
-.PHONY: serve test test-full test-failed tested lint lock clean
+.PHONY: serve test test-full test-failed tested lint docs lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/modelhost serve $(ARGS)
@@ -48,6 +49,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv-docs/.made
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -83,6 +87,8 @@ lock: $(VENV)/.test
 	  lock/clients.in -o lock/clients.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
 	  lock/mlserver.in -o lock/mlserver.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
+	  lock/docs.in -o lock/docs.txt
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-mlserver build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-clients .venv-mlserver .venv-docs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

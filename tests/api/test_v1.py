@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 import threading
 from typing import Any
 
 import pytest
-from served import MODELS, Served, error_of
+from served import Served, error_of
 
 from modelhost.runtime.fake import FakeScript
 
@@ -215,11 +214,3 @@ def test_a_prediction_is_no_model_to_ask_for(ort: Served) -> None:
         response = ort.get(path)
         error_of(response, 405)
         assert response.headers["allow"] == "POST"
-
-
-def test_the_readme_shows_a_prediction_that_is_true(ort: Served) -> None:
-    readme = (MODELS.parent / "README.md").read_text()
-    body = readme.split("models/iris_petals:predict")[1].split("-d '")[1].split("'")[0]
-    shown = readme.split('# {"predictions":')[1].split("}")[0]
-    got = predict(ort, "iris_petals", body.encode()).json()["predictions"]
-    assert [pytest.approx(row, rel=1e-4) for row in json.loads(shown)] == got

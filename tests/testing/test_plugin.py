@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from snippets import blocks
 
 from modelhost.testing import cgroup
 
@@ -237,9 +237,8 @@ def test_a_wrong_setting_is_a_usage_error(pytester: pytest.Pytester, setting: st
 
 
 def test_the_snippet_of_the_guide_runs(pytester: pytest.Pytester) -> None:
-    found = re.search(r"<!-- pytest -->\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert found is not None
-    run(pytester, found[1], is_here=False).assert_outcomes(passed=3)
+    (found,) = [block.text for block in blocks(GUIDE) if block.mark == "pytest"]
+    run(pytester, found, is_here=False).assert_outcomes(passed=3)
 
 
 def test_nothing_is_printed_or_imported_where_it_is_not_used(pytester: pytest.Pytester) -> None:

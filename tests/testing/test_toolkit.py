@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -22,10 +21,6 @@ from modelhost.testing.census import take_census
 MB = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
 FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
-#: But those that are tests, which the plugin's own tests run.
-SNIPPETS = re.findall(
-    r"(?<!<!-- pytest -->\n)```python\n(.*?)```", (ROOT / "docs" / "memory-toolkit.md").read_text(), re.DOTALL
-)
 
 libc = ctypes.CDLL(None)
 libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
@@ -41,12 +36,6 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         timeout=100,
         check=False,
     )
-
-
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_snippets_of_the_guide_run(code: str) -> None:
-    ended = run(code)
-    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_importing_it_imports_no_server_and_no_runtime() -> None:

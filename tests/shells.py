@@ -1,0 +1,124 @@
+"""A shell as a reader has one: in a folder, with what is installed, and a host that listens."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from host_process import environment
+from snippets import ADDRESS, ROOT, Block, Command, commands, is_as_shown
+
+#: Not here: environments are made by the tests that need one of their own.
+INSTALLS: Final = re.compile(r"(\S*pip|pip3|apt-get|python3? -m (pip|venv)) ?(install|update|\.venv)?")
+#: Commands after which the rest of a shell is another.
+_STATE: Final = re.compile(r"(cd|export|\.|source) |\w+=\S*$")
+_HOST: Final = re.compile(r"(\w+=\S+ )*(modelhost serve|make serve)\b")
+_LISTENS: Final = re.compile(r"modelhost listens on http://(\S+)")
+
+
+class Shell:
+    """Runs commands in a folder, one after another. A host that a command starts runs until `close`."""
+
+    def __init__(self, folder: Path, *, address: str | None = None, variables: Mapping[str, str] | None = None) -> None:
+        self.folder, self.address = folder, address
+        self._environment = environment(
+            MODELHOST_SERVER_PORT="0",
+            PATH=os.pathsep.join([str(_commands_folder(folder)), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            **(variables or {}),
+        )
+        self._state: list[str] = []
+        self._hosts: list[subprocess.Popen[str]] = []
+
+    def run(self, block: Block, *, skip: re.Pattern[str] | None = INSTALLS) -> None:
+        """Runs a block, whatever its language. Raises AssertionError where it fails, or prints what is not shown."""
+        if block.title:
+            (self.folder / block.title).write_text(self._here(block.text))
+        elif block.language == "python":
+            printed = self._python(block)
+            assert block.printed is None or is_as_shown(printed, block.printed), f"{block.name} printed:\n{printed}"
+        elif block.language in ("sh", "console"):
+            for command in commands(block):
+                if skip is None or skip.match(command.text) is None:
+                    self._command(command, block)
+
+    def close(self) -> None:
+        """Ends the hosts that were started."""
+        for host in self._hosts:
+            host.terminate()
+        for host in self._hosts:
+            host.wait(30)
+            if host.stdout is not None:
+                host.stdout.close()
+
+    def _here(self, text: str) -> str:
+        return text if self.address is None else text.replace(ADDRESS, self.address)
+
+    def _python(self, block: Block) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-W", "error", "-c", self._here(block.text)],
+            cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, ""), f"{block.name}: {ended.stderr}"
+        return ended.stdout
+
+    def _command(self, command: Command, block: Block) -> None:
+        text = command.text
+        if _STATE.match(text):
+            self._state.append(text)
+            return
+        if _HOST.match(text):
+            self._serve(text, block)
+            return
+        ended = subprocess.run(
+            ["sh", "-eu", "-c", self._script(text)],
+            cwd=self.folder, env=self._with_host(), capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, f"{block.name}: {text}\n{ended.stdout}{ended.stderr}"
+        if command.shown is not None:
+            assert is_as_shown(ended.stdout, command.shown), f"{block.name}: {text}\nprinted:\n{ended.stdout}"
+
+    def _script(self, text: str) -> str:
+        return "\n".join([*self._state, self._here(text)])
+
+    def _with_host(self) -> dict[str, str]:
+        return self._environment | ({} if self.address is None else {"MODELHOST_URL": f"http://{self.address}"})
+
+    def _serve(self, text: str, block: Block) -> None:
+        words = shlex.split(text, comments=True)
+        folder = ROOT if "make" in words else self.folder
+        host = subprocess.Popen(
+            ["sh", "-eu", "-c", "\n".join([*self._state, "exec " + shlex.join(words) if _plain(words) else text])],
+            cwd=folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._hosts.append(host)
+        assert host.stdout is not None
+        printed = []
+        for line in host.stdout:
+            printed.append(line)
+            if match := _LISTENS.search(line):
+                self.address = match[1]
+            if "curl" in line:
+                return
+        raise AssertionError(f"{block.name}: {text}\nthe host ended:\n{''.join(printed)}")
+
+
+def _plain(words: list[str]) -> bool:
+    return "=" not in words[0]
+
+
+def _commands_folder(folder: Path) -> Path:
+    """Returns a folder with a `curl` that fails where an answer is an error."""
+    found = folder / ".commands"
+    if not found.exists():
+        found.mkdir()
+        curl = found / "curl"
+        curl.write_text(f'#!/bin/sh\nexec {shutil.which("curl")} --fail-with-body "$@"\n')
+        curl.chmod(0o755)
+    return found

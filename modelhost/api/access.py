@@ -56,7 +56,7 @@ def needs_of(method: str, path: str) -> Needs:
             return OBSERVE
         case ["v2", "repository", *_]:
             return MANAGE
-        case ["memory" | "metrics", *_] | ["v2", "logging", *_]:
+        case ["memory" | "metrics" | "monitor", *_] | ["v2", "logging", *_]:
             return OBSERVE if is_reading else MANAGE
     return ANY if is_reading else MANAGE
 

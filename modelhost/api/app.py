@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
-from modelhost.api import errors, memory, models, repository, request_ids, server, v1
+from modelhost.api import errors, memory, models, monitor, repository, request_ids, server, v1
 from modelhost.api.access import Guard
 from modelhost.api.access_log import KEY_NAME, AccessLog
+from modelhost.api.event_stream import IS_HEAD
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
@@ -23,6 +24,7 @@ from modelhost.api.shortcut import ShortCut
 from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, Forbidden, ModelNotFound, Unauthenticated
 from modelhost.host import Host
+from modelhost.monitor import Feed
 from modelhost.security.ring import KeyRing
 from modelhost.security.texts import hide
 
@@ -49,6 +51,7 @@ class ModelHostApp(FastAPI):
     short_cut: ShortCut
     """For a server that answers inference requests by itself; see protocol.py."""
     predictions: Predictions
+    feed: Feed
     guard: Guard | None
     """Lets in who has a key; None where none is asked for."""
     access_log: AccessLog | None
@@ -125,7 +128,7 @@ def _names_a_slash(scope: Scope) -> bool:
 def _as_get(scope: Scope) -> Scope:
     """Returns a HEAD request as the GET that it is without the body, which the server leaves out."""
     if scope["type"] == "http" and scope["method"] == "HEAD":
-        return {**scope, "method": "GET"}
+        return {**scope, "method": "GET", IS_HEAD: True}
     return scope
 
 
@@ -151,6 +154,7 @@ def create_app(
     infer = InferRoutes(inference)
     short_cut = ShortCut(infer)
     predictions = Predictions(infer)
+    feed = Feed(host)
 
     app = ModelHostApp(
         title="modelhost",
@@ -162,14 +166,14 @@ def create_app(
         telemetry=_NO_TELEMETRY,
     )
     errors.install(app)
-    _add_routes(app, inference, metrics, infer, predictions)
-    app.infer, app.predictions, app.short_cut, app.guard = infer, predictions, short_cut, guard
+    _add_routes(app, inference, metrics, infer, predictions, feed)
+    app.infer, app.predictions, app.short_cut, app.feed, app.guard = infer, predictions, short_cut, feed, guard
     app.access_log = AccessLog() if host.settings.logging.access else None
     return app
 
 
 def _add_routes(
-    app: ModelHostApp, inference: Inference, metrics: Metrics, infer: InferRoutes, predictions: Predictions
+    app: ModelHostApp, inference: Inference, metrics: Metrics, infer: InferRoutes, predictions: Predictions, feed: Feed
 ) -> None:
     # For the OpenAPI page, and for 405: requests to these never get here.
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
@@ -183,6 +187,7 @@ def _add_routes(
         repository.routes(inference),
         v1.routes(host),
         memory.routes(host, metrics),
+        monitor.routes(inference, feed),
     ):
         app.routes.extend(router.routes)
 
@@ -214,6 +219,7 @@ class _Opening:
                 raise RuntimeError("the host could not be opened") from error
             starting = asyncio.get_running_loop().create_task(self._make_ready())
             yield
+            self._app.feed.close()
             self._app.short_cut.close()
             starting.cancel()
             await asyncio.wait([starting])
@@ -226,6 +232,7 @@ class _Opening:
         await host.open()
         stack.push_async_callback(host.close)
         self._inference.open()
+        app.feed.open()
         app.short_cut.open()
         if rpc is not None:
             await rpc.start(self._inference)

@@ -6,6 +6,7 @@ What comes on it is protocol.py's. The server's own class, which this extends, h
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 import orjson
@@ -43,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: bytes | None = None
         self._unsent: Answer | None = None
         self._send_check: asyncio.TimerHandle | None = None
+        self._is_streaming = False
         server = self.short_cut.inference.host.settings.server
         self._read_timeout_s = min(server.read_timeout, self.timeout_keep_alive)
         self._active_at = now = self.loop.time()
@@ -83,8 +85,16 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_sending(self) -> bool:
-        """Whether the client has yet to take what was sent."""
-        return self._unsent is not None or self.transport.get_write_buffer_size() > 0
+        """Whether the client has yet to take what was sent, all of which it is to have."""
+        return not self._is_streaming and (self._unsent is not None or self.transport.get_write_buffer_size() > 0)
+
+    def begin_stream(self) -> Callable[[], None]:
+        """Notes that what is sent from here on has no end of its own, so that nobody waits for the client to take it.
+
+        Returns what cuts it off.
+        """
+        self._is_streaming = True
+        return self.transport.abort
 
     def end_lingering(self) -> None:
         """Closes a connection that was refused and waits only for its client to see that."""

@@ -116,6 +116,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Closes the listener, waits for what is under way up to `server.drain_timeout`, and closes the rest."""
         self._host.drain()
+        self._app.feed.close()  # views have no end of their own
         for listener in (*self.servers, *(sockets or ())):
             listener.close()
         await self._drained(self._host.settings.server.drain_timeout)

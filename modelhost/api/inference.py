@@ -271,14 +271,12 @@ class Inference:
             return
         took_ns = time.perf_counter_ns() - timing.arrived_ns
         self.metrics.observe(outcome, took_ns * 1e-9)
-        if file is not None:
-            self.host.pool.statistics.of(ModelKey.of(file)).note_failure(took_ns)
+        self.host.pool.statistics.note_failure(None if file is None else ModelKey.of(file), took_ns)
 
     def note_success(self, timing: Timing, statistics: ModelStatistics) -> None:
         """Counts a request that was answered."""
-        now_ns = time.perf_counter_ns()
-        self.metrics.answered.add((now_ns - timing.arrived_ns) * 1e-9)
-        statistics.note_success(timing, now_ns)
+        took_ns = time.perf_counter_ns() - timing.arrived_ns
+        self.host.pool.statistics.note_success(statistics, timing, took_ns)
 
     def closed(self) -> HostClosed:
         """Returns the refusal of a host that shuts down."""

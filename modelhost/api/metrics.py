@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,10 +15,12 @@ from modelhost.api.access import Guard
 from modelhost.host import Host
 from modelhost.memory import Weights, WeightsInCache
 from modelhost.pool import ModelKey
+from modelhost.pool.times import not_over
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_NANOSECONDS = tuple(round(bound_s * 1e9) for bound_s in _SECONDS)
 
 
 class Metrics:
@@ -26,14 +28,12 @@ class Metrics:
 
     def __init__(self, host: Host, guard: Guard | None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self.answered = Times()
-        """Requests whose outcome is `ok`."""
-        self._times: dict[str, Times] = {"ok": self.answered}
+        self._times: dict[str, Times] = {}
         self._collector = _HostCollector(host, self._times, guard)
         self._registry.register(self._collector)
 
     def observe(self, outcome: str, took_s: float) -> None:
-        """Counts one inference request; `outcome` is `ok` or the error's code."""
+        """Counts one inference request that failed; `outcome` is the error's code."""
         times = self._times.get(outcome)
         if times is None:
             times = self._times[outcome] = Times()
@@ -46,7 +46,7 @@ class Metrics:
 
 
 class Times:
-    """A histogram of seconds. Each request pays for it: the library's own takes five times as long."""
+    """A histogram of seconds: the library's own takes five times as long."""
 
     __slots__ = ("counts", "sum_s")
 
@@ -59,9 +59,10 @@ class Times:
         self.counts[bisect_left(_SECONDS, took_s)] += 1
         self.sum_s += took_s
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Returns upper bounds and how many were not over them, as the text format has it."""
-        return list(zip((*map(str, _SECONDS), "+Inf"), map(float, accumulate(self.counts)), strict=True))
+
+def _buckets(counts: Iterable[int]) -> list[tuple[str, float]]:
+    """Returns upper bounds and how many were not over them, as the text format has it."""
+    return list(zip((*map(str, _SECONDS), "+Inf"), map(float, counts), strict=True))
 
 
 def _refused(guard: Guard) -> Metric:
@@ -100,10 +101,12 @@ class _HostCollector:
         requests = HistogramMetricFamily(
             "modelhost_request_seconds", "Inference requests from arrival to answer, by outcome.", labels=["outcome"]
         )
+        statistics = self._host.pool.statistics
+        counts = [*not_over(statistics.answered, _NANOSECONDS), sum(statistics.answered)]
+        if counts[-1]:
+            requests.add_metric(["ok"], _buckets(counts), statistics.answered_ns * 1e-9)
         for outcome, times in self._times.items():
-            if not any(times.counts):
-                continue
-            requests.add_metric([outcome], times.buckets(), times.sum_s)
+            requests.add_metric([outcome], _buckets(accumulate(times.counts)), times.sum_s)
         return requests
 
     def _conditions(self) -> Metric:

@@ -18,6 +18,7 @@ from modelhost.api.openapi_schemas import EXAMPLE_INFER, EXAMPLE_PREDICT, SCHEMA
 _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
 _TEXT: Final = "text/plain"
+_EVENTS: Final = "text/event-stream"
 
 _ABOUT: Final = """Serves many ONNX models from little memory.
 
@@ -50,6 +51,8 @@ class _Operation:
     failures: tuple[int, ...] = _ANY
     takes: Mapping[str, Schema] | None = None
     needs_body: bool = False
+    asks: tuple[str, ...] = ()
+    """Names of query parameters."""
     not_ready: Schema | None = None
     """What 503 has, where it says `not ready`."""
 
@@ -96,6 +99,13 @@ _OPERATIONS: Final[Mapping[str, _Operation]] = {
     ),
     "GET /memory": _Operation(_json("Memory")),
     "POST /memory/cleanup": _Operation(_json("Cleanup")),
+    "GET /monitor": _Operation(_json("Monitor")),
+    "GET /monitor/stream": _Operation({_EVENTS: {"schema": {"type": "string"}}}, (400, *_ANY), asks=("interval_s",)),
+    "GET /monitor/history": _Operation(_json("History")),
+    "GET /monitor/models": _Operation(_json("ModelPage"), (400, *_ANY), asks=("search", "offset", "limit")),
+    "POST /monitor/models/{name}/pin": _Operation(
+        _json("Pinned"), (400, 404, 413, *_ANY), _json("PinRequest", example={"pinned": False}), needs_body=True
+    ),
     "GET /metrics": _Operation({_TEXT: {"schema": {"type": "string"}}}),
 }
 
@@ -110,6 +120,26 @@ _PARAMETERS: Final[Mapping[str, Schema]] = {
         "schema": {"type": "string", "minLength": 1},
         "example": "models",
         "description": "Any: there is one repository.",
+    },
+}
+
+
+_QUERY: Final[Mapping[str, Schema]] = {
+    "interval_s": {
+        "schema": {"type": "number", "minimum": 0.5, "maximum": 60, "default": 1},
+        "description": "Seconds from one snapshot to the next, in steps of half a second.",
+    },
+    "search": {
+        "schema": {"type": "string", "maxLength": 256, "default": ""},
+        "description": "What names have in them, in whatever case.",
+    },
+    "offset": {
+        "schema": {"type": "integer", "minimum": 0, "maximum": 1 << 31, "default": 0},
+        "description": "Models before the first one.",
+    },
+    "limit": {
+        "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
+        "description": "Most models.",
     },
 }
 
@@ -139,8 +169,10 @@ def _described(route: APIRoute, method: str) -> dict[str, Any]:
         "operationId": "_".join([route.endpoint.__name__, *names]),
         "responses": dict(_responses(operation)),
     }
-    if names:
-        described["parameters"] = [{"name": n, "in": "path", "required": True, **_PARAMETERS[n]} for n in names]
+    parameters = [{"name": n, "in": "path", "required": True, **_PARAMETERS[n]} for n in names]
+    parameters += [{"name": n, "in": "query", "required": False, **_QUERY[n]} for n in operation.asks]
+    if parameters:
+        described["parameters"] = parameters
     if operation.takes is not None:
         described["requestBody"] = {"required": operation.needs_body, "content": operation.takes}
     return described

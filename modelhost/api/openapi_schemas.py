@@ -254,27 +254,91 @@ _V1: Final[dict[str, Schema]] = {
     ),
 }
 
+_EVENT: Final = obj({"id": _COUNT, "at": _NUMBER, "kind": _STRING, "level": _STRING, "usage_bytes": _COUNT})
+_LEVEL: Final[Schema] = {"enum": ["normal", "warning", "critical"]}
+_RATES: Final[dict[str, Schema]] = {
+    "requests_per_s": _NUMBER,
+    **dict.fromkeys(("p50_ms", "p99_ms"), opt(_NUMBER) | {"description": "Of the last 10 to 20 s."}),
+}
+_COUNTED: Final = dict.fromkeys(("requests", "failures", "loads", "evictions", "cold_starts"), _COUNT)
+_BAR: Final = dict.fromkeys(("host_bytes", "models_bytes", "loading_bytes", "activations_bytes"), _COUNT)
+
+_MONITOR: Final[dict[str, Schema]] = {
+    "Monitor": obj(
+        {
+            "at": _NUMBER | {"description": "Unix time in seconds."},
+            "host": obj(
+                {"version": _STRING, "ready": _BOOLEAN, "draining": _BOOLEAN, "uptime_s": _NUMBER, "pid": _COUNT}
+            ),
+            "memory": ref("MemoryFigures"),
+            "bar": obj(_BAR | {"weights_cached_bytes": _SIZE}, description="All but the last add up to usage."),
+            "totals": obj(
+                _COUNTED
+                | _RATES
+                | {"failures_per_s": _NUMBER}
+                | dict.fromkeys(("refusals", "in_flight", "waiting"), _COUNT)
+            ),
+            "models": array(
+                obj(
+                    _MODEL["properties"]
+                    | dict.fromkeys(("weights_bytes", "cached_bytes"), _SIZE)
+                    | _COUNTED
+                    | _RATES
+                    | dict.fromkeys(("load_seconds", "run_seconds"), _NUMBER)
+                ),
+                maxItems=200,
+            ),
+            "models_known": _COUNT,
+            "events": array(_EVENT, maxItems=50),
+            "policy": opt(_ANYTHING),
+        }
+    ),
+    "History": obj(
+        {
+            "every_s": _NUMBER,
+            "at": array(_NUMBER),
+            **dict.fromkeys(("usage_bytes", "models_bytes"), array(_COUNT)),
+            "cached_bytes": array(_SIZE),
+            "level": array(_LEVEL),
+            **dict.fromkeys(("requests", "failures", "loads", "evictions", "refusals"), array(_COUNT)),
+            "p99_ms": array(opt(_NUMBER)),
+        },
+        description="Columns of one length, oldest first; counts are those within a sample.",
+    ),
+    "ModelPage": obj(
+        {
+            "total": _COUNT,
+            "models": array(
+                obj({"name": _STRING, "versions": array(_STRING), "state": _STRING, "pinned": _BOOLEAN}), maxItems=200
+            ),
+        }
+    ),
+    "PinRequest": obj({"pinned": _BOOLEAN}),
+    "Pinned": obj({"name": _STRING, "pinned": _BOOLEAN}),
+}
+
 _OPERATORS: Final[dict[str, Schema]] = {
-    "Memory": obj(
+    "MemoryFigures": obj(
         {
             **dict.fromkeys(("limit_bytes", "usage_bytes", "available_bytes", "reserved_bytes"), _COUNT),
             **dict.fromkeys(("warning_bytes", "critical_bytes", "min_free_bytes"), _COUNT),
             "baseline_bytes": _SIZE,
             "limit_source": _STRING,
-            "level": {"enum": ["normal", "warning", "critical"]},
+            "level": _LEVEL,
             "activations": obj({"ceiling_bytes": _COUNT, "claimed_bytes": _COUNT, "waiting": _COUNT}),
             "page_cache": obj({"weights_bytes": _COUNT, "cached_bytes": _SIZE, "is_thrashing": _BOOLEAN}),
-            "models": array(_MODEL),
             "forecast": obj(
                 {"growth": opt(obj({"bytes_per_s": _NUMBER})), "place": opt(_STRING)}
                 | dict.fromkeys(("to_warning_s", "to_critical_s"), opt(obj({"expected": _NUMBER})))
             ),
             "conditions": array(obj({"name": _STRING, "text": _STRING, "since": _NUMBER})),
-            "events": array(obj({"at": _NUMBER, "kind": _STRING, "level": _STRING, "usage_bytes": _COUNT})),
         }
     ),
+    "Memory": {
+        "allOf": [ref("MemoryFigures"), obj({"models": array(_MODEL), "events": array(_EVENT)})],
+    },
     "Cleanup": obj({"recovered": opt(_RECOVERY), "memory": ref("Memory")}),
 }
 
 #: Every schema by its name.
-SCHEMAS: Final[dict[str, Schema]] = _V2 | _V1 | _OPERATORS
+SCHEMAS: Final[dict[str, Schema]] = _V2 | _V1 | _OPERATORS | _MONITOR

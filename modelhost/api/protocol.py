@@ -24,6 +24,7 @@ from modelhost.api.answers import Answer
 from modelhost.api.arrivals import BEGINNING_BYTES, SMALL_BODY_BYTES, Arrival
 from modelhost.api.connection import Connection
 from modelhost.api.connections import Door
+from modelhost.api.event_stream import BEGIN_STREAM
 from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
     AUTHORIZATION,
@@ -234,6 +235,7 @@ class HttpProtocol(Connection):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        self.scope[BEGIN_STREAM] = self.begin_stream  # type: ignore[typeddict-unknown-key]
         if len(self.pipeline) == waiting:
             self._running = self.cycle
         if self.short_cut.host.is_draining and self.scope["method"] == "POST":

@@ -48,6 +48,11 @@ NEEDS = {
     "GET /memory": "observe manage",
     "POST /memory/cleanup": "manage",
     "GET /metrics": "observe manage",
+    "GET /monitor": "observe manage",
+    "GET /monitor/stream": "observe manage",
+    "GET /monitor/history": "observe manage",
+    "GET /monitor/models": "observe manage",
+    "POST /monitor/models/{name}/pin": "manage",
 }
 
 CALLS = {
@@ -62,6 +67,7 @@ CALLS = {
     "ModelStreamInfer": "infer",
 }
 
+EVENTS = "text/event-stream; charset=utf-8"
 ROLES = ("infer", "manage", "observe")
 
 
@@ -78,7 +84,10 @@ class Guarded:
         method, path = operation.split(" ")
         path = path.replace("{name}", name).replace("{version}", version).replace("{repository}", "models")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return self.served.http.request(method, path, headers=headers, **more)
+        with self.served.http.stream(method, path, headers=headers, **more) as answer:
+            if answer.headers["content-type"] != EVENTS:  # which has no end
+                answer.read()
+        return answer
 
 
 def write_keys(file: Path, *roles: str) -> dict[str, str]:

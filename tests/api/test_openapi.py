@@ -24,6 +24,11 @@ include-path-regex = "(/ready|^/v1/models/[^/:]+(/versions/[^/]+)?|/infer|:predi
 [operations.checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", 503]
 
+# Its answer has no end.
+[[operations]]
+include-path = "/monitor/stream"
+enabled = false
+
 [[operations]]
 include-path-regex = "(/infer|:predict)$"
 [operations.checks.positive_data_acceptance]
@@ -76,13 +81,16 @@ def test_the_examples_work_as_they_stand(ort: Served, page: dict[str, Any]) -> N
         for method, operation in item.items():
             target = path
             for parameter in operation.get("parameters", ()):
-                target = target.replace(f"{{{parameter['name']}}}", parameter["example"])
+                if parameter["in"] == "path":
+                    target = target.replace(f"{{{parameter['name']}}}", parameter["example"])
             content = operation.get("requestBody", {}).get("content", {}).get("application/json")
             body = b"" if content is None else json.dumps(content["example"]).encode()
             if path.endswith("/ready") or path.startswith("/v1"):  # the page's own example may have unloaded it
                 ort.post("/v2/repository/models/wine/load")
-            response = ort.http.request(method.upper(), target, content=body)
-            assert response.status_code == 200, (target, response.text)
+            with ort.http.stream(method.upper(), target, content=body) as response:
+                if path != "/monitor/stream":  # which has no end
+                    response.read()
+                assert response.status_code == 200, (target, response)
             assert response.headers["content-type"].split(";")[0] in operation["responses"]["200"]["content"]
             tried += 1
     assert tried > 25

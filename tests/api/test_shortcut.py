@@ -59,8 +59,10 @@ def test_the_attributes_of_the_servers_protocol_are_there(serve_fake) -> None:
         assert isinstance(protocol.cycle.message_event, asyncio.Event)
 
 
-#: What exchanges, the receiver of large bodies, the door and the end of the server call.
-OWN = {"send", "received", "granted", "refused", "note_piece", "idle_s", "slow_s", "spare", "end_lingering"}
+#: What exchanges, the receiver of large bodies, the door, streams and the end of the server call.
+OWN = {"send", "received", "granted", "refused", "note_piece", "idle_s", "slow_s", "spare", "end_lingering"} | {
+    "begin_stream"
+}
 
 
 def test_every_callback_of_ours_is_one_of_the_servers_protocol() -> None:

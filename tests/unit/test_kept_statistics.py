@@ -20,6 +20,7 @@ from modelhost.host import Host
 from modelhost.pool.kept_statistics import InUse, StatisticsFile
 from modelhost.pool.key import ModelKey
 from modelhost.pool.statistics import ModelStatistics, Timing
+from modelhost.pool.times import bucket_of
 from modelhost.runtime.fake import FakeMemory, FakeRuntime
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ def counted() -> ModelStatistics:
     found = ModelStatistics()
     timing = Timing(1000)
     timing.input_ns, timing.queue_ns, timing.infer_ns, timing.output_ns, timing.rows = 1, 2, 3, 4, 8
-    found.note_success(timing, 1100)
+    found.note_success(timing, 100, bucket_of(100))
     found.note_failure(7)
     found.note_execution(8, 30, 40)
     return found
@@ -117,7 +118,7 @@ def totals(served: Host) -> dict[str, int]:
 
 
 def count(served: Host, name: str) -> None:
-    served.pool.statistics.of(ModelKey(name, "1")).note_success(Timing(0), 1)
+    served.pool.statistics.of(ModelKey(name, "1")).note_success(Timing(0), 1, 0)
 
 
 async def until(condition: Callable[[], object]) -> None:

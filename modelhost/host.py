@@ -167,7 +167,7 @@ class Host:
         self.memory = MemoryManager(settings.memory, probe=probe, conditions=self.conditions)
         self.memory.add_trimmer(self.runtime.trim)
         self.memory.read_workers, self.memory.read_booked = self.runtime.workers_bytes, self.runtime.booked_bytes
-        repository = Repository(settings.models.directory)
+        repository = Repository(settings.models.directory, settings.models.name)
         self.pool = Pool(
             repository=repository,
             runtime=self.runtime,

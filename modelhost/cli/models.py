@@ -26,7 +26,7 @@ def command(models_directory: Path | None, config_file: Path | None, as_json: bo
     from modelhost.units import format_bytes
 
     settings = load_settings(file=config_file, flags={"models.directory": models_directory})
-    repository = Repository(settings.models.directory)
+    repository = Repository(settings.models.directory, settings.models.name)
     repository.scan()
     problems = dict(repository.problems) if not names else {}
     rows, lines = [], []

@@ -56,7 +56,7 @@ def _prepare(settings: Settings, names: tuple[str, ...], *, check: bool, again: 
     from modelhost.repository import Repository
     from modelhost.runtime.ort import identity
 
-    repository = Repository(settings.models.directory)
+    repository = Repository(settings.models.directory, settings.models.name)
     repository.scan()
     store = ArtifactStore(
         settings.artifact_cache, settings.models.directory, identity(settings.runtime.custom_op_libraries)

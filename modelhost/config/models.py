@@ -64,6 +64,9 @@ class ModelsSettings(Section):
 
     directory: Path = Path("models")
     """The model repository."""
+    name: str | None = None
+    """What the model is called where the directory is that of one: `model.onnx`, or folders of versions, or any one
+    .onnx file, lies directly in it. Else the names are those of its folders and files."""
     preload: tuple[Annotated[PreloadEntry, BeforeValidator(_preload_entry)], ...] = ()
     """Loaded in this order before the host says it is ready; a name, or a table with `optional`."""
     pinned: tuple[str, ...] = ()
@@ -72,6 +75,13 @@ class ModelsSettings(Section):
     """Options by model name."""
     version_policy: Versions = VersionPolicy()
     """Which versions of models are served that do not say so themselves; see the option of that name."""
+
+    @field_validator("name")
+    @classmethod
+    def _nameable(cls, value: str | None) -> str | None:
+        if value is not None and (not value or not value.isprintable() or "/" in value):
+            raise ValueError("expected a name that can be printed, without slashes")
+        return value
 
     def options_for(self, name: str, own: ModelOptions) -> ModelOptions:
         """Returns a model's own options with these on top, key by key; a name among the pins is pinned."""

@@ -85,6 +85,28 @@ def look_into_folder(folder: str) -> Found:
     return found
 
 
+def look_at_only_model(folder: str) -> Found | None:
+    """Returns what a folder holds that may be that of one model, or have its one file directly in it; None where
+    it is a repository of several, or of none. Never raises, as above.
+
+    So does KServe lay out what it has fetched: what lies below `storageUri`, without a folder of the model's name.
+    """
+    found = look_into_folder(folder)
+    if found.files or found.faults.keys() != {NO_VERSION}:
+        return found
+    try:
+        _, others = _entries(folder)
+        names = [name for name in others if not is_hidden(name)]
+        files = [name for name in names if name.endswith(SUFFIX)]
+        if len(files) != 1 or any(os.path.isdir(os.path.join(folder, name)) for name in names):
+            return None
+        found = look_at_file(os.path.join(folder, files[0]))
+    except OSError:  # who looks for several says what is wrong with the folder
+        return None
+    found.files = tuple((version, files[0]) for version, _ in found.files)
+    return found
+
+
 def look_at_file(path: str) -> Found:
     """Returns what the single file `NAME.onnx` is. Never raises, as above."""
     try:

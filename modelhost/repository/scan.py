@@ -19,6 +19,7 @@ from modelhost.repository.layout import (
     Found,
     is_hidden,
     look_at_file,
+    look_at_only_model,
     look_into_folder,
     reason,
 )
@@ -51,7 +52,7 @@ class Index:
     """What one scan found, for the repository alone to look into; never changed once it is the repository's.
 
     `models` gives (version, path below the model's folder) in ascending order; the path of a single
-    file is empty.
+    file is empty. Where the directory is the one model's own, its files lie in it and not in a folder of its name.
     """
 
     models: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Index:
     options: dict[str, ModelOptions] = field(default_factory=dict)
     faults: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    is_one_model: bool = False
 
 
 class Repository:
@@ -69,8 +71,9 @@ class Repository:
     never become paths.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, only_name: str | None = None) -> None:
+        """Where the directory turns out to be that of one model, `only_name` is what that is called."""
+        self._directory, self._only_name = directory, only_name
         self._index = Index()
         self._paths: dict[str, Path] = {}
 
@@ -95,7 +98,7 @@ class Repository:
 
     def look(self) -> Index:
         """Returns what the directory holds now, for `take`; raises as `scan` does."""
-        return _build(os.fspath(self._directory))
+        return _build(os.fspath(self._directory), self._only_name)
 
     def take(self, index: Index) -> None:
         """Makes what was found the index that everything else looks into."""
@@ -136,7 +139,8 @@ class Repository:
         for known, relative in reversed(files):
             if version is None or known == version:
                 below = f"{name}/{relative}" if relative else name + SUFFIX
-                return ModelFile(name, known, self._path(below), index.options.get(name, _DEFAULTS))
+                place = self._path(relative if index.is_one_model else below)
+                return ModelFile(name, known, place, index.options.get(name, _DEFAULTS))
         raise _missing(index, name, version)
 
     def _path(self, below: str) -> Path:
@@ -185,7 +189,7 @@ class _Builder:
         else:
             self.add(name, look_at_file(os.path.join(directory, name + SUFFIX)))
 
-    def index(self) -> Index:
+    def index(self, *, is_one_model: bool = False) -> Index:
         problems = {name: _sentence(self.faults[name]) for name in sorted(self.faults)}
         return Index(
             models=self.models,
@@ -193,12 +197,16 @@ class _Builder:
             options=self.options,
             faults=self.faults,
             problems=MappingProxyType(problems),
+            is_one_model=is_one_model,
         )
 
 
-def _build(directory: str) -> Index:
+def _build(directory: str, only_name: str | None) -> Index:
     builder = _Builder()
     files: list[str] = []
+    if only_name is not None and (found := look_at_only_model(directory)) is not None:
+        builder.add(only_name, found)
+        return builder.index(is_one_model=True)
     try:
         with os.scandir(directory) as entries:
             for entry in entries:

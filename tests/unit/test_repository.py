@@ -487,3 +487,99 @@ def test_ten_thousand_models_cost_less_than_3_mb(tmp_path: Path) -> None:
     assert tuple(names) == repository.names()
     assert repository.problems == {}
     assert peak < 3 << 20
+
+
+# --- a directory that is one model's ---------------------------------------------------------------
+
+
+def named(directory: Path) -> Repository:
+    """Returns a repository that has been told what its one model is called, after its first scan."""
+    repository = Repository(directory, "digits")
+    repository.scan()
+    return repository
+
+
+@pytest.mark.parametrize("below", ["model.onnx", "1/model.onnx", "mnist-12.onnx", "model.onnx/model.onnx"])
+def test_a_directory_of_one_model_is_served_under_the_name_that_was_given(tmp_path: Path, below: str) -> None:
+    path = put(tmp_path / below)
+    put(tmp_path / ".modelhost/index/entry.json", "{}")
+
+    repository = named(tmp_path)
+
+    found = repository.find("digits")
+    assert ("digits", "1", path) == (found.name, found.version, found.path)
+    assert repository.names() == ("digits",)
+    assert repository.problems == {}
+    assert repository.is_absent("digits", "2")
+
+
+def test_its_versions_and_settings_are_those_of_a_model_folder(tmp_path: Path) -> None:
+    for version in ("3", "20"):
+        put(tmp_path / version / "net.onnx")
+    put(tmp_path / "config.pbtxt", 'default_model_filename: "net.onnx"')
+    put(tmp_path / "model.toml", "pinned = true")
+
+    repository = named(tmp_path)
+
+    assert repository.versions("digits") == ("3", "20")
+    assert repository.find("digits").path == tmp_path / "20/net.onnx"
+    assert repository.options("digits").pinned
+
+
+def test_settings_beside_its_only_file_count(tmp_path: Path) -> None:
+    put(tmp_path / "net.onnx")
+    put(tmp_path / "net.toml", "pinned = true")
+
+    assert named(tmp_path).options("digits").pinned
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/1/model.onnx", "b.onnx"], ("a", "b")),
+        (["a.onnx", "b.onnx"], ("a", "b")),
+        (["a/model.onnx"], ("a",)),
+        ([], ()),
+    ],
+)
+def test_a_directory_of_several_models_has_the_names_of_its_entries(
+    tmp_path: Path, files: list[str], names: tuple[str, ...]
+) -> None:
+    for below in files:
+        put(tmp_path / below)
+
+    assert named(tmp_path).names() == names
+
+
+def test_what_is_wrong_with_the_only_model_is_said_of_its_name(tmp_path: Path) -> None:
+    put(tmp_path / "model.onnx", b"")
+
+    repository = named(tmp_path)
+
+    assert repository.problems == {"digits": "version 1: 'model.onnx' is empty"}
+    with pytest.raises(ModelBroken, match="is empty"):
+        repository.find("digits")
+
+
+def test_settings_of_the_only_model_that_cannot_be_read_are_said_of_its_name(tmp_path: Path) -> None:
+    put(tmp_path / "model.onnx")
+    put(tmp_path / "model.toml", "pined = true")
+
+    assert "pined" in named(tmp_path).problems["digits"]
+
+
+def test_a_named_directory_that_is_gone_is_an_error_of_the_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        named(tmp_path / "gone")
+
+
+def test_a_directory_becomes_one_model_and_several_again_at_the_next_scan(tmp_path: Path) -> None:
+    path = put(tmp_path / "model.onnx")
+    repository = named(tmp_path)
+    path.unlink()
+    put(tmp_path / "a/model.onnx")
+
+    repository.scan()
+
+    assert repository.find("a").path == tmp_path / "a/model.onnx"
+    assert repository.names() == ("a",)

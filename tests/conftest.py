@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
+from built_package import Package, built_in
 from host_process import MODELS, HostProcess, running_host
 from hypothesis import settings
 
@@ -52,3 +54,10 @@ def host_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProce
     """The shipped models behind a real process of 400 MB, for all tests of the session."""
     with running_host(tmp_path_factory.mktemp("host"), MODELS, "--memory-limit", "400MB") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The source distribution and the wheel; one build for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    return built_in((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "package")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
-import sys
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from built_package import Package
 
-ROOT = Path(__file__).resolve().parents[2]
 FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
 
 TESTS = """
@@ -91,14 +90,6 @@ def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    built = call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory, cwd=ROOT)
-    assert built.returncode == 0, built.stderr
-    return next(directory.glob("*.whl"))
-
-
 def install_by_hand(environment: Path, wheel: Path) -> None:
     """Unpacks the wheel, and links to pytest where our own environment has it, so that no index is asked."""
     site = next(environment.glob("lib/python*/site-packages"))
@@ -123,20 +114,20 @@ def check(environment: Path, project: Path, tests: str, *arguments: str) -> str:
     return ended.stdout
 
 
-def test_a_foreign_project_uses_the_plugin(wheel: Path, tmp_path: Path) -> None:
+def test_a_foreign_project_uses_the_plugin(package: Package, tmp_path: Path) -> None:
     venv.create(tmp_path / "environment", with_pip=False)
-    install_by_hand(tmp_path / "environment", wheel)
+    install_by_hand(tmp_path / "environment", package.wheel)
     assert "2 failed, 4 passed" in check(tmp_path / "environment", tmp_path / "project", TESTS)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not FULL, reason="asks the package index; with MODELHOST_TEST_FULL=1")
-def test_a_foreign_project_installs_it(wheel: Path, tmp_path: Path) -> None:
+def test_a_foreign_project_installs_it(package: Package, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     pip = (environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    installed = call(*pip, wheel, "pytest", cwd=tmp_path)
+    installed = call(*pip, package.wheel, "pytest", cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr
     alone = TESTS[: TESTS.index("def test_nothing_else")]
     assert "2 failed, 3 passed" in check(environment, tmp_path / "project", alone)

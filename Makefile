@@ -15,6 +15,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CLIENTS := $(shell $(PYTHON) -c 'import sys; minor = sys.version_info[1]; \
   print(*[f".venv-{name}/.made" for name, below in (("clients", 14), ("mlserver", 13), ("docs", 99)) if minor < below])')
 
+# Where the environment forbids bytecode, each of some thousand processes that tests start would compile all that it
+# imports again: a worker of pytest 15 s of the processor, a host 0.3.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: serve test test-full test-failed tested lint docs lock clean
 
 serve: $(VENV)/.serve

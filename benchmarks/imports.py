@@ -28,7 +28,6 @@ ORDER: Final = (
     "uvicorn",
     "uvloop",
     "httptools",
-    "prometheus_client",
     "modelhost.cli.serve",
     "modelhost.api.app",
     "modelhost.runtime.ort",

@@ -44,6 +44,16 @@ _MAX_KEPT_BYTES: Final = 64 << 20
 #: Requests that are not all there hold at most one part in so many of that, beside it.
 _PIECES_PART: Final = 4
 
+#: Outcomes in the words of Triton's metrics; the others are "OTHER".
+_REASONS: Final = {
+    **dict.fromkeys(
+        ("insufficient_memory", "never_fits", "run_too_large", "overloaded", "timeout", "closed", "worker_restarting"),
+        "REJECTED",
+    ),
+    "client_gone": "CANCELED",
+    **dict.fromkeys(("model_broken", "run_failed", "worker_crashed", "unrepresentable_output"), "BACKEND"),
+}
+
 _ANSWER_TAKES: Final = "the answer takes"
 _FEWER_ROWS: Final = "ask for fewer rows at once, or for binary outputs"
 
@@ -271,7 +281,8 @@ class Inference:
             return
         took_ns = time.perf_counter_ns() - timing.arrived_ns
         self.metrics.observe(outcome, took_ns * 1e-9)
-        self.host.pool.statistics.note_failure(None if file is None else ModelKey.of(file), took_ns)
+        key, reason = None if file is None else ModelKey.of(file), _REASONS.get(outcome, "OTHER")
+        self.host.pool.statistics.note_failure(key, took_ns, reason)
 
     def note_success(self, timing: Timing, statistics: ModelStatistics) -> None:
         """Counts a request that was answered."""

@@ -6,7 +6,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from modelhost.api.errors import JsonResponse
-from modelhost.api.metrics import CONTENT_TYPE, Metrics
+from modelhost.api.exposition import CONTENT_TYPE
+from modelhost.api.metrics import Metrics
 from modelhost.host import Host
 from modelhost.monitor import state
 
@@ -30,7 +31,6 @@ def routes(host: Host, metrics: Metrics) -> APIRouter:
     @router.get("/metrics")
     async def prometheus() -> Response:
         """The same figures, and more, in Prometheus' text format."""
-        weights = await host.memory.page_cache.read(host.pool.mapped_files())
-        return Response(metrics.render(weights), media_type=CONTENT_TYPE)
+        return Response(await metrics.render(), media_type=CONTENT_TYPE)
 
     return router

@@ -1,255 +1,225 @@
-"""Figures for Prometheus: read from snapshots when asked, except what a request itself leaves behind."""
+"""Figures for Prometheus: read from the host when asked, except what a request itself leaves behind."""
 
 from __future__ import annotations
 
+import functools
 import math
-from bisect import bisect_left
+import os
+import resource
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Callable
+from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-
+from modelhost import __version__
+from modelhost.api import families as f
 from modelhost.api.access import Guard
+from modelhost.api.exposition import Cumulated, Family, Page
+from modelhost.api.model_metrics import add_models, look, used_last
+from modelhost.errors import DeadlineExceeded, InsufficientMemory, NeverFits, Overloaded
+from modelhost.histogram import Histogram
 from modelhost.host import Host
-from modelhost.memory import Weights, WeightsInCache
-from modelhost.pool import ModelKey
+from modelhost.memory import Weights
+from modelhost.pool import ModelKey, PoolSnapshot
+from modelhost.pool.snapshot import PoolCounters
+from modelhost.pool.statistics import Statistics
 from modelhost.pool.times import not_over
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BOUNDS_NS: Final = tuple(round(bound_s * 1e9) for bound_s in _BOUNDS_S)
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_NANOSECONDS = tuple(round(bound_s * 1e9) for bound_s in _SECONDS)
+#: There from the start, at 0: who looks for an increase does not see one from nothing.
+_REFUSAL_CODES: Final = tuple(error.code for error in (InsufficientMemory, NeverFits, Overloaded, DeadlineExceeded))
+_EVENT_KINDS: Final = (
+    "level",
+    "recovery",
+    "shortfall",
+    "misprediction",
+    "thrashing",
+    "thrashing_over",
+    "growth",
+    "limit",
+    "worker_crash",
+    "swap_failed",
+)
+
+#: What the pool counts of all models together.
+_POOL_COUNTS: Final[tuple[tuple[Family, Callable[[PoolCounters], float]], ...]] = (
+    (f.COLD_STARTS, lambda counters: counters.cold_starts),
+    (f.LOADS, lambda counters: counters.loads),
+    (f.LOAD_SECONDS, lambda counters: counters.load_seconds),
+    (f.LOAD_FAILURES, lambda counters: counters.load_failures),
+    (f.OVERSHOOT, lambda counters: counters.overshoot_bytes),
+    (f.UNDERSHOOT, lambda counters: counters.undershoot_bytes),
+    (f.EVICTIONS, lambda counters: counters.evictions),
+    (f.UNLOADS, lambda counters: counters.unloads),
+    (f.EXPIRIES, lambda counters: counters.expiries),
+    (f.SWAPS, lambda counters: counters.swaps),
+    (f.SWAP_FAILURES, lambda counters: counters.swap_failures),
+    (f.PREPARATIONS, lambda counters: counters.preparations),
+    (f.PREPARATION_FAILURES, lambda counters: counters.preparation_failures),
+    (f.PREPARATION_SECONDS, lambda counters: counters.preparation_seconds),
+    (f.WORKER_CRASHES, lambda counters: counters.worker_crashes),
+    (f.LOADMODEL_FAILURE, lambda counters: counters.load_failures),
+)
 
 
 class Metrics:
-    """One registry for one host; nothing is global, so that several hosts can live in one process."""
+    """Counts what requests come to, and writes the page. Event-loop thread."""
 
     def __init__(self, host: Host, guard: Guard | None) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._times: dict[str, Times] = {}
-        self._collector = _HostCollector(host, self._times, guard)
-        self._registry.register(self._collector)
+        self._host, self._guard = host, guard
+        self.outcomes: dict[str, Histogram] = {}
+        """Seconds of requests that failed, by outcome."""
 
     def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request that failed; `outcome` is the error's code."""
-        times = self._times.get(outcome)
+        times = self.outcomes.get(outcome)
         if times is None:
-            times = self._times[outcome] = Times()
+            times = self.outcomes[outcome] = Histogram(_BOUNDS_S)
         times.add(took_s)
 
-    def render(self, weights: WeightsInCache[ModelKey]) -> bytes:
-        """Returns the text format; `weights` were looked up before, since that waits for the disk's index."""
-        self._collector.weights = weights
-        return generate_latest(self._registry)
+    async def render(self) -> bytes:
+        """Returns the text format. Looks for the page cache's figures first, on a thread."""
+        host = self._host
+        at_most = host.settings.metrics.max_models
+        weights = await host.memory.page_cache.read(host.pool.mapped_files())
+        asked = host.pool.statistics.asked()
+        used = await used_last(asked, at_most)
+        page, snapshot = Page(), host.pool.snapshot()
+        self._add_host(page, snapshot)
+        _add_memory(page, host)
+        _add_page_cache(page, host, weights.total)
+        _add_pool(page, host, snapshot)
+        _add_process(page)
+        # What is said of models is of one moment; only the writing takes turns.
+        shown = look(host.pool, snapshot.models, used, weights, at_most)
+        loaded = {ModelKey(model.name, model.version) for model in snapshot.models}
+        wanted = len(asked) + sum(not host.pool.statistics.was_asked(key) for key in loaded)
+        page.one(f.MODELS_NOT_SHOWN, max(0, wanted - len(shown)))
+        await add_models(page, shown)
+        return page.render()
 
-
-class Times:
-    """A histogram of seconds: the library's own takes five times as long."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_SECONDS) + 1)
-        self.sum_s = 0.0
-
-    def add(self, took_s: float) -> None:
-        """Counts one."""
-        self.counts[bisect_left(_SECONDS, took_s)] += 1
-        self.sum_s += took_s
-
-
-def _buckets(counts: Iterable[int]) -> list[tuple[str, float]]:
-    """Returns upper bounds and how many were not over them, as the text format has it."""
-    return list(zip((*map(str, _SECONDS), "+Inf"), map(float, counts), strict=True))
-
-
-def _refused(guard: Guard) -> Metric:
-    refused = CounterMetricFamily(
-        "modelhost_access_refused", "Requests and calls without a key that is for them, by code.", labels=["code"]
-    )
-    for code in ("unauthenticated", "forbidden"):
-        refused.add_metric([code], guard.refused[code])
-    return refused
-
-
-class _HostCollector:
-    """Reads the host's own figures when they are asked for."""
-
-    def __init__(self, host: Host, times: Mapping[str, Times], guard: Guard | None) -> None:
-        self._host, self._times, self._guard = host, times, guard
-        self.weights: WeightsInCache[ModelKey] = WeightsInCache({}, Weights(0, 0))
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing ahead of time: the host is not open yet when this is registered."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Yields memory, ledger, page cache, activation and pool figures."""
-        yield self._requests()
+    def _add_host(self, page: Page, snapshot: PoolSnapshot) -> None:
+        host = self._host
+        page.by_label(f.INFO, {__version__: 1})
+        page.one(f.READY, int(host.is_ready))
+        page.by_label(f.CONDITION, {condition.name: 1 for condition in host.conditions.snapshot()})
+        # By outcome and not by model: a host of ten thousand models would hold ten thousand of these.
+        outcomes = {f'outcome="{outcome}"': Cumulated.of(times) for outcome, times in self.outcomes.items()}
+        page.histograms(f.REQUEST_SECONDS, {'outcome="ok"': _answered(host.pool.statistics)} | outcomes)
         if self._guard is not None:
-            yield _refused(self._guard)
-        yield self._conditions()
-        yield from self._memory()
-        yield from self._page_cache()
-        yield from self._activations()
-        yield from self._pool()
+            refused = self._guard.refused
+            page.by_label(f.ACCESS_REFUSED, {code: refused[code] for code in ("unauthenticated", "forbidden")})
+        page.one(f.WAITING, snapshot.waiting)
+        page.one(f.RUNS_IN_FLIGHT, snapshot.in_flight)
+        page.by_label(f.REFUSALS, dict.fromkeys(_REFUSAL_CODES, 0) | snapshot.counters.refusals)
 
-    def _requests(self) -> Metric:
-        """By outcome and not by model: a host of ten thousand models would hold ten thousand of these."""
-        requests = HistogramMetricFamily(
-            "modelhost_request_seconds", "Inference requests from arrival to answer, by outcome.", labels=["outcome"]
-        )
-        statistics = self._host.pool.statistics
-        counts = [*not_over(statistics.answered, _NANOSECONDS), sum(statistics.answered)]
-        if counts[-1]:
-            requests.add_metric(["ok"], _buckets(counts), statistics.answered_ns * 1e-9)
-        for outcome, times in self._times.items():
-            requests.add_metric([outcome], _buckets(accumulate(times.counts)), times.sum_s)
-        return requests
 
-    def _conditions(self) -> Metric:
-        held = GaugeMetricFamily(
-            "modelhost_condition", "1 for what is not as it should be while the host serves on.", labels=["name"]
-        )
-        for condition in self._host.conditions.snapshot():
-            held.add_metric([condition.name], 1)
-        return held
+def _answered(statistics: Statistics) -> Cumulated:
+    """Returns the times of requests that were answered, whose outcome is `ok`: they are counted in finer steps."""
+    counts = (*not_over(statistics.answered, _BOUNDS_NS), sum(statistics.answered))
+    return Cumulated(tuple(zip((*_BOUNDS_S, math.inf), counts, strict=True)), statistics.answered_ns * 1e-9)
 
-    def _memory(self) -> Iterator[Metric]:
-        memory = self._host.memory
-        info, totals = memory.memory_info(), memory.ledger.totals
-        for name, value, text in (
-            ("limit_bytes", info.limit_bytes, "Memory limit in force."),
-            ("usage_bytes", info.usage_bytes, "Memory that the kernel cannot take back."),
-            ("baseline_bytes", info.baseline_bytes, "Usage with no model loaded."),
-            ("warning_bytes", info.warning_bytes, "Idle models leave from here on."),
-            ("critical_bytes", info.critical_bytes, "Loads are refused from here on."),
-            ("loading_bytes", totals.loading_bytes, "Reserved by loads in progress."),
-            ("resident_bytes", totals.resident_bytes, "Measured for loaded models."),
-            ("leaving_bytes", totals.leaving_bytes, "On the way back."),
-            ("level", int(info.level), "0 normal, 1 warning, 2 critical."),
-            *self._forecast(),
-        ):
-            yield GaugeMetricFamily(f"modelhost_memory_{name}", text, value)
-        yield CounterMetricFamily(
-            "modelhost_memory_shortfall_bytes",
-            "Bytes that did not come back after unloads.",
-            memory.shortfall_bytes_total,
-        )
-        events = CounterMetricFamily("modelhost_memory_events", "Memory events by kind.", labels=["kind"])
-        for kind, count in memory.history.counts.items():
-            events.add_metric([kind], count)
-        yield events
 
-    def _forecast(self) -> Iterator[tuple[str, float, str]]:
-        """Yields what alerts compare: figures also where nothing grows, 0 and infinity."""
-        outlook = self._host.outlook
-        if outlook is None:
-            return
-        growth, to_critical = outlook.forecast.growth, outlook.forecast.to_critical
-        rate = 0.0 if growth is None else growth.bytes_per_s
-        left_s = math.inf if to_critical is None else to_critical.expected_s
-        yield "growth_bytes_per_second", rate, "Growth beyond doubt of what no model holds."
-        yield "seconds_to_critical", left_s, "Until that growth reaches critical, with all models gone that can leave."
+def _add_memory(page: Page, host: Host) -> None:
+    memory, gate = host.memory, host.pool.activations
+    info, totals = memory.memory_info(), memory.ledger.totals
+    for family, value in (
+        (f.MEMORY_LIMIT, info.limit_bytes),
+        (f.MEMORY_USAGE, info.usage_bytes),
+        (f.MEMORY_BASELINE, info.baseline_bytes),
+        (f.MEMORY_WARNING, info.warning_bytes),
+        (f.MEMORY_CRITICAL, info.critical_bytes),
+        (f.MEMORY_LOADING, totals.loading_bytes),
+        (f.MEMORY_RESIDENT, totals.resident_bytes),
+        (f.MEMORY_LEAVING, totals.leaving_bytes),
+        (f.MEMORY_LEVEL, int(info.level)),
+        *_forecast(host),
+        (f.SHORTFALL, memory.shortfall_bytes_total),
+        (f.ACTIVATION_CLAIMED, gate.claimed_bytes),
+        (f.ACTIVATION_WAITING, gate.waiting),
+        (f.ACTIVATION_REFUSALS, gate.refused_total),
+        (f.ACTIVATION_MISSES, gate.missed_total),
+        (f.CPU_MEMORY_TOTAL, info.limit_bytes),
+        (f.CPU_MEMORY_USED, info.usage_bytes),
+    ):
+        page.one(family, value)
+    page.by_label(f.MEMORY_EVENTS, dict.fromkeys(_EVENT_KINDS, 0) | memory.history.counts)
 
-    def _page_cache(self) -> Iterator[Metric]:
-        """Yields what is known; rates are left to who reads the totals."""
-        pressure, total = self._host.memory.pressure(), self.weights.total
-        reading = pressure.reading
-        for name, value, text in (
-            ("page_cache_weights_bytes", total.weights_bytes, "File pages that are loaded models' weights."),
-            ("page_cache_cached_bytes", total.cached_bytes, "What of them is in the page cache."),
-            ("page_cache_thrashing", int(pressure.is_thrashing), "1 while it no longer holds what is used."),
-            ("memory_psi_some_avg10", reading.psi_some_avg10, "Percent of 10 s in which something waited for memory."),
-            ("memory_psi_full_avg10", reading.psi_full_avg10, "Percent of 10 s in which everything waited for memory."),
-        ):
-            if value is not None:
-                yield GaugeMetricFamily(f"modelhost_{name}", text, value)
-        for name, count, text in (
-            ("page_cache_refaulted_bytes", reading.refaulted_bytes, "File pages dropped and read again."),
-            ("major_faults", reading.major_faults, "Page faults of the group that waited for the disk."),
-            ("process_major_faults", reading.process_major_faults, "Page faults of the host's own that did."),
-        ):
-            if count is not None:
-                yield CounterMetricFamily(f"modelhost_{name}", text, count)
-        weights = GaugeMetricFamily(
-            "modelhost_model_weights_bytes", "File pages of each model's weights.", labels=["model", "version"]
-        )
-        cached = GaugeMetricFamily(
-            "modelhost_model_cached_bytes", "What of them is in the page cache.", labels=["model", "version"]
-        )
-        for key, found in self.weights.models.items():
-            weights.add_metric([key.name, key.version], found.weights_bytes)
-            if found.cached_bytes is not None:
-                cached.add_metric([key.name, key.version], found.cached_bytes)
-        yield weights
-        yield cached
 
-    def _activations(self) -> Iterator[Metric]:
-        gate = self._host.pool.activations
-        for name, value, text in (
-            ("claimed_bytes", gate.claimed_bytes, "Memory that runs in progress and their outputs may hold."),
-            ("waiting", gate.waiting, "Runs that wait for memory."),
-        ):
-            yield GaugeMetricFamily(f"modelhost_activation_{name}", text, value)
-        for name, count, text in (
-            ("refusals", gate.refused_total, "Runs refused because they would not fit alone."),
-            ("misses", gate.missed_total, "Runs that were let through and that the arena refused."),
-        ):
-            yield CounterMetricFamily(f"modelhost_activation_{name}", text, count)
+def _forecast(host: Host) -> tuple[tuple[Family, float], ...]:
+    """Returns what alerts compare: figures also where nothing grows, 0 and infinity."""
+    outlook = host.outlook
+    if outlook is None:
+        return ()
+    growth, to_critical = outlook.forecast.growth, outlook.forecast.to_critical
+    return (
+        (f.MEMORY_GROWTH, 0.0 if growth is None else growth.bytes_per_s),
+        (f.SECONDS_TO_CRITICAL, math.inf if to_critical is None else to_critical.expected_s),
+    )
 
-    def _pool(self) -> Iterator[Metric]:
-        snapshot = self._host.pool.snapshot()
-        counters = snapshot.counters
-        models = GaugeMetricFamily("modelhost_models", "Models in the pool by state.", labels=["state"])
-        states: dict[str, int] = {}
-        for model in snapshot.models:
-            states[model.state] = states.get(model.state, 0) + 1
-        for state, count in states.items():
-            models.add_metric([state], count)
-        yield models
-        yield GaugeMetricFamily("modelhost_waiting", "Requests that wait for a model.", snapshot.waiting)
-        yield GaugeMetricFamily(
-            "modelhost_runs_in_flight", "Runs in progress or waiting for a thread.", snapshot.in_flight
-        )
-        for name, value, text in (
-            ("loads", counters.loads, "Models loaded."),
-            ("load_seconds", counters.load_seconds, "Time spent loading."),
-            ("load_failures", counters.load_failures, "Loads that failed."),
-            (
-                "worker_crashes",
-                counters.worker_crashes,
-                "Worker processes of models that ended by themselves.",
-            ),
-            ("evictions", counters.evictions, "Models that left to make room."),
-            ("unloads", counters.unloads, "Models unloaded on request."),
-            ("load_overshoot_bytes", counters.overshoot_bytes, "Bytes that loads held beyond their prediction."),
-            (
-                "load_undershoot_bytes",
-                counters.undershoot_bytes,
-                "Bytes that loads were predicted to hold and did not.",
-            ),
-            ("expiries", counters.expiries, "Models that left because nobody had used them for pool.idle_ttl."),
-            ("swaps", counters.swaps, "Changed files and new versions that have taken over."),
-            ("swap_failures", counters.swap_failures, "Those that could not be opened or run, and are not served."),
-            ("preparations", counters.preparations, "Models that a child process opened first."),
-            ("preparation_failures", counters.preparation_failures, "Models that no child process could open."),
-            ("preparation_seconds", counters.preparation_seconds, "Time that child processes took."),
-        ):
-            yield CounterMetricFamily(f"modelhost_{name}", text, value)
-        refusals = CounterMetricFamily("modelhost_refusals", "Requests refused before a run, by code.", labels=["code"])
-        for code, count in counters.refusals.items():
-            refusals.add_metric([code], count)
-        yield refusals
-        committed = GaugeMetricFamily(
-            "modelhost_model_committed_bytes", "Memory held by each loaded model.", labels=["model", "version"]
-        )
-        held: Counter[tuple[str, str]] = Counter()
-        for model in snapshot.models:  # one that is being replaced is there twice
-            held[model.name, model.version] += model.committed_bytes
-        for labels, size_bytes in held.items():
-            if size_bytes:
-                committed.add_metric([*labels], size_bytes)
-        yield committed
+
+def _add_page_cache(page: Page, host: Host, total: Weights) -> None:
+    """Adds what is known; rates are left to who reads the totals."""
+    pressure = host.memory.pressure()
+    reading = pressure.reading
+    for family, value in (
+        (f.CACHE_WEIGHTS, total.weights_bytes),
+        (f.CACHE_CACHED, total.cached_bytes),
+        (f.CACHE_THRASHING, int(pressure.is_thrashing)),
+        (f.CACHE_REFAULTED, reading.refaulted_bytes),
+        (f.PSI_SOME, reading.psi_some_avg10),
+        (f.PSI_FULL, reading.psi_full_avg10),
+        (f.MAJOR_FAULTS, reading.major_faults),
+        (f.PROCESS_MAJOR_FAULTS, reading.process_major_faults),
+    ):
+        if value is not None:
+            page.one(family, value)
+
+
+def _add_pool(page: Page, host: Host, snapshot: PoolSnapshot) -> None:
+    pool, counters = host.pool, snapshot.counters
+    states = Counter(model.state for model in snapshot.models)
+    known = len(pool.catalog.names)
+    page.by_label(f.MODELS, states)
+    page.one(f.MODELS_KNOWN, known)
+    for family, count in _POOL_COUNTS:
+        page.one(family, count(counters))
+    page.one(f.WORKERS, pool.workers)
+    page.one(f.WORKERS_BYTES, host.runtime.booked_bytes())
+    accounts = pool.accounts
+    for family, histogram in (
+        (f.AGE_AT_EVICTION, accounts.eviction_ages),
+        (f.CACHE_MISS, accounts.cold_waits),
+        (f.LOADMODEL, accounts.load_times),
+    ):
+        page.histograms(family, {"": Cumulated.of(histogram)}, scale=1e3)
+    thresholds, held_bytes = host.memory.thresholds, host.memory.ledger.totals.resident_bytes
+    capacity_bytes = thresholds.critical_bytes - thresholds.baseline_bytes
+    page.one(f.MESH_LOADED, len({model.name for model in snapshot.models if model.state == "ready"}))
+    page.one(f.MESH_FAILING, pool.failing)
+    page.one(f.MESH_MANAGED, known)
+    page.one(f.MESH_INSTANCE_MODELS, states["ready"])
+    page.one(f.MESH_LRU_AGE, pool.oldest_idle_s or 0.0)
+    page.one(f.MESH_CAPACITY, capacity_bytes)
+    page.one(f.MESH_USED, held_bytes)
+    page.one(f.MESH_USED_BPS, round(10_000 * held_bytes / capacity_bytes) if capacity_bytes > 0 else 0)
+
+
+def _add_process(page: Page) -> None:
+    page.one(f.PROCESS_CPU, time.process_time())
+    if sys.platform == "linux":
+        page.one(f.PROCESS_START, _started_at())
+        page.one(f.PROCESS_OPEN_FDS, len(os.listdir("/proc/self/fd")))
+    page.one(f.PROCESS_MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+@functools.cache
+def _started_at() -> float:
+    """Returns when this process began, in Unix seconds. Linux."""
+    with open("/proc/self/stat", "rb") as stat:
+        ticks = int(stat.read().rpartition(b")")[2].split()[19])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return round(time.time() - age_s, 2)

@@ -3,6 +3,7 @@
 from modelhost.config.loading import load_settings, parse_model_options, valid_keys
 from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
+from modelhost.config.metrics import MetricsSettings
 from modelhost.config.models import ModelOptions, ModelsSettings, PreloadEntry, PrepareSettings
 from modelhost.config.repository import RepositorySettings
 from modelhost.config.security import SecuritySettings
@@ -16,6 +17,7 @@ __all__ = [
     "BatchingSettings",
     "LoggingSettings",
     "MemorySettings",
+    "MetricsSettings",
     "ModelOptions",
     "ModelsSettings",
     "PoolSettings",

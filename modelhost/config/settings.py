@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
+from modelhost.config.metrics import MetricsSettings
 from modelhost.config.models import ModelsSettings, PrepareSettings
 from modelhost.config.repository import RepositorySettings
 from modelhost.config.security import SecuritySettings
@@ -23,6 +24,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
     memory: MemorySettings = MemorySettings()
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -99,7 +99,8 @@ class Departures:
     def evict(self, victims: Iterable[Candidate]) -> CleanupPlan:
         """Takes idle models out of reach, and returns how to give their memory back."""
         slots = [slot for victim in victims if (slot := self._table.get(victim.key)) is not None]
-        self._accounts.evicted(slot.key for slot in slots)
+        now = self._clock()
+        self._accounts.evicted((slot.key, now - slot.idle_since) for slot in slots)
         self._table.evicted(slots)
         return self.plan(slots)
 

@@ -28,6 +28,9 @@ class Failures:
         self._backoff_s, self._backoff_max_s = backoff_s, backoff_max_s
         self._failures: dict[ModelKey, _Failure] = {}
 
+    def __len__(self) -> int:
+        return len(self._failures)
+
     def note(self, key: ModelKey, error: ModelHostError, now: float, stamp: tuple[int, ...] = ()) -> None:
         """Remembers a failure: `backoff_s` the first time, twice as long after each further one.
 

@@ -155,6 +155,7 @@ class Pool:
             if slot is not None and slot.state is SlotState.READY:
                 self._table.unloaded.discard(file.name)
                 return self._table.grant(slot)
+            began = self._clock()
             try:
                 lease = await self._wait_for_grant(file, deadline)
             except ModelNotFound:
@@ -162,7 +163,7 @@ class Pool:
                     raise
             else:
                 if is_request:
-                    self.accounts.started_cold(lease.key)
+                    self.accounts.started_cold(lease.key, self._clock() - began)
                 return lease
 
     def resident(self, target: tuple[str, str | None]) -> Slot | None:
@@ -408,6 +409,32 @@ class Pool:
     def mapped_files(self) -> dict[ModelKey, tuple[Path, ...]]:
         """Returns the files whose pages are the weights of each loaded model; none for one on the heap."""
         return {slot.key: slot.model.mapped_files for slot in self._table if slot.model is not None}
+
+    def pending(self, key: ModelKey) -> int:
+        """Returns how many requests wait for a model's load, or for a thread to run it."""
+        slot = self._table.get(key)
+        return self.runner.waiting_for(str(key)) + (0 if slot is None else len(slot.waiters))
+
+    def load_seconds(self, key: ModelKey) -> float | None:
+        """Returns what the load took of a model that is loaded; None for others."""
+        slot = self._table.get(key)
+        return None if slot is None or slot.model is None else slot.load_s
+
+    @property
+    def workers(self) -> int:
+        """Loaded models that live in a worker process of their own."""
+        return sum(slot.model is not None and slot.model.is_isolated for slot in self._table)
+
+    @property
+    def failing(self) -> int:
+        """Versions whose last load has failed."""
+        return len(self._scheduler.failures)
+
+    @property
+    def oldest_idle_s(self) -> float | None:
+        """Seconds since the last use of the idle model that was used the longest ago; None where none is idle."""
+        longest = self._table.longest_idle
+        return None if longest is None else self._clock() - longest.idle_since
 
     def snapshot(self) -> PoolSnapshot:
         """Returns what the pool holds now."""

@@ -63,6 +63,11 @@ class Runner:
             found = self._lanes[name] = Lane(name)
         return found
 
+    def waiting_for(self, name: str) -> int:
+        """Returns how many runs of a model wait for a thread, or for others to share one with, as far as is known."""
+        lane = self._lanes.get(name)
+        return 0 if lane is None else max(0, self._waiting_in(lane))
+
     def quiet_marker(self) -> object | None:
         """A value that changes with every job, or None while one is in flight."""
         return None if self.in_flight else self.started

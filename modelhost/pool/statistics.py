@@ -7,10 +7,14 @@ import time
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
-from typing import Any, Final
+from operator import sub
+from typing import Any, Final, NamedTuple
 
 from modelhost.pool.key import ModelKey
 from modelhost.pool.times import BUCKETS, bucket_of, empty_counts
+
+#: Why requests were refused or failed, in Triton's words: before the run; by who asked; in the run; otherwise.
+REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 #: Batch sizes that are counted by themselves, for each model; requests choose them.
 _SIZES_KEPT: Final = 64
@@ -32,6 +36,23 @@ class BatchTook:
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+
+
+class Sums(NamedTuple):
+    """Totals of answered requests: how many, their rows and runs, and nanoseconds."""
+
+    success: int = 0
+    inferences: int = 0
+    executions: int = 0
+    request_ns: int = 0
+    queue_ns: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+
+
+#: Those of a model that nobody had asked for before this host.
+_NOTHING: Final = Sums()
 
 
 class Timing:
@@ -63,6 +84,7 @@ class ModelStatistics:
         "batches",
         "execution_count",
         "fail",
+        "failures",
         "former",
         "infer_ns",
         "inference_count",
@@ -85,6 +107,8 @@ class ModelStatistics:
         """Requests that were answered, from arrival to answer."""
         self.fail = Took()
         """Requests that were refused or failed."""
+        self.failures: list[int] | None = None
+        """Those of this host's own, by reason as in `REASONS`; None before the first."""
         self.queue_ns = 0
         """Waiting for the model, for memory and for a thread. Like the next three, of answered requests."""
         self.input_ns = 0
@@ -116,10 +140,13 @@ class ModelStatistics:
         self.output_ns += timing.output_ns
         self.last_inference_ms = int(time.time() * 1e3)
 
-    def note_failure(self, took_ns: int) -> None:
-        """Counts a request that was refused or failed."""
+    def note_failure(self, took_ns: int, reason: str = "OTHER") -> None:
+        """Counts a request that was refused or failed, for one of `REASONS`."""
         self.fail.count += 1
         self.fail.ns += took_ns
+        if self.failures is None:
+            self.failures = [0] * len(REASONS)
+        self.failures[REASONS.index(reason)] += 1
         if self.recent is None:
             self.recent = Recent()
         self.recent.failed += 1
@@ -140,6 +167,20 @@ class ModelStatistics:
         batch.count += 1
         batch.infer_ns += infer_ns
         batch.output_ns += output_ns
+
+    def sums(self) -> Sums:
+        """Returns what can only grow."""
+        success = self.success
+        return Sums(
+            success.count,
+            self.inference_count,
+            self.execution_count,
+            success.ns,
+            self.queue_ns,
+            self.input_ns,
+            self.infer_ns,
+            self.output_ns,
+        )
 
     def to_line(self, **more: str) -> bytes:
         """Returns the totals as JSON in one line, with `more` in it; takes some microseconds."""
@@ -192,6 +233,7 @@ class Statistics:
         self.failed = 0
         """Requests that were refused or failed."""
         self._models: dict[ModelKey, ModelStatistics] = {}
+        self._asked: dict[ModelKey, Sums] = {}  # since the start, with what hosts before this one had counted
 
     def __iter__(self) -> Iterator[tuple[ModelKey, ModelStatistics]]:
         return iter(self._models.items())
@@ -211,11 +253,12 @@ class Statistics:
         self.answered_ns += took_ns
         found.note_success(timing, took_ns, bucket)
 
-    def note_failure(self, key: ModelKey | None, took_ns: int) -> None:
-        """Counts a request that was refused or failed; None where it was for no model that there is."""
+    def note_failure(self, key: ModelKey | None, took_ns: int, reason: str = "OTHER") -> None:
+        """Counts a request that was refused or failed, for one of `REASONS`; None where it was for no model
+        that there is."""
         self.failed += 1
         if key is not None:
-            self.of(key).note_failure(took_ns)
+            self.of(key).note_failure(took_ns, reason)
 
     def rotate(self) -> None:
         """Lets what was recent be what was before; whoever calls it now and then makes rates of the two.
@@ -230,4 +273,23 @@ class Statistics:
         found = self._models.get(key)
         if found is None:
             found = self._models[key] = ModelStatistics()
+            self._asked[key] = _NOTHING
+        elif key not in self._asked:
+            self._asked[key] = found.sums()
         return found
+
+    def asked(self) -> list[tuple[ModelKey, ModelStatistics]]:
+        """Returns the models that were loaded or asked for since the start, with their totals."""
+        return [(key, self._models[key]) for key in self._asked]
+
+    def was_asked(self, key: ModelKey) -> bool:
+        """Says whether `asked` has a model."""
+        return key in self._asked
+
+    def since_start(self, key: ModelKey) -> Sums:
+        """Returns what this host has counted for a model, without those before it."""
+        before = self._asked.get(key)
+        if before is None:
+            return _NOTHING
+        now = self._models[key].sums()
+        return now if before is _NOTHING else Sums(*map(sub, now, before))

@@ -99,6 +99,11 @@ class SlotTable:
         rested = itertools.takewhile(lambda slot: slot.idle_since <= since, self._idle.values())
         return [slot for slot in rested if not slot.is_kept]
 
+    @property
+    def longest_idle(self) -> Slot | None:
+        """The idle model that was used the longest ago; None where none is idle."""
+        return next(iter(self._idle.values()), None)
+
     def in_use(self) -> list[Slot]:
         """The slots with leases."""
         return [slot for slot in self if slot.leases]

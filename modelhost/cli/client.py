@@ -21,6 +21,14 @@ _ADVICE: Final = {
 }
 
 
+class RequestFailed(click.ClickException):
+    """A request that came to nothing, with what to do next; `status` is the host's answer, None where none came."""
+
+    def __init__(self, text: str, *, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 def api_key(file: Path | None) -> str | None:
     """Returns the key of a file, or of the environment where none is named. Raises click.ClickException."""
     if file is None:
@@ -40,7 +48,7 @@ def api_key(file: Path | None) -> str | None:
 
 
 def request(url: str, path: str, body: Any = None, *, key: str | None = None, timeout_s: float = 120.0) -> Any:
-    """Returns the answer's JSON. Raises click.ClickException that says what to do next."""
+    """Returns the answer's JSON. Raises RequestFailed."""
     data = None if body is None else json.dumps(body).encode()
     message = urllib.request.Request(url.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"})
     if key is not None:
@@ -50,13 +58,13 @@ def request(url: str, path: str, body: Any = None, *, key: str | None = None, ti
             return json.load(response)
     except urllib.error.HTTPError as error:
         advice = f"; {_ADVICE[error.code]}" if error.code in _ADVICE else ""
-        raise click.ClickException(f"{error.code}: {_error_text(error)}{advice}") from None
+        raise RequestFailed(f"{error.code}: {_error_text(error)}{advice}", status=error.code) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in str(reason):
             text = f"the certificate of {url} is signed by nobody that is trusted here; name its file in SSL_CERT_FILE"
-            raise click.ClickException(text) from None
-        raise click.ClickException(
+            raise RequestFailed(text) from None
+        raise RequestFailed(
             f"no host answers at {url} ({reason}); start one with `modelhost serve`, or name it with --url"
         ) from None
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "prepare": "modelhost.cli.prepare",
     "infer": "modelhost.cli.infer",
     "memory": "modelhost.cli.memory",
+    "top": "modelhost.cli.top.command",
     "memtest": "modelhost.cli.memtest",
     "memwatch": "modelhost.cli.memwatch",
     "keys": "modelhost.cli.keys",
@@ -51,6 +52,7 @@ def cli() -> None:
       modelhost prepare                        make them load in milliseconds, from file pages
       modelhost infer digits --set 'image=@digit.npy'
       modelhost memory                         what a running host holds
+      modelhost top                            the same, live, with models and events
       modelhost memtest --limit 256MB -- COMMAND   any command under a memory limit
       modelhost memwatch PID                   any process, and how fast it grows
       modelhost keys new app --role infer      a key, for a host that others can reach

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from modelhost.care import MEMORY_CRITICAL, Care
 from modelhost.conditions import Conditions
@@ -23,11 +24,14 @@ from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.outlook import Outlook
 from modelhost.pool import Pool, Runner
-from modelhost.pool.keeper import StatisticsKeeper
-from modelhost.pool.kept_statistics import StatisticsFile
+from modelhost.pool.keeper import Keeper, StatisticsKeeper, statistics_file
 from modelhost.repository import Repository
 from modelhost.runtime.base import Runtime
 from modelhost.units import format_bytes
+
+if TYPE_CHECKING:  # most hosts have fixed thresholds, and need not hold these
+    from modelhost.adaptation import Adaptation
+    from modelhost.memory.adaptive_words import Guards
 
 log = logging.getLogger("modelhost")
 
@@ -76,7 +80,8 @@ class Budgets:
         return cls(ceiling, decoding, request)
 
     def within(self, thresholds: Thresholds) -> Budgets:
-        """Returns what is left of these where the limit was lowered while the host runs; never more than these."""
+        """Returns what is left of these where the limit was lowered while the host runs, `thresholds` being the fixed
+        ones under it; never more than these."""
         room = min(thresholds.activation_room_bytes, thresholds.limit_bytes // 4)
         decoding = min(self.decoding_bytes, room // 4)
         return Budgets(
@@ -136,6 +141,8 @@ class Host:
         """What is not as it should be while the host serves on."""
         self._budget_listeners: list[Callable[[Budgets], None]] = []
         self._keeper: StatisticsKeeper | None = None
+        self._adaptation: Adaptation | None = None
+        self._learnt_keeper: Keeper | None = None
         self._runtime_factory = runtime_factory or partial(onnx_runtime, conditions=self.conditions)
         self._probe = probe
         self._care: Care | None = None
@@ -178,7 +185,7 @@ class Host:
             models=settings.models,
             batching=settings.batching,
         )
-        self.memory.on_limit(partial(self._follow_limit, self.budgets))
+        self.memory.on_thresholds(partial(self._follow_thresholds, self.budgets, probe.limit_bytes))
         try:
             self.pool.runner.add_thread()
             await self.pool.catalog.scan()
@@ -190,6 +197,8 @@ class Host:
             gc.collect()
             await self.memory.trim()
             self.memory.set_baseline()
+            if settings.memory.policy == "adaptive":
+                await self._adapt()
             self.memory.start()
         except BaseException:
             await self.close()
@@ -202,11 +211,14 @@ class Host:
         self.drain()
         if self._care is not None:
             await self._care.stop()
-        if self._keeper is not None:
-            await self._keeper.stop()
+        for keeper in (self._keeper, self._learnt_keeper):
+            if keeper is not None:
+                await keeper.stop()
         await self.pool.close()
         if self._keeper is not None:
             self._keeper.finish()
+        if self._learnt_keeper is not None and self._adaptation is not None:
+            self._learnt_keeper.finish(self._adaptation.rows())
         await self.memory.close()
         self.runtime.close()
 
@@ -214,20 +226,61 @@ class Host:
         """Calls `listener` with the new budgets where the memory limit was changed while the host runs."""
         self._budget_listeners.append(listener)
 
-    def _follow_limit(self, at_start: Budgets, thresholds: Thresholds) -> None:
+    def _follow_thresholds(self, at_start: Budgets, limit_bytes: int, thresholds: Thresholds) -> None:
         """Budgets go down with the limit, and up again to what they were at the start: the arena's own ceiling,
-        which can be set once in a process, and what clients were told."""
-        self.budgets = at_start.within(thresholds)
-        self.pool.activations.resize(self.budgets.activation_ceiling_bytes)
-        for listener in self._budget_listeners:
-            listener(self.budgets)
+        which can be set once in a process, and what clients were told. Under the same limit they stay, whatever
+        thresholds are learnt, but for what is kept free for runs."""
+        fixed = self.memory.fixed_thresholds
+        budgets = at_start if fixed.limit_bytes == limit_bytes else at_start.within(fixed)
+        kept_bytes = None
+        if thresholds.activation_room_bytes < fixed.activation_room_bytes:
+            kept_bytes = max(_MB, thresholds.activation_room_bytes - budgets.decoding_bytes)
+        self.pool.activations.resize(budgets.activation_ceiling_bytes, kept_bytes)
+        if budgets != self.budgets:
+            self.budgets = budgets
+            for listener in self._budget_listeners:
+                listener(budgets)
+
+    async def _adapt(self) -> None:
+        """Has the thresholds follow what is learnt, and what a host before this one has learnt."""
+        from modelhost.adaptation import Adaptation, policy_file
+
+        state, rows = self.settings.state, None
+        if state.keep_learnt:
+            keeper = self._learnt_keeper = Keeper(
+                policy_file(self.settings.state_directory),
+                self._collect_learnt,
+                self.pool.catalog,
+                interval_s=state.interval_s,
+                conditions=self.conditions,
+            )
+            rows = await keeper.read()
+            keeper.start()
+        self._adaptation = Adaptation(self.memory, self.pool, self._guards, rows=rows)
+        self._adaptation.start()
+
+    async def _collect_learnt(self) -> list[bytes]:
+        return [] if self._adaptation is None else self._adaptation.rows()
+
+    def _guards(self) -> Guards:
+        """Returns what holds whatever is learnt; thresholds that the user has set are the highest then."""
+        from modelhost.memory.adaptive_words import Guards
+
+        fixed, memory = self.memory.fixed_thresholds, self.settings.memory
+        return Guards(
+            fixed,
+            bodies_bytes=self.budgets.decoding_bytes,
+            runs_bytes=self.budgets.activation_ceiling_bytes,
+            highest_warning_bytes=None if memory.warning.kind == "auto" else fixed.warning_bytes,
+            highest_critical_bytes=None if memory.critical.kind == "auto" else fixed.critical_bytes,
+        )
 
     async def _restore_statistics(self) -> None:
         state = self.settings.state
         if state.keep_statistics:
             self._keeper = StatisticsKeeper(
                 self.pool.statistics,
-                StatisticsFile(self.settings.state_directory),
+                statistics_file(self.settings.state_directory),
                 self.pool.catalog,
                 interval_s=state.interval_s,
                 conditions=self.conditions,
@@ -239,6 +292,11 @@ class Host:
     def outlook(self) -> Outlook | None:
         """What is expected of memory; None where the host is not open."""
         return None if self._care is None else self._care.outlook
+
+    @property
+    def policy(self) -> dict[str, Any] | None:
+        """What adaptive thresholds are, why, and within what, for JSON; None where thresholds are fixed."""
+        return None if self._adaptation is None else self._adaptation.as_dict()
 
     @property
     def is_ready(self) -> bool:

@@ -42,6 +42,7 @@ _EVENT_KINDS: Final = (
     "limit",
     "worker_crash",
     "swap_failed",
+    "policy",
 )
 
 #: What the pool counts of all models together.
@@ -136,6 +137,8 @@ def _add_memory(page: Page, host: Host) -> None:
         (f.MEMORY_RESIDENT, totals.resident_bytes),
         (f.MEMORY_LEAVING, totals.leaving_bytes),
         (f.MEMORY_LEVEL, int(info.level)),
+        (f.FIXED_WARNING, memory.fixed_thresholds.warning_bytes),
+        (f.FIXED_CRITICAL, memory.fixed_thresholds.critical_bytes),
         *_forecast(host),
         (f.SHORTFALL, memory.shortfall_bytes_total),
         (f.ACTIVATION_CLAIMED, gate.claimed_bytes),

@@ -60,6 +60,19 @@ EXAMPLE_PREDICT: Final = {"instances": [_MEASUREMENTS]}
 _TENSOR: Final = obj({"name": _STRING, "datatype": {"type": "string", "enum": _DATATYPES}, "shape": _SHAPE})
 _RECOVERY: Final = obj({"victims": array(_STRING), "before_bytes": _COUNT, "after_bytes": _COUNT})
 _TOOK: Final = obj({"count": _COUNT, "ns": _COUNT})
+_POLICY: Final = obj(
+    {
+        "name": _STRING,
+        **dict.fromkeys(("warning_bytes", "critical_bytes", "activation_room_bytes", "changes"), _COUNT),
+        "fixed": obj({"warning_bytes": _COUNT, "critical_bytes": _COUNT}),
+        "warning_between": array(_COUNT),
+        "learnt": obj(
+            dict.fromkeys(("runs", "largest_run_bytes", "claimed_bytes", "load_extra_bytes", "overshoot_bytes"), _COUNT)
+        ),
+        "last": opt(obj({"at": _NUMBER, "rule": _STRING, "reason": _STRING})),
+    }
+)
+
 _MODEL: Final = obj(
     {
         "name": _STRING,
@@ -290,7 +303,7 @@ _MONITOR: Final[dict[str, Schema]] = {
             ),
             "models_known": _COUNT,
             "events": array(_EVENT, maxItems=50),
-            "policy": opt(_ANYTHING),
+            "policy": opt(_POLICY),
         }
     ),
     "History": obj(
@@ -325,6 +338,7 @@ _OPERATORS: Final[dict[str, Schema]] = {
             "baseline_bytes": _SIZE,
             "limit_source": _STRING,
             "level": _LEVEL,
+            "policy": opt(_POLICY),
             "activations": obj({"ceiling_bytes": _COUNT, "claimed_bytes": _COUNT, "waiting": _COUNT}),
             "page_cache": obj({"weights_bytes": _COUNT, "cached_bytes": _SIZE, "is_thrashing": _BOOLEAN}),
             "forecast": obj(

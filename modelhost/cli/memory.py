@@ -51,8 +51,18 @@ def _summary(info: dict[str, Any]) -> list[Line]:
         bar(parts, marks, width=_BAR_WIDTH),
         *wrapped([*mark_legend(marks), *legend(parts)[1:]], _TEXT_WIDTH),
         page_cache_line(info["page_cache"]),
+        *_policy(info.get("policy")),
         *([] if forecast is None else [line(forecast)]),
     ]
+
+
+def _policy(found: dict[str, Any] | None) -> list[Line]:
+    """One line where thresholds follow what is learnt."""
+    if not found:
+        return []
+    last = found["last"]
+    why = f"; the last at {time.strftime('%H:%M:%S', time.localtime(last['at']))}: {last['reason']}" if last else ""
+    return [line(f"thresholds are adaptive, {found['changes']} changes{why}")]
 
 
 def _models(models: list[dict[str, Any]]) -> str:

@@ -31,6 +31,9 @@ class MemorySettings(Section):
     """Idle models leave from here on; auto: 20 MB or 5 % of the limit, whichever is more, below critical."""
     critical: Threshold = ThresholdSpec.parse("auto")
     """Loads are refused from here on; auto: the limit less the room for activations."""
+    policy: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive`: warning and critical follow what is learnt of runs, loads and the page cache. What is set of them is
+    then the highest that they may be; see docs/adaptive.md."""
     min_free: Size = MIN_FREE_BYTES
     """Never given to models, whatever the thresholds say."""
     activation_ceiling: SizeOrAuto = "auto"

@@ -15,6 +15,8 @@ class StateSettings(Section):
 
     keep_statistics: bool = True
     """Whether the totals of `/stats` go on after a restart."""
+    keep_learnt: bool = True
+    """Whether what `memory.policy = "adaptive"` has learnt is taken up after a restart."""
     directory: Path | None = None
     """Where they lie; unset: `state` in the artifacts' cache. Of several hosts that share it, the first one keeps
     its totals."""

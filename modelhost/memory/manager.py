@@ -44,6 +44,9 @@ T = TypeVar("T")
 #: A load may take all that is left under the limit: so often is looked, while it goes on, whether that has changed.
 _LIMIT_LOOK_S: Final = 0.05
 
+#: A critical that was lowered, other than by the limit, waits so long for usage to be below it.
+_LOWERED_AFTER_S: Final = 5.0
+
 #: Less than this free in the heap is not worth a reading before and after each load.
 _WORTH_READING_BYTES: Final = 1 << 20
 
@@ -84,7 +87,9 @@ class MemoryManager:
         """What of it came with models and goes with them. A short call, on the memory thread."""
         self.shortfall_bytes_total = 0
         self._clock = clock
+        self._fixed: Thresholds | None = None  # as the settings make them under the limit
         self._thresholds: Thresholds | None = None
+        self._lowering: tuple[Thresholds, float] | None = None  # a critical that usage is still above, until when
         self._level = Level.NORMAL
         self._usage_bytes = 0
         self._workers_bytes = 0  # beside the probe's usage; at the last sample or change
@@ -94,7 +99,7 @@ class MemoryManager:
         self._cleaner: Cleaner | None = None
         self._trimmers: list[Callable[[], object]] = []
         self._change_listeners: list[Callable[[], None]] = []
-        self._limit_listeners: list[Callable[[Thresholds], None]] = []
+        self._threshold_listeners: list[Callable[[Thresholds], None]] = []
         self._changes = 0
         self._trimmed_at: object | None = None
         self._thread = one_thread("modelhost-memory")
@@ -115,7 +120,8 @@ class MemoryManager:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
         self._look_at_workers()  # nobody is served yet
         usage = self._usage().usage_bytes
-        self._thresholds = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
+        self._fixed = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
+        self._thresholds = self._fixed
         self._heap_free_bytes = self.read_heap_free()
         return self._thresholds
 
@@ -140,6 +146,13 @@ class MemoryManager:
         if self._thresholds is None:
             raise RuntimeError("the memory manager has no baseline yet: enter it, or call set_baseline()")
         return self._thresholds
+
+    @property
+    def fixed_thresholds(self) -> Thresholds:
+        """The thresholds as the settings make them under the limit, whatever `use_thresholds` has put in force."""
+        if self._fixed is None:
+            raise RuntimeError("the memory manager has no baseline yet: enter it, or call set_baseline()")
+        return self._fixed
 
     @property
     def level(self) -> Level:
@@ -274,6 +287,13 @@ class MemoryManager:
         plan = self._cleaner(CleanupGoal(excess, everything))
         return None if plan is None else await self.recover(plan, cause=cause)
 
+    async def free(self, excess_bytes: int, *, cause: str) -> Recovery | None:
+        """Has what can leave do so in its order until `excess_bytes` have come back; None where nothing can or must."""
+        if self._cleaner is None or excess_bytes <= 0:
+            return None
+        plan = self._cleaner(CleanupGoal(excess_bytes, everything=False))
+        return None if plan is None else await self.recover(plan, cause=cause)
+
     async def recover(self, plan: CleanupPlan, *, cause: str) -> Recovery:
         """Carries out `plan` on the memory thread, verifies it, and books a shortfall."""
 
@@ -347,6 +367,36 @@ class MemoryManager:
             step_bytes, self._wanted_limit_bytes = wanted_bytes, None
         self.probe.configure(min(step_bytes, max(now_bytes, wanted_bytes)))
 
+    def use_thresholds(self, found: Thresholds, *, cause: str, reason: str, details: dict[str, Any]) -> None:
+        """Puts other thresholds in force, under the same limit and above the same baseline: an event, and a line in
+        the log with the reason.
+
+        A critical that usage is above waits a moment for models to leave in their order, as all that is idle leaves
+        at critical.
+        """
+        now, self._lowering = self.thresholds, None
+        if found.critical_bytes < now.critical_bytes:
+            self._lowering = (found, self._clock() + _LOWERED_AFTER_S)
+            self._thresholds = replace(found, critical_bytes=now.critical_bytes)
+            self._lower_critical()
+        else:
+            self._thresholds = found
+        log.info(
+            "warning %s -> %s, critical %s -> %s: %s",
+            *map(format_bytes, (now.warning_bytes, found.warning_bytes, now.critical_bytes, found.critical_bytes)),
+            reason,
+        )
+        self.history.add("policy", level=self._level, usage_bytes=self._usage_bytes, cause=cause, details=details)
+        self._tell_thresholds(found)
+
+    def _lower_critical(self) -> None:
+        """Puts a lower critical in force when usage and loads are below it, or that took too long."""
+        if self._lowering is None:
+            return
+        found, until = self._lowering
+        if self._usage_bytes + self.ledger.totals.loading_bytes < found.critical_bytes or self._clock() >= until:
+            self._thresholds, self._lowering = found, None
+
     def set_cleaner(self, cleaner: Cleaner) -> None:
         """Names the one who gives memory back when the level asks for it."""
         self._cleaner = cleaner
@@ -359,9 +409,13 @@ class MemoryManager:
         """Calls `listener` whenever a change has ended and at every sample: figures may be better now."""
         self._change_listeners.append(listener)
 
-    def on_limit(self, listener: Callable[[Thresholds], None]) -> None:
-        """Calls `listener` with the new thresholds where the limit was changed while the host runs."""
-        self._limit_listeners.append(listener)
+    def on_thresholds(self, listener: Callable[[Thresholds], None]) -> None:
+        """Calls `listener` with the new thresholds where the limit was changed while the host runs, or they were."""
+        self._threshold_listeners.append(listener)
+
+    def _tell_thresholds(self, found: Thresholds) -> None:
+        for listener in self._threshold_listeners:  # later: who asks for the figures is in the middle of a decision
+            asyncio.get_running_loop().call_soon(listener, found)
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -379,6 +433,7 @@ class MemoryManager:
         if not self.probe.sees_children and not self.is_changing:  # else it is read when that has ended
             await asyncio.get_running_loop().run_in_executor(self._thread, self._look_at_workers)
         self._look("sample")
+        self._lower_critical()
         self.pressure()
         marker = self.quiet_marker()
         if self.is_changing or (self._level is Level.WARNING and self.ledger.totals.loading_bytes):
@@ -393,11 +448,12 @@ class MemoryManager:
         """Looks whether somebody has changed the limit; the thresholds follow it, and all that hangs on them."""
         self._approach_limit()
         self._steady.refresh()
-        former, limit_bytes = self.thresholds, self._steady.limit_bytes
+        former, limit_bytes = self.fixed_thresholds, self._steady.limit_bytes
         if limit_bytes == former.limit_bytes:
             return
         found, why = follow(self.settings, limit_bytes=limit_bytes, baseline_bytes=former.baseline_bytes)
-        self._thresholds = found
+        self._fixed = self._thresholds = found
+        self._lowering = None
         log.warning(
             "the memory limit is %s now, it was %s: warning %s, critical %s",
             *map(format_bytes, (limit_bytes, former.limit_bytes, found.warning_bytes, found.critical_bytes)),
@@ -410,8 +466,7 @@ class MemoryManager:
         self.history.add(
             "limit", level=self._level, usage_bytes=self._usage_bytes, cause=self._steady.limit_source, details=details
         )
-        for listener in self._limit_listeners:  # later: who asks for the figures is in the middle of a decision
-            asyncio.get_running_loop().call_soon(listener, found)
+        self._tell_thresholds(found)
 
     def _note_readable(self, reason: str | None) -> None:
         """Takes note that usage or limit cannot be read any more (why), or can be read again (None)."""

@@ -72,7 +72,7 @@ async def monitor(
         "models": _models(host, snapshot, weights, recorder),
         "models_known": len(host.pool.catalog.names),
         "events": _events(host)[-EVENTS_SHOWN:],
-        "policy": None,
+        "policy": host.policy,
     }
 
 
@@ -120,6 +120,7 @@ def _memory(host: Host, snapshot: PoolSnapshot, weights: WeightsInCache[ModelKey
         "activation_ceiling_bytes": host.budgets.activation_ceiling_bytes,
         "activations": _activations(host.pool.activations),
         "level": info.level.label,
+        "policy": host.policy,
         "raw": info.raw,
         "page_cache": _page_cache(weights, host.memory.pressure()),
         "forecast": None if host.outlook is None else host.outlook.as_dict(),

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from modelhost.errors import DeadlineExceeded, HostClosed, MemoryRefusal, RunTooLarge
+from modelhost.errors import DeadlineExceeded, HostClosed, InsufficientMemory, MemoryRefusal, RunTooLarge
 from modelhost.memory import MemoryManager
 from modelhost.pool.bounds import QueueBound
 from modelhost.pool.demand import Demand, Feeds
@@ -57,14 +57,18 @@ class Claim:
     def __init__(self, gate: ActivationGate, size_bytes: int, *, passes: bool = False) -> None:
         self.size_bytes = size_bytes
         self._passes = passes
-        self.is_alone = size_bytes >= gate.ceiling_bytes and gate.claimed_bytes == 0
+        self.is_alone = size_bytes >= gate.maximum_bytes and gate.claimed_bytes == 0
         """Whether nobody else has anything in the arena until this claim ends."""
         self._gate = gate
         self._holds = 1  # the run, then its outputs; and their encoding
         self._is_active = True  # ends by itself: a run or an encoding, not outputs that wait
         self._is_abandoned = False
         self._kept_bytes: int | None = None
-        gate.claimed_bytes += size_bytes
+        gate.claimed_bytes = claimed_bytes = gate.claimed_bytes + size_bytes
+        if claimed_bytes > gate._peak_bytes:
+            gate._peak_bytes = claimed_bytes
+        if size_bytes > gate._largest_bytes:
+            gate._largest_bytes = size_bytes
         gate._passing_bytes += size_bytes * passes
         gate._active += 1
 
@@ -142,13 +146,20 @@ class Kept(Generic[T]):
 
 
 class _Waiting:
-    """One run in the line. `predicted_bytes` is 0 where nobody can tell."""
+    """One run in the line. `predicted_bytes` is 0 where nobody can tell; `must_fit`: it does not go at any price."""
 
-    __slots__ = ("predicted_bytes", "remedies", "size_bytes", "waiter")
+    __slots__ = ("must_fit", "predicted_bytes", "remedies", "size_bytes", "waiter")
 
-    def __init__(self, size_bytes: int, predicted_bytes: int, remedies: list[Callable[[], Awaitable[object]]]) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        predicted_bytes: int,
+        remedies: list[Callable[[], Awaitable[object]]],
+        *,
+        must_fit: bool = False,
+    ) -> None:
         self.size_bytes, self.predicted_bytes = size_bytes, predicted_bytes
-        self.remedies = remedies
+        self.remedies, self.must_fit = remedies, must_fit
         self.waiter: Waiter[Claim] = Waiter()
 
 
@@ -164,8 +175,9 @@ class ActivationGate:
     Why the line always moves: its head waits for runs and encodings in progress, which end by
     themselves; for a load, a child that opens a model, or a clean-up in progress, which do too; and for
     two clean-ups of its own.
-    Where there is none of these it goes, whatever the figures say. It never waits for outputs that are
-    kept while their request waits for others' bodies, as those may be bodies of requests in this line.
+    Where there is none of these it goes, whatever the figures say; but for one that wants more than was kept free for
+    runs (`resize`): where models in use hold that, it is refused. It never waits for outputs that are kept while their
+    request waits for others' bodies, as those may be bodies of requests in this line.
     """
 
     def __init__(
@@ -178,8 +190,13 @@ class ActivationGate:
         threads: int = 1,
         preparing_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.ceiling_bytes = ceiling_bytes
+        self.maximum_bytes = ceiling_bytes
         """Hard maximum of the arena; less where the memory limit was lowered since."""
+        self.ceiling_bytes = ceiling_bytes
+        """What runs may take together now: all of it, or what is kept free for them; see `resize`."""
+        self.wants_room: Callable[[int], None] = lambda size_bytes: None
+        """Called with what a run takes that wants more than is kept free for runs."""
+        self._peak_bytes = self._largest_bytes = 0
         self.claimed_bytes = 0
         """What runs in progress, those that wait for a thread, and kept outputs may hold."""
         self.refused_total = 0
@@ -203,10 +220,22 @@ class ActivationGate:
         """Runs that wait for their turn."""
         return len(self._line) + len(self._first)
 
-    def resize(self, ceiling_bytes: int) -> None:
-        """Changes what runs may take together, at most the arena's own maximum; claims that are held stay."""
-        self.ceiling_bytes = ceiling_bytes
+    def resize(self, maximum_bytes: int, kept_bytes: int | None = None) -> None:
+        """Changes what runs may take together, at most the arena's own maximum; claims that are held stay.
+
+        `kept_bytes`: what is kept free for them, where that is less. A run that wants more gets it, by `wants_room`,
+        as idle models leave for it.
+        """
+        self.maximum_bytes = maximum_bytes
+        self.ceiling_bytes = maximum_bytes if kept_bytes is None else min(maximum_bytes, kept_bytes)
         self._pump()
+
+    def take_peaks(self) -> tuple[int, int]:
+        """Returns the most that was claimed together, and by one run, since the last call; what
+        was wanted and had to wait is in it."""
+        found = self._peak_bytes, self._largest_bytes
+        self._peak_bytes, self._largest_bytes = self.claimed_bytes, 0
+        return found
 
     # --- claiming ------------------------------------------------------------------------------------
 
@@ -230,13 +259,25 @@ class ActivationGate:
         if size_bytes is None:
             assert predicted_bytes is not None
             raise self._predicted_too_large(key, model, feeds, predicted_bytes)
-        claim = self._claim_now(size_bytes, predicted_bytes, is_short=demand.look(feeds).is_short)
-        if claim is not None:
-            return claim
+        wanted_bytes = self._stretch(predicted_bytes)
+        if not wanted_bytes:
+            claim = self._claim_now(size_bytes, predicted_bytes, is_short=demand.look(feeds).is_short)
+            if claim is not None:
+                return claim
         waiting, own_waiting = len(self._line), self._line.count(key)
         if self._bound.is_full(waiting, own_waiting, max_waiting):
             raise self._bound.refusal("the queue for memory of runs", str(key), waiting, own_waiting, max_waiting)
-        return await self._wait(self._line, key, size_bytes, predicted_bytes or 0, deadline)
+        predicted_bytes = wanted_bytes or predicted_bytes or 0
+        return await self._wait(self._line, key, size_bytes, predicted_bytes, deadline, must_fit=wanted_bytes > 0)
+
+    def _stretch(self, predicted_bytes: int | None) -> int:
+        """Has more kept free for runs where one wants more than that; returns what it wants then, else 0."""
+        wanted_bytes = self.maximum_bytes if predicted_bytes is None else min(predicted_bytes, self.maximum_bytes)
+        if wanted_bytes <= self.ceiling_bytes:
+            return 0
+        self.ceiling_bytes = wanted_bytes
+        self.wants_room(wanted_bytes)
+        return wanted_bytes
 
     def try_claim(self, predicted_bytes: int | None, *, is_short: bool = False) -> Claim | None:
         """Claims what a run is predicted to take, where it need not wait for that; never waits.
@@ -256,15 +297,19 @@ class ActivationGate:
 
     def _size_of(self, predicted_bytes: int | None) -> int | None:
         """Returns what a run claims; None where it would not fit alone."""
+        maximum_bytes = self.maximum_bytes
         if predicted_bytes is None:
-            return self.ceiling_bytes // self._unpredicted_part
-        if predicted_bytes <= self.ceiling_bytes:
+            self._largest_bytes = maximum_bytes  # for all that is known
+            return maximum_bytes // self._unpredicted_part
+        if predicted_bytes <= maximum_bytes:
             return predicted_bytes
-        return self.ceiling_bytes if predicted_bytes <= self.ceiling_bytes + self.ceiling_bytes // _OVER_PART else None
+        return maximum_bytes if predicted_bytes <= maximum_bytes + maximum_bytes // _OVER_PART else None
 
     def _claim_now(self, size_bytes: int, predicted_bytes: int | None, *, is_short: bool) -> Claim | None:
         if (predicted_bytes or 0) >= _LOOK_FROM_BYTES:
             return None
+        if predicted_bytes is None and self.ceiling_bytes < self.maximum_bytes:
+            return None  # it may take all of the arena
         if self._line or self._first:
             passes = is_short and predicted_bytes is not None and self._may_pass(size_bytes)
             return Claim(self, size_bytes, passes=True) if passes else None
@@ -287,8 +332,9 @@ class ActivationGate:
 
         Not bounded in number: who asks has been let through once. Raises DeadlineExceeded, HostClosed.
         """
-        predicted_bytes = self.demand(model).predict(feeds) or 0
-        return await self._wait(self._first, None, self.ceiling_bytes, predicted_bytes, deadline)
+        must_fit = self._stretch(None) > 0
+        predicted_bytes = self.maximum_bytes if must_fit else self.demand(model).predict(feeds) or 0
+        return await self._wait(self._first, None, self.maximum_bytes, predicted_bytes, deadline, must_fit=must_fit)
 
     def missed(self, key: ModelKey, model: LoadedModel, feeds: Feeds, refusal: MemoryRefusal, claim: Claim) -> None:
         """Counts a run that was let through under `claim` and that the arena has refused.
@@ -300,17 +346,17 @@ class ActivationGate:
             return
         self.refused_total += 1
         demand = self.demand(model)
-        max_rows, rows = demand.largest_rows(feeds, self.ceiling_bytes), demand.rows(feeds)
+        max_rows, rows = demand.largest_rows(feeds, self.maximum_bytes), demand.rows(feeds)
         if max_rows is not None and rows is not None and max_rows >= rows:
             max_rows = None  # just proved wrong
         needed_bytes = refusal.needed_bytes
         if claim.is_alone:  # and what is not free it had itself
-            needed_bytes += max(0, self.ceiling_bytes - refusal.available_bytes)
+            needed_bytes += max(0, self.maximum_bytes - refusal.available_bytes)
         raise RunTooLarge(
             f"{key}: this run needs at least {format_bytes(needed_bytes)} for activations, "
-            f"memory.activation_ceiling is {format_bytes(self.ceiling_bytes)}",
+            f"memory.activation_ceiling is {format_bytes(self.maximum_bytes)}",
             needed_bytes=needed_bytes,
-            available_bytes=self.ceiling_bytes,
+            available_bytes=self.maximum_bytes,
             max_rows=max_rows,
         ) from None
 
@@ -321,10 +367,10 @@ class ActivationGate:
         asked = "this run needs" if rows is None else "1 row needs" if rows == 1 else f"{rows} rows need"
         return RunTooLarge(
             f"{key}: {asked} {format_bytes(needed_bytes)} for activations, "
-            f"memory.activation_ceiling is {format_bytes(self.ceiling_bytes)}",
+            f"memory.activation_ceiling is {format_bytes(self.maximum_bytes)}",
             needed_bytes=needed_bytes,
-            available_bytes=self.ceiling_bytes,
-            max_rows=demand.largest_rows(feeds, self.ceiling_bytes),
+            available_bytes=self.maximum_bytes,
+            max_rows=demand.largest_rows(feeds, self.maximum_bytes),
         )
 
     def demand(self, model: LoadedModel) -> Demand:
@@ -343,12 +389,18 @@ class ActivationGate:
         size_bytes: int,
         predicted_bytes: int,
         deadline: float | None,
+        *,
+        must_fit: bool = False,
     ) -> Claim:
         if self._is_closed:
             raise HostClosed("the host is shutting down")
         # Free memory first; then idle models leave for a run.
         remedies: list[Callable[[], Awaitable[object]]] = [self._memory.trim, self._clean_up]
-        entry = _Waiting(size_bytes, min(predicted_bytes, size_bytes), remedies)
+        if must_fit:
+            remedies.insert(1, lambda: self._free(entry.predicted_bytes))
+        else:
+            predicted_bytes = min(predicted_bytes, size_bytes)
+        entry = _Waiting(size_bytes, predicted_bytes, remedies, must_fit=must_fit)
         line.append(key, entry)
         self._pump()
         began = asyncio.get_running_loop().time()
@@ -371,30 +423,43 @@ class ActivationGate:
         while line := self._first or self._line:
             entry = line.head
             if entry.waiter.is_waiting:
-                if not self._may_go(entry):
+                if self._may_go(entry):
+                    entry.waiter.set(Claim(self, entry.size_bytes))
+                elif entry.waiter.is_waiting:
                     return
-                entry.waiter.set(Claim(self, entry.size_bytes))
             line.take()
 
     def _may_go(self, entry: _Waiting) -> bool:
-        if self._active and self.claimed_bytes + entry.size_bytes > self.ceiling_bytes:
+        together_bytes = self.claimed_bytes + entry.size_bytes
+        if self._active and together_bytes > self.ceiling_bytes:
+            self._peak_bytes = max(self._peak_bytes, min(together_bytes, self.maximum_bytes))  # it was wanted
             return False
         return entry.predicted_bytes < _LOOK_FROM_BYTES or self._memory_allows(entry)
 
     def _memory_allows(self, entry: _Waiting) -> bool:
         """Says whether usage outside of the arena leaves room for the run, or nothing can be done about it."""
-        info = self._memory.memory_info()
-        # How much of the others' claims is in usage already cannot be told: all of it counts as to come.
-        to_come_bytes = max(0, info.reserved_bytes - self._preparing_bytes()) + self.claimed_bytes
-        room_bytes = info.limit_bytes - info.limit_bytes // _MARGIN_PART - info.usage_bytes - to_come_bytes
+        room_bytes = self._free_bytes()
         if entry.predicted_bytes <= room_bytes:
             return True
         if self._active or self._memory.is_changing or self._making_room is not None:
             return False  # each of these pumps again when it ends
         if not entry.remedies or self._is_closed:
-            return not self._preparing_bytes()  # a child ends by itself; the next sample sees it
+            if self._preparing_bytes():
+                return False  # a child ends by itself; the next sample sees it
+            # Up to here models may hold by default: then it goes as any other.
+            if not entry.must_fit or self._memory.usage_bytes < self._memory.fixed_thresholds.critical_bytes:
+                return True
+            entry.waiter.fail(_no_room(entry.predicted_bytes, max(0, room_bytes)))
+            return False
         self._making_room = asyncio.get_running_loop().create_task(self._make_room(entry.remedies.pop(0)))
         return False
+
+    def _free_bytes(self) -> int:
+        """Looks at what is free beside loads and runs in progress; below 0 where less is than should be."""
+        info = self._memory.memory_info()
+        # How much of the others' claims is in usage already cannot be told: all of it counts as to come.
+        to_come_bytes = max(0, info.reserved_bytes - self._preparing_bytes()) + self.claimed_bytes
+        return info.limit_bytes - info.limit_bytes // _MARGIN_PART - info.usage_bytes - to_come_bytes
 
     async def _make_room(self, remedy: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -408,6 +473,10 @@ class ActivationGate:
     async def _clean_up(self) -> None:
         await self._memory.attempt_cleanup(everything=True, cause="run")
 
+    async def _free(self, wanted_bytes: int) -> None:
+        """Has idle models leave in their order until so much is free."""
+        await self._memory.free(wanted_bytes - self._free_bytes(), cause="run")
+
     # --- life ----------------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -418,3 +487,12 @@ class ActivationGate:
                 entry.waiter.fail(HostClosed("the host is shutting down"))
         if self._making_room is not None:
             await asyncio.wait([self._making_room])
+
+
+def _no_room(needed_bytes: int, available_bytes: int) -> InsufficientMemory:
+    return InsufficientMemory(
+        f"the run needs {format_bytes(needed_bytes)}, {format_bytes(available_bytes)} are free: models in use hold "
+        "what was not kept free for runs so far. It is from now on",
+        needed_bytes=needed_bytes,
+        available_bytes=available_bytes,
+    )

@@ -30,6 +30,18 @@ class Settled:
     """Whether the prediction was wrong by more than noise."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadPeaks:
+    """Largest figures of some loads, in bytes; 0 where there were none."""
+
+    peak_bytes: int = 0
+    """The highest that one went."""
+    extra_bytes: int = 0
+    """The most beyond what the model holds afterwards."""
+    over_bytes: int = 0
+    """The most beyond what was predicted."""
+
+
 class Footprints:
     """Remembers the measured footprint of each model, as long as its files stay the same.
 
@@ -38,6 +50,12 @@ class Footprints:
 
     def __init__(self) -> None:
         self._known: dict[ModelKey, _Known] = {}
+        self._peaks = LoadPeaks()
+
+    def take_peaks(self) -> LoadPeaks:
+        """Returns the largest figures of loads since the last call."""
+        found, self._peaks = self._peaks, LoadPeaks()
+        return found
 
     def plan(self, key: ModelKey, inspection: Inspection, plan: LoadPlan) -> LoadPlan:
         """Returns the plan with what is known better of a model since."""
@@ -54,9 +72,19 @@ class Footprints:
         allocations and releases of the runs beside it in it: then the plan's figure stands.
         """
         if not measured.quiet:
+            self._note(plan, plan.resident_bytes)
             return Settled(plan.resident_bytes)
         size_bytes = max(0, measured.delta_bytes)
         self._known[key] = _Known(inspection.fingerprint, size_bytes)
         error_bytes = size_bytes - plan.resident_bytes
+        self._note(plan, size_bytes)
         is_off = abs(error_bytes) > max(plan.resident_bytes * _OFF_SHARE, _OFF_BYTES)
         return Settled(size_bytes, error_bytes, is_off)
+
+    def _note(self, plan: LoadPlan, size_bytes: int) -> None:
+        was, peak_bytes = self._peaks, max(plan.peak_bytes, size_bytes)
+        self._peaks = LoadPeaks(
+            max(was.peak_bytes, peak_bytes),
+            max(was.extra_bytes, peak_bytes - size_bytes),
+            max(was.over_bytes, size_bytes - plan.resident_bytes),
+        )

@@ -24,11 +24,12 @@ from modelhost.pool.bounds import QueueBound
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lease import Lease
+from modelhost.pool.loader import LoadPeaks
 from modelhost.pool.restarts import Restarts
 from modelhost.pool.runner import Runner
 from modelhost.pool.scheduler import Scheduler
 from modelhost.pool.slot import Slot, SlotState
-from modelhost.pool.snapshot import ModelInfo, PoolSnapshot
+from modelhost.pool.snapshot import ModelInfo, PoolCounters, PoolSnapshot
 from modelhost.pool.statistics import Statistics
 from modelhost.pool.table import SlotTable, info
 from modelhost.pool.waiter import Waiter
@@ -250,6 +251,20 @@ class Pool:
     def evictable_bytes(self) -> int:
         """What models hold that would leave where memory has to come back, those in use included."""
         return sum(slot.committed_bytes for slot in self._table if slot.model is not None and not slot.is_kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What models hold that never leave to make room."""
+        return sum(slot.committed_bytes for slot in self._table if slot.is_kept)
+
+    @property
+    def counters(self) -> PoolCounters:
+        """The totals as they count on, to be read; `snapshot` has those of one moment."""
+        return self._scheduler.counters
+
+    def take_load_peaks(self) -> LoadPeaks:
+        """Returns the largest figures of loads since the last call."""
+        return self._scheduler.take_load_peaks()
 
     @property
     def can_evict(self) -> bool:

@@ -29,6 +29,7 @@ from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
 from modelhost.pool.key import ModelKey
 from modelhost.pool.load_watch import LoadWatch
+from modelhost.pool.loader import LoadPeaks
 from modelhost.pool.runner import Runner
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.table import SlotTable, info
@@ -117,13 +118,17 @@ class Scheduler:
         table.released = self._released
         memory.set_cleaner(self.departures.clean)
         memory.on_change(self._memory_changed)
-        memory.on_limit(lambda _: self._arrivals.recall())
+        memory.on_thresholds(lambda _: self._arrivals.recall())
         memory.quiet_marker = runner.quiet_marker
 
     @property
     def overdue(self) -> LoadWatch | None:
         """The load that holds all others up, as it could not be stopped."""
         return self._arrivals.overdue
+
+    def take_load_peaks(self) -> LoadPeaks:
+        """Returns the largest figures of loads since the last call."""
+        return self._arrivals.footprints.take_peaks()
 
     # --- events ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelhost.errors import ActivationsFull, DeadlineExceeded, HostClosed, Overloaded, RunTooLarge
+from modelhost.errors import ActivationsFull, DeadlineExceeded, HostClosed, InsufficientMemory, Overloaded, RunTooLarge
 from modelhost.memory import CleanupGoal, CleanupPlan, MemoryManager
 from modelhost.pool.activations import ActivationGate, Claim, Kept
 from modelhost.pool.demand import Demand
@@ -546,4 +546,76 @@ async def test_a_step_over_the_ceiling_is_too_large_whoever_runs_beside(stage: S
     step = RunTooLarge("one step", needed_bytes=80 * MB, available_bytes=64 * MB)
     with pytest.raises(RunTooLarge, match=r"at least 80\.0 MB .* at most 4 rows fit"):
         missed(stage, claim, stage.per_row, 5, step)
+    claim.run_ended()
+
+
+# --- less kept free for runs than the arena may grow to ---------------------------------------------
+
+
+async def test_within_what_is_kept_free_runs_go_as_ever_and_peaks_are_known() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    first, second = await stage.claim(3), await stage.claim(10)
+    assert stage.gate.take_peaks() == (13 * MB, 10 * MB)
+    waits = stage.begin(5)
+    await turns()
+    assert not waits.done()
+    first.run_ended()
+    assert stage.gate.take_peaks() == (18 * MB, 0), "what was wanted counts, though it had to wait"
+    second.run_ended()
+    (await waits).run_ended()
+    assert stage.gate.claimed_bytes == 0
+
+
+async def test_a_run_that_wants_more_than_is_kept_free_is_told_of_and_goes_where_memory_is_there() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    wanted: list[int] = []
+    stage.gate.wants_room = wanted.append
+    (await stage.claim(40)).run_ended()
+    (await stage.claim(40)).run_ended()
+    assert wanted == [40 * MB]
+    with pytest.raises(RunTooLarge):
+        await stage.claim(100)
+    assert wanted == [40 * MB], "what can never go changes nothing"
+
+
+async def test_idle_models_leave_for_it_as_far_as_it_takes() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    stage.machine.other_bytes = 160 * MB
+    stage.let_idle_models_leave(25 * MB)
+    (await stage.claim(50)).run_ended()
+    assert [(goal.everything, goal.excess_bytes) for goal in stage.goals] == [(False, 22 * MB)]
+    await stage.memory.close()
+
+
+async def test_where_models_in_use_hold_the_room_it_is_refused_and_the_line_moves_on() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    stage.machine.other_bytes = 150 * MB
+    refused, after = stage.begin(50), stage.begin(8)
+    with pytest.raises(InsufficientMemory, match=r"needs 50\.0 MB, 38\.0 MB are free"):
+        await refused
+    (await after).run_ended()
+    await stage.memory.close()
+
+
+async def test_it_goes_at_last_where_models_hold_no_more_than_by_default() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    stage.machine.other_bytes = 131 * MB
+    (await stage.claim(60)).run_ended()
+    await stage.memory.close()
+
+
+async def test_a_run_of_which_nobody_can_tell_wants_all_of_the_arena() -> None:
+    stage = Stage()
+    stage.gate.resize(64 * MB, 14 * MB)
+    wanted: list[int] = []
+    stage.gate.wants_room = wanted.append
+    assert stage.gate.try_claim(None) is None
+    claim = await stage.gate.claim(KEY, stage.unknown, rows(1), deadline=None)  # type: ignore[arg-type]
+    assert (wanted, claim.size_bytes) == ([64 * MB], 16 * MB)
+    assert stage.gate.take_peaks() == (16 * MB, 64 * MB)
     claim.run_ended()

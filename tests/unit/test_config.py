@@ -78,6 +78,8 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "level": "debug",
         "format": "json",
         "eviction": "gdsf",
+        "policy": "adaptive",
+        "keep_learnt": "no",
         "compress_answers": "no",
         "warning": "1MB",
         "critical": "2MB",

@@ -17,7 +17,8 @@ import pytest
 from modelhost import files
 from modelhost.config import ModelsSettings, Settings, StateSettings
 from modelhost.host import Host
-from modelhost.pool.kept_statistics import InUse, StatisticsFile
+from modelhost.kept import InUse
+from modelhost.pool.keeper import statistics_file
 from modelhost.pool.key import ModelKey
 from modelhost.pool.statistics import ModelStatistics, Timing
 from modelhost.pool.times import bucket_of
@@ -57,7 +58,7 @@ def test_what_is_no_count_is_refused(value: object) -> None:
 
 
 def test_a_file_is_written_where_it_has_changed_and_read_by_the_next(tmp_path: Path) -> None:
-    file = StatisticsFile(tmp_path / "state")
+    file = statistics_file(tmp_path / "state")
     assert file.read() == []
     file.write([])
     assert not file.folder.exists(), "there was nothing to write"
@@ -66,10 +67,10 @@ def test_a_file_is_written_where_it_has_changed_and_read_by_the_next(tmp_path: P
     file.write([b'{"name":"a"}', b'{"name":"b"}'])
     assert (file.folder / "statistics").stat().st_ino == before
     with pytest.raises(InUse):
-        StatisticsFile(file.folder).read()
+        statistics_file(file.folder).read()
     file.close()
     (file.folder / "tmp-left-by-a-crash").write_bytes(b"{")
-    assert StatisticsFile(file.folder).read() == [{"name": "a"}, {"name": "b"}]
+    assert statistics_file(file.folder).read() == [{"name": "a"}, {"name": "b"}]
     assert sorted(path.name for path in file.folder.iterdir()) == ["lock", "statistics"]
 
 
@@ -88,7 +89,7 @@ def test_a_file_is_written_where_it_has_changed_and_read_by_the_next(tmp_path: P
 def test_a_damaged_or_foreign_file_is_set_aside_and_told(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = StatisticsFile(tmp_path)
+    file = statistics_file(tmp_path)
     file.write([b'{"name":"a","success":[12,12]}'])
     damaged = damage((tmp_path / "statistics").read_bytes())
     put(tmp_path, damaged)
@@ -201,7 +202,7 @@ async def test_of_two_hosts_with_one_folder_the_first_keeps_its_totals(
         async with host(tmp_path) as second:
             assert totals(second) == {}
             count(second, "b")
-        assert "another host keeps its totals" in caplog.text
+        assert "another host keeps its statistics" in caplog.text
     async with host(tmp_path) as third:
         assert totals(third) == {"a": 1}
 

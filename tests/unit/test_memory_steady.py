@@ -99,7 +99,7 @@ async def test_thresholds_follow_a_limit_that_is_lowered_and_raised_again() -> N
     cache, seen = Cache(machine), list[int]()
     async with manager(machine) as memory:
         memory.set_cleaner(cache.clean)
-        memory.on_limit(lambda found: seen.append(found.critical_bytes))
+        memory.on_thresholds(lambda found: seen.append(found.critical_bytes))
         for name in "abcde":
             cache.put(name, 20 * MB)
         assert memory.level is Level.NORMAL
@@ -215,8 +215,8 @@ async def test_a_configured_limit_below_what_is_used_is_approached_as_models_lea
     cache, seen, room = Cache(machine), list[int](), list[int]()
     async with manager(machine) as memory:
         memory.set_cleaner(cache.clean)
-        memory.on_limit(lambda found: seen.append(found.limit_bytes))
-        memory.on_limit(lambda found: room.append(found.limit_bytes - machine.usage().usage_bytes))
+        memory.on_thresholds(lambda found: seen.append(found.limit_bytes))
+        memory.on_thresholds(lambda found: room.append(found.limit_bytes - machine.usage().usage_bytes))
         for name in "abcde":
             cache.put(name, 20 * MB)  # usage is as much as the limit is to be
         memory.use_limit(160 * MB)

@@ -1,0 +1,338 @@
+"""Adaptive thresholds by themselves: what each rule does, its guards, and that an hour of any load does not swing."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from modelhost.memory.adaptive import Adaptive
+from modelhost.memory.adaptive_learnt import Learnt
+from modelhost.memory.adaptive_words import Decision, Guards, Reading
+from modelhost.memory.thresholds import Thresholds
+
+MB = 1 << 20
+FIXED = Thresholds(256 * MB, 60 * MB, 172 * MB, 192 * MB, 30 * MB)
+GUARDS = Guards(FIXED, bodies_bytes=16 * MB, runs_bytes=64 * MB)
+
+
+class Machine:
+    """Makes readings of a load, four a second unless `every_s` says so, and keeps what is decided."""
+
+    def __init__(self, adaptive: Adaptive | None = None) -> None:
+        self.adaptive = adaptive or Adaptive(GUARDS)
+        self.now = 0.0
+        self.reading = Reading(0.0, 170 * MB, resident_bytes=110 * MB, refaulted_bytes=0, cache_bytes=80 * MB)
+        self.decisions: list[Decision] = []
+
+    def live(self, seconds: float, *, runs: int = 40, departures: float = 0.0, **more: Any) -> list[Decision]:
+        """Lives on; totals grow by so much a second: `refaulted`, `load_s`; the rest is as readings have it."""
+        refaulted, load_s = more.pop("refaulted", 0), more.pop("load_s", 0.0)
+        every_s = more.pop("every_s", 0.25)
+        before = len(self.decisions)
+        for _ in range(int(seconds / every_s)):
+            self.now += every_s
+            was = self.reading
+            assert was.refaulted_bytes is not None
+            self.reading = replace(
+                was,
+                at_s=self.now,
+                runs=was.runs + int(runs * every_s),
+                load_s=was.load_s + load_s * every_s,
+                departures=int(departures * self.now),
+                refaulted_bytes=was.refaulted_bytes + int(refaulted * every_s),
+                **more,
+            )
+            self.take(self.adaptive.note(self.reading))
+        return self.decisions[before:]
+
+    def take(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self.decisions.append(decision)
+            check(decision.thresholds, self.adaptive.guards)
+
+
+def check(found: Thresholds, guards: Guards) -> None:
+    fixed = guards.fixed
+    assert fixed.baseline_bytes < found.warning_bytes < found.critical_bytes
+    assert found.critical_bytes <= fixed.limit_bytes - fixed.min_free_bytes
+    assert (found.limit_bytes, found.min_free_bytes) == (fixed.limit_bytes, fixed.min_free_bytes)
+    if guards.highest_critical_bytes is not None:
+        assert found.critical_bytes <= guards.highest_critical_bytes
+    if guards.highest_warning_bytes is not None:
+        assert found.warning_bytes <= guards.highest_warning_bytes
+
+
+# --- the rules --------------------------------------------------------------------------------------
+
+
+def test_nothing_learnt_is_as_fixed_and_nothing_wanted_changes_nothing() -> None:
+    machine = Machine()
+    assert machine.adaptive.thresholds == FIXED
+    assert machine.live(600) == []
+
+
+def test_where_models_leave_for_want_of_room_and_runs_are_small_more_is_committed_in_small_steps() -> None:
+    machine = Machine()
+    steps = machine.live(300, departures=0.5, claimed_bytes=4 * MB, run_bytes=2 * MB)
+    assert {step.rule for step in steps} == {"more"}
+    assert all(after.at_s - before.at_s >= 15 for before, after in pairwise(steps))
+    assert steps[0].at_s >= 30
+    found = machine.adaptive.thresholds
+    assert found.critical_bytes == 226 * MB  # min_free
+    assert found.warning_bytes == 206 * MB
+    assert "left or were refused for want of room" in steps[0].reason
+    assert steps[0].details["departures"] > 0
+
+
+def test_too_few_runs_are_no_reason_to_keep_less_room_for_them() -> None:
+    assert Machine().live(300, runs=0, departures=0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("claimed_mb", "run_mb", "critical_mb"),
+    [
+        (1, 1, 226),  # min_free
+        (20, 10, 256 - 16 - 25 - 8),
+        (20, 40, 256 - 16 - 40 - 8),
+        (60, 60, 192),  # never more than by default
+    ],
+)
+def test_the_room_is_what_runs_take_with_a_margin(claimed_mb: int, run_mb: int, critical_mb: int) -> None:
+    machine = Machine()
+    machine.live(400, departures=0.5, claimed_bytes=claimed_mb * MB, run_bytes=run_mb * MB)
+    assert machine.adaptive.thresholds.critical_bytes == critical_mb * MB
+
+
+def test_a_run_that_wants_more_has_it_at_once_and_for_a_day() -> None:
+    machine = Machine()
+    machine.live(300, departures=0.5, claimed_bytes=4 * MB)
+    decision = machine.adaptive.want(50 * MB, machine.now)
+    assert decision is not None
+    assert decision.rule == "room"
+    assert decision.thresholds.critical_bytes == 192 * MB
+    assert decision.thresholds.warning_bytes == 172 * MB
+    assert machine.adaptive.want(50 * MB, machine.now) is None
+    assert machine.live(3600, departures=0.5, claimed_bytes=4 * MB, every_s=5) == []
+    assert {step.rule for step in machine.live(25 * 3600, departures=0.5, claimed_bytes=4 * MB, every_s=5)} == {"more"}
+
+
+def test_a_page_cache_that_is_read_again_is_given_room_within_seconds_and_warning_pays_not_critical() -> None:
+    machine = Machine()
+    machine.live(60)
+    (first,) = machine.live(5, refaulted=60 * MB)
+    assert first.rule == "cache"
+    assert first.at_s <= 64
+    assert first.thresholds.warning_bytes == 170 * MB - round(256 * MB / 12)
+    assert first.thresholds.critical_bytes == FIXED.critical_bytes
+    assert "MB of file pages are read again each second, the page cache holds 80.0 MB" in first.reason
+
+
+def test_what_pays_is_kept_and_goes_on_until_it_is_calm() -> None:
+    machine = Machine()
+    machine.live(60)
+    machine.live(4, refaulted=60 * MB)
+    steps = machine.live(12, refaulted=40 * MB, usage_bytes=149 * MB, resident_bytes=89 * MB)
+    assert [step.rule for step in steps] == ["cache"]
+    assert machine.live(100, usage_bytes=128 * MB, resident_bytes=68 * MB) == []
+    assert machine.adaptive.thresholds == steps[0].thresholds
+
+
+def test_what_does_not_pay_is_undone_and_not_tried_again_for_longer_each_time() -> None:
+    machine = Machine()
+    machine.live(60)
+    steps = machine.live(1200, refaulted=60 * MB)
+    downs = [step for step in steps if step.rule == "cache"]
+    undone = [step for step in steps if step.rule == "undone"]
+    assert len(downs) == len(undone) <= 5
+    assert all(9 <= after.at_s - before.at_s <= 12 for before, after in zip(downs, undone, strict=True))
+    waits = [after.at_s - before.at_s for before, after in zip(undone, downs[1:], strict=False)]
+    assert waits == sorted(waits)
+    assert waits[0] >= 60
+    assert machine.adaptive.thresholds == FIXED
+    assert "did not pay" in undone[0].reason
+
+
+def test_a_step_up_that_the_page_cache_suffers_from_is_undone() -> None:
+    machine = Machine()
+    while not machine.decisions:
+        machine.live(1, departures=0.5)
+    raised = machine.adaptive.thresholds
+    undone, *_ = machine.live(11, departures=0.5, refaulted=60 * MB)
+    assert undone.rule == "undone"
+    assert undone.thresholds == FIXED
+    assert raised.warning_bytes > FIXED.warning_bytes
+    assert "more" not in {step.rule for step in machine.live(200, departures=0.5)}
+
+
+def test_where_nothing_could_leave_to_the_page_cache_nothing_is_moved() -> None:
+    machine = Machine()
+    assert machine.live(120, refaulted=60 * MB, usage_bytes=62 * MB, resident_bytes=2 * MB) == []
+    pinned = Machine()
+    assert pinned.live(120, refaulted=60 * MB, kept_bytes=110 * MB) == []
+
+
+def test_never_below_the_baseline_and_one_model() -> None:
+    machine = Machine()
+    machine.live(10, largest_model_bytes=80 * MB)
+    refaulted = 100 * MB
+    for _ in range(20):
+        refaulted = refaulted * 3 // 4
+        machine.live(15, refaulted=refaulted + 30 * MB)
+    assert machine.adaptive.thresholds.warning_bytes >= 140 * MB
+
+
+def test_models_that_are_pinned_do_not_get_the_room_of_runs() -> None:
+    machine = Machine()
+    machine.live(300, departures=0.5)
+    assert machine.adaptive.thresholds.critical_bytes > FIXED.critical_bytes
+    (step,) = machine.live(10, kept_bytes=115 * MB)
+    assert step.rule == "room"
+    assert step.thresholds.critical_bytes == FIXED.critical_bytes
+
+
+def test_what_the_user_has_set_is_the_highest() -> None:
+    fixed = replace(FIXED, warning_bytes=150 * MB, critical_bytes=190 * MB)
+    guards = replace(GUARDS, fixed=fixed, highest_warning_bytes=150 * MB, highest_critical_bytes=190 * MB)
+    machine = Machine(Adaptive(guards))
+    assert machine.live(300, departures=0.5) == []
+    only_critical = Machine(Adaptive(replace(guards, highest_warning_bytes=None)))
+    only_critical.live(300, departures=0.5, extra_bytes=10 * MB)
+    found = only_critical.adaptive.thresholds
+    assert (found.warning_bytes, found.critical_bytes) == (180 * MB, 190 * MB)
+
+
+def test_loads_that_overshoot_lower_critical_by_as_much_at_the_next_move() -> None:
+    machine = Machine()
+    machine.live(300, departures=0.5, over_bytes=6 * MB)
+    assert machine.adaptive.thresholds.critical_bytes == 220 * MB
+
+
+def test_another_limit_begins_anew_and_keeps_what_is_known_of_runs() -> None:
+    machine = Machine()
+    machine.live(300, departures=0.5, run_bytes=12 * MB)
+    other = Guards(Thresholds(128 * MB, 60 * MB, 78 * MB, 96 * MB, 30 * MB), 8 * MB, 32 * MB)
+    machine.adaptive.rebase(other)
+    assert machine.adaptive.thresholds == other.fixed
+    assert machine.adaptive.learnt.largest_run_bytes == 12 * MB
+
+
+# --- an hour ----------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """Models on the heap beside mapped ones, as thresholds let them: what an hour of readings would be.
+
+    Idle models leave above warning; the page cache is what is left; what of the mapped models' hot pages does not fit
+    is read again by each run, and a model on the heap that is not there is loaded.
+    """
+
+    def __init__(self, *, hot_mb: float, heap_mb: float, heap_share: float, noise: float, seed: int) -> None:
+        self.hot_mb, self.heap_mb, self.heap_share, self.noise = hot_mb, heap_mb, heap_share, noise
+        self.random = random.Random(seed)
+        self.machine = Machine()
+        self.runs = self.refaulted_mb = self.departures = self.load_s = 0.0
+
+    def second(self) -> None:
+        machine, warning_mb = self.machine, self.machine.adaptive.thresholds.warning_bytes / MB
+        held_mb = min(self.heap_mb, max(0.0, warning_mb - 60))
+        cache_mb = 256 - 60 - held_mb
+        missing = max(0.0, 1 - held_mb / self.heap_mb) if self.heap_mb else 0.0
+        cold = max(0.0, 1 - (cache_mb - 20) / self.hot_mb) if self.hot_mb else 0.0
+        wobble = max(0.0, 1 + self.noise * self.random.gauss(0, 1))
+        heap_runs, mapped_runs = 100 * self.heap_share * wobble, 100 * (1 - self.heap_share) * wobble
+        self.runs += heap_runs + mapped_runs
+        self.refaulted_mb += mapped_runs * cold * 5
+        self.departures += heap_runs * missing
+        self.load_s += heap_runs * missing * 0.05
+        machine.now += 1
+        machine.reading = Reading(
+            machine.now,
+            round((60 + held_mb) * MB),
+            resident_bytes=round(held_mb * MB),
+            largest_model_bytes=25 * MB,
+            claimed_bytes=round(6 * MB * wobble),
+            run_bytes=2 * MB,
+            extra_bytes=20 * MB,
+            runs=int(self.runs),
+            load_s=self.load_s,
+            departures=int(self.departures),
+            refaulted_bytes=round(self.refaulted_mb * MB),
+            cache_bytes=round(cache_mb * MB),
+        )
+        machine.take(machine.adaptive.note(machine.reading))
+
+
+def hour(machine: Simulated, *, shift: bool = False) -> list[Decision]:
+    for second in range(3600):
+        if shift:  # the hot set grows and shrinks over the hour
+            machine.hot_mb = 90 + 80 * math.sin(second / 3600 * 2 * math.pi)
+        machine.second()
+    return machine.machine.decisions
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        {"hot_mb": 0, "heap_mb": 300, "heap_share": 1.0},
+        {"hot_mb": 110, "heap_mb": 120, "heap_share": 0.02},
+        {"hot_mb": 110, "heap_mb": 120, "heap_share": 0.5},
+        {"hot_mb": 400, "heap_mb": 200, "heap_share": 0.3},
+        {"hot_mb": 60, "heap_mb": 40, "heap_share": 0.3},
+        {"hot_mb": 400, "heap_mb": 0, "heap_share": 0.0},
+    ],
+    ids=["heavy", "thrash", "both", "too much", "little", "mapped"],
+)
+def test_an_hour_of_one_load_settles(load: dict[str, float]) -> None:
+    decisions = hour(Simulated(**load, noise=0.3, seed=1))  # type: ignore[arg-type]
+    turns = turned([decision.thresholds.warning_bytes for decision in decisions])
+    assert turns <= 12, [(decision.at_s, decision.rule) for decision in decisions]
+    late = [decision for decision in decisions if decision.at_s > 1200]
+    assert len(late) <= 8, [(decision.at_s, decision.rule) for decision in decisions]
+
+
+def test_an_hour_in_which_the_load_shifts_follows_it_and_does_not_swing() -> None:
+    decisions = hour(Simulated(hot_mb=90, heap_mb=120, heap_share=0.05, noise=0.2, seed=1), shift=True)
+    assert turned([decision.thresholds.warning_bytes for decision in decisions]) <= 12
+    assert len(decisions) <= 30
+
+
+def turned(values: list[int]) -> int:
+    """How often a series changes its direction."""
+    steps = [after - before for before, after in pairwise(values) if after != before]
+    return sum(1 for before, after in pairwise(steps) if (before > 0) != (after > 0))
+
+
+# --- from one start to the next ---------------------------------------------------------------------
+
+
+def test_what_is_learnt_can_be_written_and_read() -> None:
+    machine = Machine()
+    machine.live(300, departures=0.5, claimed_bytes=20 * MB, run_bytes=10 * MB, extra_bytes=5 * MB, over_bytes=MB)
+    table = json.loads(json.dumps(machine.adaptive.learnt.to_table()))
+    again = Learnt.from_table(table)
+    assert again.as_dict() == machine.adaptive.learnt.as_dict()
+    warning_bytes = machine.adaptive.thresholds.warning_bytes
+    restarted = Adaptive(GUARDS, again, warning_bytes=warning_bytes)
+    assert restarted.thresholds == machine.adaptive.thresholds
+
+
+def test_a_warning_of_before_is_held_to_the_guards_of_now() -> None:
+    assert Adaptive(GUARDS, warning_bytes=250 * MB).thresholds == FIXED  # nothing is learnt
+    found = Adaptive(GUARDS, warning_bytes=5 * MB).thresholds
+    assert found.warning_bytes == 88 * MB
+    check(found, GUARDS)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True, 1 << 60, {}])
+@pytest.mark.parametrize("name", ["runs", "hours", "claimed", "extra", "over"])
+def test_garbage_is_refused(name: str, value: object) -> None:
+    table = Learnt().to_table()
+    table[name] = value if name == "runs" else [value]
+    with pytest.raises((ValueError, TypeError)):
+        Learnt.from_table(table)

@@ -55,7 +55,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 docs: .venv-docs/.made
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
 # Installs a lock into the environment of a Python: $(call install,PYTHON,ARGUMENTS). With uv, which takes 5 s of the
 # processor where pip takes 60; what it cannot reach, since it knows none of pip's settings, pip installs.

@@ -16,7 +16,7 @@ from host_process import environment
 from snippets import ADDRESS, ROOT, Block, Command, commands, is_as_shown
 
 #: Not here: environments are made by the tests that need one of their own.
-INSTALLS: Final = re.compile(r"(\S*pip|pip3|apt-get|python3? -m (pip|venv)) ?(install|update|\.venv)?")
+INSTALLS: Final = re.compile(r"(\S*pip|apt-get) (install|update)|python3? -m (pip|venv)|\. \.venv/")
 #: Commands after which the rest of a shell is another.
 _STATE: Final = re.compile(r"(cd|export|\.|source) |\w+=\S*$")
 _HOST: Final = re.compile(r"(\w+=\S+ )*(modelhost serve|make serve)\b")
@@ -28,11 +28,9 @@ class Shell:
 
     def __init__(self, folder: Path, *, address: str | None = None, variables: Mapping[str, str] | None = None) -> None:
         self.folder, self.address = folder, address
-        self._environment = environment(
-            MODELHOST_SERVER_PORT="0",
-            PATH=os.pathsep.join([str(_commands_folder(folder)), str(Path(sys.executable).parent), os.environ["PATH"]]),
-            **(variables or {}),
-        )
+        given = dict(variables or {})
+        path = given.pop("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        self._environment = environment(MODELHOST_SERVER_PORT="0", PATH=f"{_commands_folder(folder)}:{path}", **given)
         self._state: list[str] = []
         self._hosts: list[subprocess.Popen[str]] = []
 
@@ -61,8 +59,9 @@ class Shell:
         return text if self.address is None else text.replace(ADDRESS, self.address)
 
     def _python(self, block: Block) -> str:
+        script = "\n".join([*self._state, f"exec python -W error -c {shlex.quote(self._here(block.text))}"])
         ended = subprocess.run(
-            [sys.executable, "-W", "error", "-c", self._here(block.text)],
+            ["sh", "-eu", "-c", script],
             cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, ""), f"{block.name}: {ended.stderr}"
@@ -99,14 +98,23 @@ class Shell:
         )  # fmt: skip
         self._hosts.append(host)
         assert host.stdout is not None
-        printed = []
+        printed = ""
         for line in host.stdout:
-            printed.append(line)
+            printed += line
             if match := _LISTENS.search(line):
                 self.address = match[1]
             if "curl" in line:
-                return
-        raise AssertionError(f"{block.name}: {text}\nthe host ended:\n{''.join(printed)}")
+                break
+        else:
+            raise AssertionError(f"{block.name}: {text}\nthe host ended:\n{printed}")
+        if block.printed is not None:
+            assert _is_banner(printed[printed.index("modelhost listens") :], self._here(block.printed)), printed
+
+
+def _is_banner(found: str, shown: str) -> bool:
+    """Says whether a host says what is shown, on a machine with other figures."""
+    parts = re.split(r"\.\.\.|[\d.]+ MB|\([^)]*\)", shown.strip())
+    return re.fullmatch(".*".join(map(re.escape, parts)), found.strip()) is not None
 
 
 def _plain(words: list[str]) -> bool:

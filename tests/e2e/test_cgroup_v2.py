@@ -25,6 +25,7 @@ TIMEOUT_S = 1500
 
 DOCKERFILE = """\
 FROM modelhost:latest
+COPY --from=docker.io/library/python:3.11-slim-bookworm /usr/bin/unshare /usr/bin/unshare
 COPY models /guest/models
 COPY cases.json /guest/cases.json
 ENV MODELHOST_SECURITY_INSECURE=true MODELHOST_MODELS_DIRECTORY=/guest/models MODELHOST_PREPARE_ON_LOAD=false \\

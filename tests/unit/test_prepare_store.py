@@ -192,6 +192,23 @@ def test_another_identity_makes_everything_missing(stage: Stage, part: str) -> N
     assert stage.store().find(file, ()) == made
 
 
+def test_artifacts_and_models_that_come_out_of_an_image_layer_are_not_read(stage: Stage, read: list[str]) -> None:
+    """Layers keep the times of files in whole seconds."""
+    file = stage.model("a")
+    os.utime(file, (1e9, 1e9))
+    artifact = stage.prepare(file)
+    for path in (file, *artifact.directory.iterdir()):
+        whole = int(path.stat().st_mtime)
+        os.utime(path, (whole, whole))
+    read.clear()
+
+    found = stage.store().find(file, ())
+
+    assert found is not None
+    assert found.directory == artifact.directory
+    assert read == []
+
+
 def test_a_copied_artifact_is_read_once_and_used(stage: Stage, tmp_path: Path, read: list[str]) -> None:
     file = stage.model("a")
     stage.prepare(file)

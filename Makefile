@@ -26,7 +26,7 @@ serve: $(VENV)/.serve
 
 # Beside each other: installations wait for downloads and the disk, lint only for the processor.
 tested:
-	@$(MAKE) --no-print-directory --jobs=3 lint $(CLIENTS)
+	@$(MAKE) --no-print-directory --jobs=3 lint $(CLIENTS) $(VENV)/.browser
 
 # Many tests wait: for processes, threads, clocks. Those with a host in a small group of its own have it to themselves but
 # for one other; those that measure what others would disturb run alone. Status 5: none were selected, by ARGS.
@@ -85,6 +85,15 @@ $(VENV)/.test: lock/test.txt $(VENV)/.serve
 .venv-%/.made: lock/%.txt | $(BIN)/uv
 	$(PYTHON) -m venv --clear --without-pip .venv-$*
 	$(call install,.venv-$*/bin/python,--require-hashes -r $<)
+	touch $@
+
+# A browser for the tests of the page, from Debian where it can be had. Where there is none they are skipped, and say so.
+$(VENV)/.browser: | $(VENV)/bin/python
+	@if ! command -v chromedriver && [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+	  echo "installing chromium and its driver for tests/browser"; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 300 \
+	    apt-get -qq install --no-install-recommends chromium chromium-driver; \
+	fi >$@.log 2>&1 || echo "tests/browser will be skipped: no browser could be installed, see $@.log"
 	touch $@
 
 # One resolution for all platforms and for Python 3.11 and newer; hashes, and no index in the files.

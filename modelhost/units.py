@@ -47,7 +47,8 @@ def format_span(seconds: float) -> str:
     """Returns `seconds` as people say them, to two digits or so: `40 s`, `12 min`, `3.5 h`, `8 d`."""
     for unit, size_s in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size_s:
-            return f"{seconds / size_s:.2g} {unit}"
+            count = seconds / size_s
+            return f"{count:.2g} {unit}" if count < 99.5 else f"{count:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 

@@ -50,6 +50,8 @@ def needs_of(method: str, path: str) -> Needs:
     if is_reading and path in _OPEN:
         return None
     match path.split("/")[1:]:
+        case ["ui", _] if is_reading:  # the page at `/` holds nothing; what it asks for needs a key
+            return None
         case ["v1" | "v2", "models", *_, last] if not is_reading or last.endswith(":predict"):
             return INFER
         case ["v2", "models", *_, "stats"]:

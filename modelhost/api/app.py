@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
-from modelhost.api import errors, memory, models, monitor, repository, request_ids, server, v1
+from modelhost.api import errors, memory, models, monitor, page, repository, request_ids, server, v1
 from modelhost.api.access import Guard
 from modelhost.api.access_log import KEY_NAME, AccessLog
 from modelhost.api.event_stream import IS_HEAD
@@ -190,6 +190,7 @@ def _add_routes(
         monitor.routes(inference, feed),
     ):
         app.routes.extend(router.routes)
+    app.routes.append(page.ROUTE)
 
 
 class _Opening:

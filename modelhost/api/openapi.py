@@ -17,6 +17,7 @@ from modelhost.api.openapi_schemas import EXAMPLE_INFER, EXAMPLE_PREDICT, SCHEMA
 
 _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
+_HTML: Final = "text/html"
 _TEXT: Final = "text/plain"
 _EVENTS: Final = "text/event-stream"
 
@@ -67,7 +68,7 @@ def _bytes(**more: Any) -> dict[str, Schema]:
 
 #: By method and path; versions and repositories in the path change nothing here.
 _OPERATIONS: Final[Mapping[str, _Operation]] = {
-    "GET /": _Operation(_json("Alive")),
+    "GET /": _Operation(_json("Alive") | {_HTML: {"schema": {"type": "string"}}}),
     "GET /v2": _Operation(_json("Server")),
     "GET /v2/health/live": _Operation(_json("Live")),
     "GET /v2/health/ready": _Operation(_json("Ready"), not_ready=ref("Ready")),

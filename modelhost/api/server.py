@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from modelhost.api import log_levels, views
+from modelhost.api import log_levels, page, views
 from modelhost.api.errors import JsonResponse
 from modelhost.api.inference import Inference
 from modelhost.api.reading import read_object
@@ -16,9 +16,11 @@ def routes(inference: Inference) -> APIRouter:
     host, router = inference.host, APIRouter(tags=["server"])
 
     @router.get("/")
-    async def alive() -> Response:
-        """Whether the process answers, as V1 clients ask it."""
-        return JsonResponse({"status": "alive"})
+    async def alive(request: Request) -> Response:
+        """Whether the process answers, as V1 clients ask it; browsers, which ask for HTML, get the page for people."""
+        if page.prefers_page(request.headers.get("accept")):
+            return page.index(request)
+        return JsonResponse({"status": "alive"}, headers={"Vary": "Accept"})
 
     @router.get("/v2")
     async def server() -> Response:

@@ -122,7 +122,16 @@ def test_a_time_that_is_over_is_said_in_a_unit_that_fits_it() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (4000, "67 min"), (7200, "2 h"), (9e5, "10 d")],
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (4000, "67 min"),
+        (7199, "120 min"),
+        (7200, "2 h"),
+        (9e5, "10 d"),
+    ],
 )
 def test_spans_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert format_span(seconds) == text

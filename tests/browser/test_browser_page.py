@@ -1,0 +1,346 @@
+"""The page at `/` in a browser: figures, what can be done, other people's words, keyboard, contrast, keys."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import models_for_tests as build
+import pytest
+from accessibility import CONTRAST, LABELS
+from browser import Browser, browser, missing
+from host_process import MODELS, HostProcess, running_host
+
+from modelhost.security.keys import new_key
+from modelhost.units import format_bytes, format_duration, format_span
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()} (apt-get install chromium-driver)")
+
+TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
+
+#: Names that a page which makes markup of them would run, or lose.
+HOSTILE = ("<img src=x onerror=document.title='run'>", '"><svg onload=alert(1)>', "__proto__", "a b%20c & d")
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("browser")) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    for name in ("digits", "wine", "iris_petals"):
+        shutil.copytree(MODELS / name, directory / name)
+    for name in HOSTILE[:-1]:
+        (directory / name / "1").mkdir(parents=True)
+        (directory / name / "1" / "model.onnx").write_bytes(b"<script>document.title = 'run'</script>")
+    build.save(build.add_constant(1.0), directory, HOSTILE[-1])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[HostProcess]:
+    with running_host(tmp_path_factory.mktemp("host"), models, "--memory-limit", "400MB") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def opened(tab: Browser, host: HostProcess) -> Browser:
+    """The page of the host, once for all tests of this module."""
+    tab.log("performance")
+    tab.open(host.url)
+    tab.until(lambda: "MB" in tab.text("#legend"), "figures")
+    return tab
+
+
+_AS_OPENED = """
+document.querySelectorAll("dialog[open]").forEach((one) => one.close());
+document.querySelector("#search").value = "";
+document.querySelector("#search").dispatchEvent(new Event("input"));
+document.activeElement.blur()"""
+
+
+@pytest.fixture
+def page(opened: Browser, host: HostProcess) -> Iterator[Browser]:
+    """The same with nothing open over it; afterwards nothing of it may have failed or gone elsewhere."""
+    opened.run(_AS_OPENED)
+    yield opened
+    assert said(opened) == []
+    assert [one for one in asked(opened) if not one.startswith((host.url + "/", "data:", "about:", "chrome:"))] == []
+
+
+def said(tab: Browser) -> list[str]:
+    """What stands in the console, what the Content-Security-Policy has refused among it; but for the host's errors."""
+    found = tab.log("browser")
+    return [one["message"] for one in found if one["source"] != "network" or "/ui/" in one["message"]]
+
+
+def asked(tab: Browser) -> list[str]:
+    """What the browser has asked for, of anybody."""
+    found = [json.loads(one["message"])["message"] for one in tab.log("performance")]
+    return [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
+
+
+def memory(host: HostProcess) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{host.url}/memory").json()
+    return found
+
+
+def post(host: HostProcess, path: str, **body: Any) -> None:
+    assert httpx.post(host.url + path, json=body).status_code == 200
+
+
+def row(name: str) -> str:
+    """The words of a model's row, by its name as people read it."""
+    return (
+        "return [...document.querySelectorAll('#models-body tr')]"
+        f".find((row) => row.querySelector('.name').textContent === {json.dumps(name)})?.textContent ?? ''"
+    )
+
+
+def press_button(tab: Browser, name: str, action: str) -> None:
+    """Clicks a button of a model's row, once that is there."""
+    tab.until(lambda: tab.run(row(name)), name)
+    tab.run(
+        "const row = [...document.querySelectorAll('#models-body tr')]"
+        ".find((row) => row.querySelector('.name').textContent === arguments[0]);"
+        "[...row.querySelectorAll('button')].find((one) => one.textContent.startsWith(arguments[1])).click()",
+        name,
+        action,
+    )
+
+
+def open_panel(tab: Browser, name: str) -> None:
+    press_button(tab, name, name)
+    tab.until(lambda: tab.text("#panel-body .infer, #panel-body .problem"), "the panel")
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_memory_in_the_same_words(page: Browser, host: HostProcess) -> None:
+    found = memory(host)
+    marks = page.text("#bar")
+    for name in ("baseline", "warning", "critical", "limit"):
+        assert f"{name} {format_bytes(found[f'{name}_bytes'])}" in marks
+    assert f"of {format_bytes(found['limit_bytes'])} ({found['limit_source']}) in use" in page.text("#memory-sentence")
+    shown = float(page.text("#memory-sentence").split(" ")[0])
+    assert shown == pytest.approx(found["usage_bytes"] / 2**20, abs=4)
+    assert (page.text("#readiness"), page.text("#level")) == ("ready", f"memory {found['level']}")
+    assert "live" in page.text("#connection")
+
+
+def test_units_are_written_as_the_host_writes_them(page: Browser) -> None:
+    sizes = [0, 1, 1023, 52_429, 2**20 - 1, 2**20, 1.5 * 2**20, 268_435_456, 3e12, -5e6]
+    times = [0, 1e-7, 0.00052, 0.0524, 0.9994, 0.9996, 1.5, 99.96, 999.4, 1234.6]
+    spans = [0, 40, 119, 120, 725, 7199, 7200, 12_600, 172_800, 700_000]
+    script = """
+        const [sizes, times, spans, done] = arguments;
+        import("/ui/units.js").then(({ formatBytes, formatDuration, formatSpan }) =>
+          done([sizes.map(formatBytes), times.map(formatDuration), spans.map(formatSpan)]))"""
+    shown = page.do("/execute/async", {"script": script, "args": [sizes, times, spans]})
+    assert shown == [[format_bytes(one) for one in sizes], [*map(format_duration, times)], [*map(format_span, spans)]]
+
+
+def test_a_load_elsewhere_is_seen_without_being_asked_for(page: Browser, host: HostProcess) -> None:
+    post(host, "/memory/cleanup")
+    page.until(lambda: "not loaded" in page.run(row("wine")), "wine is away")
+    post(host, "/v2/repository/models/wine/load")
+    page.until(lambda: "loaded" in page.run(row("wine")) and "not loaded" not in page.run(row("wine")), "wine is there")
+    page.until(lambda: "1 loaded" in page.text("#models-count"), "the count")
+    post(host, "/v2/repository/models/wine/unload")
+    page.until(lambda: "recovery" in page.text("#events-list"), "the event")
+
+
+def test_history_is_drawn_and_read_out_by_its_slider(page: Browser) -> None:
+    page.until(lambda: page.run("return document.querySelector('#moment').max > 0"), "two samples")
+    assert page.run("return document.querySelectorAll('#plots polyline').length") >= 3
+    page.run("document.querySelector('#moment').focus()")
+    page.press("\ue012")  # left
+    assert "MB in use" in page.run("return document.querySelector('#moment').getAttribute('aria-valuetext')")
+    assert page.run("return document.querySelector('#moment').value < document.querySelector('#moment').max")
+
+
+# --- what can be done --------------------------------------------------------------------------------
+
+
+def test_buttons_load_pin_unload_and_clean_up(page: Browser, host: HostProcess) -> None:
+    def loaded() -> dict[str, bool]:
+        return {model["name"]: model["pinned"] for model in memory(host)["models"]}
+
+    press_button(page, "wine", "Load")
+    page.until(lambda: "wine is loaded" in page.text("#notice"), "what came of the load")
+    press_button(page, "wine", "Pin")
+    page.until(lambda: "wine is pinned" in page.text("#notice"), "what came of the pin")
+    post(host, "/v2/repository/models/digits/load")
+    page.click("#cleanup")
+    page.until(lambda: "They leave now" in page.text("#cleanup-dialog"), "the question")
+    page.click("#cleanup-do")
+    page.until(lambda: "came back" in page.text("#notice"), "what came of the clean-up")
+    assert loaded() == {"wine": True}
+    page.until(lambda: "2 loaded" not in page.text("#models-count"), "the row")
+    press_button(page, "wine", "Pin")
+    page.until(lambda: "not pinned" in page.text("#notice"), "what came of the pin's end")
+    press_button(page, "wine", "Unload")
+    page.until(lambda: "wine is unloaded" in page.text("#notice"), "what came of the unload")
+    assert loaded() == {}
+
+
+def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: HostProcess) -> None:
+    open_panel(page, "digits")
+    sent = json.loads(page.run("return document.querySelector('.infer textarea').value"))
+    assert len(sent) == 64
+    page.click(".infer button.main")
+    page.until(lambda: page.text(".infer .status").startswith("200 OK"), "the answer")
+    shown = json.loads(page.text(".infer pre[aria-label=Answer]"))
+    body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": sent}]}
+    expected = httpx.post(f"{host.url}/v2/models/digits/infer", json=body).json()
+    assert shown["outputs"] == expected["outputs"]
+    line = page.text(".infer .copied pre")
+    assert line.startswith(f"curl -s '{host.url}/v2/models/digits/infer' -d '")
+    assert json.loads(line.split(" -d ")[1].strip("'")) == body
+
+
+def test_the_form_says_what_is_wrong_here_and_what_the_host_finds_wrong(page: Browser) -> None:
+    open_panel(page, "digits")
+    page.fill(".infer textarea", "[1, 2")
+    page.click(".infer button.main")
+    assert "this is not JSON" in page.text(".infer fieldset .problem")
+    assert page.run("return document.activeElement === document.querySelector('.infer textarea')")
+    page.fill(".infer textarea", "[1, 2]")
+    page.click(".infer button.main")
+    page.until(lambda: page.text(".infer .status").startswith("400"), "the refusal")
+    assert json.loads(page.text(".infer pre[aria-label=Answer]"))["code"] == "invalid_tensor"
+
+
+def test_what_nobody_looks_at_is_not_sent(page: Browser) -> None:
+    page.click("#pause")
+    assert "paused" in page.text("#connection")
+    page.click("#pause")
+    page.until(lambda: "live" in page.text("#connection"), "it goes on")
+
+
+# --- other people's words ----------------------------------------------------------------------------
+
+
+def test_names_and_errors_are_words_and_nothing_else(page: Browser) -> None:
+    for name in HOSTILE:
+        assert name in page.run(row(name))
+    open_panel(page, HOSTILE[0])
+    assert HOSTILE[0] in page.text("#panel-title")
+    page.press(ESCAPE)
+    press_button(page, HOSTILE[0], "Load")
+    page.until(lambda: "failure" in page.run("return document.querySelector('#notice').className"), "the error")
+    page.click("#notice-close")
+    open_panel(page, HOSTILE[-1])
+    page.click(".infer button.main")
+    page.until(lambda: page.text(".infer .status").startswith("200"), "a name with everything in it")
+    assert page.run("return document.title") == "modelhost"
+    assert page.run("return document.querySelectorAll('img, main script, [onload], [onerror]').length") == 0
+
+
+# --- for everybody -----------------------------------------------------------------------------------
+
+
+def test_everything_can_be_done_by_keyboard(page: Browser) -> None:
+    first = "document.querySelectorAll('a, button, input, [tabindex]')[0]"
+    page.run(f"{first}.focus()")
+    assert page.run(f"return {first}.className === 'skip' && {first}.getBoundingClientRect().top >= 0")
+    page.press(ENTER, TAB)
+    page.until(lambda: page.run("return document.activeElement.id") == "search", "past the rest, to the search")
+    page.press(*"digi")
+    page.until(lambda: page.run("return document.querySelectorAll('#models-body tr').length") == 1, "one model")
+    for _ in range(30):
+        page.press(TAB)
+        if page.run("return document.activeElement.className") == "name":
+            break
+    page.press(ENTER)
+    page.until(lambda: page.run("return document.querySelector('#panel').open"), "the panel")
+    page.press(ESCAPE)
+    page.until(lambda: not page.run("return document.querySelector('#panel').open"), "it is closed")
+    assert page.run("return document.activeElement.textContent") == "digits"
+    page.press(TAB)
+    assert page.run("return document.activeElement.matches(':focus-visible')")
+
+
+def test_everything_has_a_name_and_words_can_be_read(page: Browser) -> None:
+    open_panel(page, "iris_petals")
+    assert page.run(LABELS) == []
+    try:
+        for scheme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            page.devtools("Emulation.setEmulatedMedia", features=[feature])
+            assert page.run(CONTRAST) == [], scheme
+    finally:
+        page.devtools("Emulation.setEmulatedMedia", features=[])
+
+
+def test_it_fits_a_phone(page: Browser) -> None:
+    try:
+        page.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+        page.until(lambda: page.run("return innerWidth") == 390, "the phone")
+        assert page.run("return document.documentElement.scrollWidth") == 390
+        open_panel(page, "digits")
+        assert page.run("return document.querySelector('#panel').scrollWidth") <= 390
+    finally:
+        page.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+# --- keys --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, str]:
+    made = {role: new_key(f"the-{role}", [role]) for role in ("infer", "observe", "manage")}
+    file = tmp_path / "keys"
+    file.write_text("".join(f"{key.line()}\n" for _, key in made.values()))
+    file.chmod(0o600)
+    return {role: text for role, (text, _) in made.items()}
+
+
+def use_key(tab: Browser, key: str) -> None:
+    tab.until(lambda: tab.run("return document.querySelector('#key-dialog').open"), "the question for a key")
+    tab.fill("#key", key)
+    tab.press(ENTER)
+
+
+def forget_key(tab: Browser) -> None:
+    tab.click("#forget-key")
+    tab.until(lambda: tab.run("return document.querySelector('#key-dialog').open"), "the question for a key")
+
+
+def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, keys: dict[str, str], tmp_path: Path) -> None:
+    settings = {"MODELHOST_SECURITY_KEYS_FILE": str(tmp_path / "keys")}
+    with running_host(tmp_path, MODELS, "--memory-limit", "400MB", **settings) as host:
+        tab.open(host.url)
+        use_key(tab, "no such key")
+        tab.until(lambda: "no API key that is known" in tab.text("#key-reason"), "the refusal")
+        use_key(tab, keys["infer"])
+        tab.until(lambda: "The key 'the-infer' is for infer" in tab.text("#banner-text"), "what it is not for")
+        tab.until(lambda: "digits" in tab.run(row("digits")), "the names all the same")
+        open_panel(tab, "digits")
+        tab.click(".infer button.main")
+        tab.until(lambda: tab.text(".infer .status").startswith("200"), "what it is for")
+        assert keys["infer"] not in tab.run("return document.documentElement.outerHTML")
+        assert "$MODELHOST_API_KEY" in tab.text(".infer .copied pre")
+        tab.press(ESCAPE)
+        forget_key(tab)
+        use_key(tab, keys["observe"])
+        tab.until(lambda: "live" in tab.text("#connection"), "figures")
+        press_button(tab, "digits", "Pin")
+        tab.until(lambda: "the key 'the-observe' is for observe" in tab.text("#notice"), "the refusal")
+        assert tab.run("return document.querySelector('.row-actions button').getAttribute('aria-disabled')") == "true"
+        forget_key(tab)
+        use_key(tab, keys["manage"])
+        tab.until(lambda: "live" in tab.text("#connection"), "figures")
+        press_button(tab, "digits", "Pin")
+        tab.until(lambda: "digits is pinned" in tab.text("#notice"), "what came of it")
+    tab.until(lambda: "No figures come" in tab.text("#banner-text"), "the host has gone")
+    assert "What is shown is of" in tab.text("#banner-text")
+    assert tab.text("#readiness") == "no answer"

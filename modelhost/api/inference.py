@@ -82,6 +82,7 @@ class Inference:
 
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
+        self._statistics = self.host.pool.statistics
         decoding_bytes = self.host.budgets.decoding_bytes
         max_waiting = self.host.settings.server.max_queue
         self.budget = ByteBudget(decoding_bytes, max_waiting=max_waiting)
@@ -277,17 +278,16 @@ class Inference:
     def note(self, outcome: str, timing: Timing, file: ModelFile | None) -> None:
         """Counts a request that is over; `outcome` is `ok` or the error's code, `file` the model it was for."""
         if outcome == "ok" and file is not None:
-            self.note_success(timing, self.host.pool.statistics.of(ModelKey.of(file)))
+            self.note_success(timing, self._statistics.of(ModelKey.of(file)))
             return
         took_ns = time.perf_counter_ns() - timing.arrived_ns
         self.metrics.observe(outcome, took_ns * 1e-9)
         key, reason = None if file is None else ModelKey.of(file), _REASONS.get(outcome, "OTHER")
-        self.host.pool.statistics.note_failure(key, took_ns, reason)
+        self._statistics.note_failure(key, took_ns, reason)
 
     def note_success(self, timing: Timing, statistics: ModelStatistics) -> None:
         """Counts a request that was answered."""
-        took_ns = time.perf_counter_ns() - timing.arrived_ns
-        self.host.pool.statistics.note_success(statistics, timing, took_ns)
+        self._statistics.note_success(statistics, timing, time.perf_counter_ns() - timing.arrived_ns)
 
     def closed(self) -> HostClosed:
         """Returns the refusal of a host that shuts down."""

@@ -202,8 +202,8 @@ def _held(models: Iterable[ModelInfo], weights: WeightsInCache[ModelKey]) -> dic
 
 
 def _asked_for(host: Host, held: Mapping[ModelKey, object], most: int) -> list[ModelKey]:
-    """Returns the models that are not loaded and were asked for, the last ones first."""
-    asked = ((found.last_inference_ms, key) for key, found in host.pool.statistics if key not in held)
+    """Returns the models that are not loaded and were asked for since the start, the last ones first."""
+    asked = ((found.last_inference_ms, key) for key, found in host.pool.statistics.asked() if key not in held)
     return [key for _, key in heapq.nlargest(most, asked)]
 
 

@@ -118,8 +118,9 @@ class Viewers:
         *,
         limit: int = MAX_VIEWERS,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.history, self.limit, self.clock = history, limit, clock
+        self.history, self.limit, self.clock, self._sleep = history, limit, clock, sleep
         self._make = make
         self._all: set[Viewer] = set()
         self._ticks = 0
@@ -190,7 +191,7 @@ class Viewers:
 
     async def _tick_on(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await self._sleep(TICK_S)
             try:
                 await self.tick()
             except Exception:  # without ticks all views would stand still

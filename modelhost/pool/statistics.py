@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from operator import sub
 from typing import Any, Final, NamedTuple
 
 from modelhost.pool.key import ModelKey
-from modelhost.pool.times import BUCKETS, bucket_of, empty_counts
+from modelhost.pool.times import BOUNDS_NS, BUCKETS, empty_counts
 
 #: Why requests were refused or failed, in Triton's words: before the run; by who asked; in the run; otherwise.
 REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -124,33 +125,6 @@ class ModelStatistics:
         self.former: Recent | None = None
         """Those between the last two."""
 
-    def note_success(self, timing: Timing, took_ns: int, bucket: int) -> None:
-        """Counts a request that was answered; `bucket` is that of `took_ns`, from its arrival to its answer."""
-        success = self.success
-        success.count += 1
-        success.ns += took_ns
-        recent = self.recent
-        if recent is None:
-            recent = self.recent = Recent()
-        recent.answered[bucket] += 1
-        self.inference_count += timing.rows
-        self.input_ns += timing.input_ns
-        self.queue_ns += timing.queue_ns
-        self.infer_ns += timing.infer_ns
-        self.output_ns += timing.output_ns
-        self.last_inference_ms = int(time.time() * 1e3)
-
-    def note_failure(self, took_ns: int, reason: str = "OTHER") -> None:
-        """Counts a request that was refused or failed, for one of `REASONS`."""
-        self.fail.count += 1
-        self.fail.ns += took_ns
-        if self.failures is None:
-            self.failures = [0] * len(REASONS)
-        self.failures[REASONS.index(reason)] += 1
-        if self.recent is None:
-            self.recent = Recent()
-        self.recent.failed += 1
-
     @property
     def last_s(self) -> float | None:
         """Unix time of the last request that was answered, in seconds; None before the first."""
@@ -247,18 +221,39 @@ class Statistics:
         self._models.setdefault(key, found)
 
     def note_success(self, found: ModelStatistics, timing: Timing, took_ns: int) -> None:
-        """Counts a request that was answered, for its model and for all."""
-        bucket = bucket_of(took_ns)
+        """Counts a request that was answered, for all and for its model. In one piece: each request pays for it."""
+        bucket = bisect_left(BOUNDS_NS, took_ns)
         self.answered[bucket] += 1
         self.answered_ns += took_ns
-        found.note_success(timing, took_ns, bucket)
+        recent = found.recent
+        if recent is None:
+            recent = found.recent = Recent()
+        recent.answered[bucket] += 1
+        success = found.success
+        success.count += 1
+        success.ns += took_ns
+        found.inference_count += timing.rows
+        found.input_ns += timing.input_ns
+        found.queue_ns += timing.queue_ns
+        found.infer_ns += timing.infer_ns
+        found.output_ns += timing.output_ns
+        found.last_inference_ms = int(time.time() * 1e3)
 
     def note_failure(self, key: ModelKey | None, took_ns: int, reason: str = "OTHER") -> None:
         """Counts a request that was refused or failed, for one of `REASONS`; None where it was for no model
         that there is."""
         self.failed += 1
-        if key is not None:
-            self.of(key).note_failure(took_ns, reason)
+        if key is None:
+            return
+        found = self.of(key)
+        found.fail.count += 1
+        found.fail.ns += took_ns
+        if found.failures is None:
+            found.failures = [0] * len(REASONS)
+        found.failures[REASONS.index(reason)] += 1
+        if found.recent is None:
+            found.recent = Recent()
+        found.recent.failed += 1
 
     def rotate(self) -> None:
         """Lets what was recent be what was before; whoever calls it now and then makes rates of the two.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -24,12 +23,10 @@ def _bounds_ns() -> tuple[int, ...]:
     return (*bounds, round(marks[-1]))
 
 
-#: Upper bounds of all buckets but the last, in nanoseconds; a request that took exactly so long is within.
+#: Upper bounds of all buckets but the last, in nanoseconds; a request that took exactly so long is within, so that
+#: bisect_left says its bucket.
 BOUNDS_NS: Final = _bounds_ns()
 BUCKETS: Final = len(BOUNDS_NS) + 1
-
-#: Returns the bucket of a request that took so many nanoseconds.
-bucket_of: Final = partial(bisect_left, BOUNDS_NS)
 
 
 def empty_counts() -> array[int]:
@@ -62,4 +59,4 @@ def quantile_ms(counts: Sequence[int], share: float) -> float | None:
 def not_over(counts: Sequence[int], bounds_ns: Iterable[int]) -> list[int]:
     """Returns how many requests took at most each of `bounds_ns`, which are among BOUNDS_NS."""
     sums = list(accumulate(counts))
-    return [sums[bucket_of(bound_ns)] for bound_ns in bounds_ns]
+    return [sums[bisect_left(BOUNDS_NS, bound_ns)] for bound_ns in bounds_ns]

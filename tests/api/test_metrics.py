@@ -154,7 +154,7 @@ async def test_each_model_has_what_triton_and_modelmesh_say_of_it(tmp_path: Path
     async with page_of(tmp_path, "ab") as (host, metrics):
         await use(host, "a", "b", "a")
         await host.memory.attempt_cleanup(everything=True)
-        host.pool.statistics.of(ModelKey("a", "1")).note_failure(5, "REJECTED")
+        host.pool.statistics.note_failure(ModelKey("a", "1"), 5, "REJECTED")
         found = samples(await text_of(metrics))
     a = ("a", "1")
     assert (found["nv_inference_request_success", a], found["nv_inference_count", a]) == (2, 2)
@@ -213,7 +213,7 @@ async def test_of_many_models_those_that_answered_last_are_found_in_turns() -> N
 def test_what_hosts_before_this_one_counted_is_no_part_of_its_counters() -> None:
     statistics, key = Statistics(), ModelKey("a", "1")
     restored = ModelStatistics()
-    restored.note_success(Timing(0), 1000, 0)
+    Statistics().note_success(restored, Timing(0), 1000)
     statistics.restore(key, restored)
     statistics.restore(ModelKey("nobody", "1"), ModelStatistics())
     assert statistics.since_start(key).success == 0

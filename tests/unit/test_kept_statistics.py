@@ -20,19 +20,19 @@ from modelhost.host import Host
 from modelhost.kept import InUse
 from modelhost.pool.keeper import statistics_file
 from modelhost.pool.key import ModelKey
-from modelhost.pool.statistics import ModelStatistics, Timing
-from modelhost.pool.times import bucket_of
+from modelhost.pool.statistics import ModelStatistics, Statistics, Timing
 from modelhost.runtime.fake import FakeMemory, FakeRuntime
 
 pytestmark = pytest.mark.anyio
 
 
 def counted() -> ModelStatistics:
-    found = ModelStatistics()
+    totals, key = Statistics(), ModelKey("a", "1")
+    found = totals.of(key)
     timing = Timing(1000)
     timing.input_ns, timing.queue_ns, timing.infer_ns, timing.output_ns, timing.rows = 1, 2, 3, 4, 8
-    found.note_success(timing, 100, bucket_of(100))
-    found.note_failure(7)
+    totals.note_success(found, timing, 100)
+    totals.note_failure(key, 7)
     found.note_execution(8, 30, 40)
     return found
 
@@ -119,7 +119,8 @@ def totals(served: Host) -> dict[str, int]:
 
 
 def count(served: Host, name: str) -> None:
-    served.pool.statistics.of(ModelKey(name, "1")).note_success(Timing(0), 1, 0)
+    statistics = served.pool.statistics
+    statistics.note_success(statistics.of(ModelKey(name, "1")), Timing(0), 1)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -172,10 +172,10 @@ class Viewers:
         for viewer in tuple(self._all):
             viewer.end()
 
-    async def current(self) -> bytes:
-        """Returns a snapshot that is less than a tick old."""
+    async def current(self, within_s: float = TICK_S) -> bytes:
+        """Returns a snapshot that is less than `within_s` old."""
         async with self._making:  # who comes meanwhile shares it
-            if self.clock() - self._made_at >= TICK_S:
+            if self.clock() - self._made_at >= within_s:
                 self._frame = snapshot_frame(await self._make())
                 self._made_at = self.clock()
             return self._frame
@@ -185,7 +185,7 @@ class Viewers:
         self._ticks += 1
         due = [viewer for viewer in self._all if self._ticks % viewer.every_ticks == 0]
         if due:
-            frame = await self.current()
+            frame = await self.current(TICK_S / 2)  # one that was made for a newcomer just now is as good
             for viewer in due:
                 viewer.show(frame)
 

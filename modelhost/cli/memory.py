@@ -11,7 +11,7 @@ import click
 
 from modelhost.cli.client import api_key, request
 from modelhost.cli.memory_bar import bar, legend, mark_legend, marks_of, parts_of_memory
-from modelhost.cli.memory_text import event_line, forecast_text, page_cache_line, usage_line
+from modelhost.cli.memory_text import event_line, forecast_text, page_cache_line, policy_text, usage_parts
 from modelhost.cli.options import url_options
 from modelhost.cli.segments import Line, line, plain, wrapped
 from modelhost.cli.table import format_table
@@ -45,24 +45,14 @@ def command(url: str, api_key_file: Path | None, as_json: bool, cleanup: bool, e
 
 def _summary(info: dict[str, Any]) -> list[Line]:
     parts, marks = parts_of_memory(info), marks_of(info)
-    forecast = forecast_text(info.get("forecast"))
+    words = (policy_text(info.get("policy")), forecast_text(info.get("forecast")))
     return [
-        usage_line(info),
+        *wrapped(usage_parts(info), _TEXT_WIDTH, gap=", "),
         bar(parts, marks, width=_BAR_WIDTH),
         *wrapped([*mark_legend(marks), *legend(parts)[1:]], _TEXT_WIDTH),
         page_cache_line(info["page_cache"]),
-        *_policy(info.get("policy")),
-        *([] if forecast is None else [line(forecast)]),
+        *(line(text) for text in words if text is not None),
     ]
-
-
-def _policy(found: dict[str, Any] | None) -> list[Line]:
-    """One line where thresholds follow what is learnt."""
-    if not found:
-        return []
-    last = found["last"]
-    why = f"; the last at {time.strftime('%H:%M:%S', time.localtime(last['at']))}: {last['reason']}" if last else ""
-    return [line(f"thresholds are adaptive, {found['changes']} changes{why}")]
 
 
 def _models(models: list[dict[str, Any]]) -> str:

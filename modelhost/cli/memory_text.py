@@ -19,16 +19,21 @@ def level_role(level: str) -> Role:
     return _LEVELS.get(level, Role.STRONG)
 
 
-def usage_line(memory: dict[str, Any]) -> Line:
-    """What is used of what, and what is left for loads."""
+def usage_parts(memory: dict[str, Any]) -> list[Line]:
+    """What is used of what, what is left for loads, and what loads have reserved."""
     level = memory["level"]
-    return line(
+    used = line(
         "level ",
         Segment(level, level_role(level)),
         f": {format_bytes(memory['usage_bytes'])} of {format_bytes(memory['limit_bytes'])} "
-        f"({printable(memory['limit_source'])}) in use, {format_bytes(memory['available_bytes'])} for loads",
-        *([f", {format_bytes(memory['reserved_bytes'])} reserved"] if memory["reserved_bytes"] else []),
+        f"({printable(memory['limit_source'])}) in use",
     )
+    reserved = memory["reserved_bytes"]
+    return [
+        used,
+        line(f"{format_bytes(memory['available_bytes'])} for loads"),
+        *([line(f"{format_bytes(reserved)} reserved")] if reserved else []),
+    ]
 
 
 def forecast_text(found: dict[str, Any] | None) -> str | None:
@@ -48,6 +53,15 @@ def forecast_text(found: dict[str, Any] | None) -> str | None:
             f"({format_span(to_critical['soonest'])} to {format_span(to_critical['latest'])})"
         )
     return text
+
+
+def policy_text(found: dict[str, Any] | None) -> str | None:
+    """How thresholds follow what is learnt, and why they were changed last; None where they are fixed."""
+    if not found:
+        return None
+    last = found["last"]
+    why = f"; the last at {_time_of_day(last['at'])}: {printable(last['reason'])}" if last else ""
+    return f"thresholds are adaptive, {found['changes']} changes{why}"
 
 
 def page_cache_line(found: dict[str, Any]) -> Line:
@@ -75,7 +89,7 @@ def _pressure(found: dict[str, Any]) -> list[str]:
     if found["major_faults_per_s"] is not None:
         parts.append(f"{found['major_faults_per_s']:.0f} major faults/s")
     if found["psi_full_avg10"] is not None:
-        whose = " (the whole machine)" if found["psi_is_machines"] else ""
+        whose = " (the machine)" if found["psi_is_machines"] else ""
         parts.append(f"stalled {found['psi_full_avg10']:.0f} %{whose}")
     return parts
 
@@ -83,7 +97,6 @@ def _pressure(found: dict[str, Any]) -> list[str]:
 def event_line(event: dict[str, Any]) -> Line:
     """One event of the history, with the time of the day."""
     kind, level = event["kind"], event["level"]
-    at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
     role = level_role(level) if kind == "level" else Role.WARNING if kind in _BAD_KINDS else Role.PLAIN
     was = f", was {event['from']}" if "from" in event else ""
     text = f": level {level}{was}, {format_bytes(event['usage_bytes'])} ({event['cause']})"
@@ -95,4 +108,8 @@ def event_line(event: dict[str, Any]) -> Line:
         text += f": {event['reason']}"
     if kind == "thrashing" and event["refaulted_bytes_per_s"] is not None:
         text += f", {format_bytes(event['refaulted_bytes_per_s'])}/s read again"
-    return line(Segment(f"{at} ", Role.DIM), Segment(printable(kind), role), printable(text))
+    return line(Segment(f"{_time_of_day(event['at'])} ", Role.DIM), Segment(printable(kind), role), printable(text))
+
+
+def _time_of_day(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -5,6 +5,7 @@ Nothing here needs colour to be understood, and nothing anything but the standar
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +133,24 @@ def wrapped(parts: Sequence[Line], width: int, *, indent: str = "", gap: str = "
             lines.append([*([Segment(indent)] if lines and indent else []), *part])
             used = (len(indent) if len(lines) > 1 else 0) + taken
     return [cut_line(pieces, width) for pieces in lines]
+
+
+def hung(pieces: Sequence[Segment], width: int, *, indent: int) -> list[Line]:
+    """Returns a line in as many as it takes, broken between words; all but the first are indented."""
+    whole = plain(pieces)
+    if columns(whole) <= width:
+        return [tuple(pieces)]
+    first, *rest = textwrap.wrap(whole, max(width, indent + 10), subsequent_indent=" " * indent)
+    return [cut_off(pieces, len(first)), *(line(Segment(part, pieces[-1].role)) for part in rest)]
+
+
+def cut_off(pieces: Sequence[Segment], count: int) -> Line:
+    """Returns the first `count` characters of a line."""
+    kept: list[Segment] = []
+    for piece in pieces:
+        kept.append(replace(piece, text=piece.text[:count]))
+        count -= len(kept[-1].text)
+    return tuple(piece for piece in kept if piece.text)
 
 
 def printable(text: str) -> str:

@@ -14,8 +14,8 @@ from fake_monitor import AT, MB, FakeSource, event, model, snapshot
 from modelhost.cli.client import RequestFailed
 from modelhost.cli.main import main
 from modelhost.cli.memory_bar import Mark, Part, bar, marks_of, parts_of_feed, parts_of_memory
-from modelhost.cli.memory_text import event_line, forecast_text, page_cache_line
-from modelhost.cli.segments import Role, Segment, ansi, columns, cut, fit, plain, printable, wrapped
+from modelhost.cli.memory_text import event_line, forecast_text, page_cache_line, policy_text
+from modelhost.cli.segments import Role, Segment, ansi, columns, cut, fit, hung, plain, printable, wrapped
 from modelhost.cli.top import command as top
 from modelhost.cli.top.board import Board
 from modelhost.cli.top.events import EventLog
@@ -51,6 +51,14 @@ def test_names_cannot_steer_the_terminal() -> None:
     assert printable("wine\x1b[2J\r\n\u202e") == "wine?[2J???"
     shown = table([model("a\x1b[31m")], width=80, now=AT, sort="name")
     assert "\x1b" not in plain(shown.rows[0].cells)
+
+
+def test_what_is_longer_goes_on_below_its_text() -> None:
+    pieces = (Segment("12:00:00 ", Role.DIM), Segment("kind", Role.WARNING), Segment(": one two three four five"))
+    shown = hung(pieces, 24, indent=9)
+    assert [plain(part) for part in shown] == ["12:00:00 kind: one two", "         three four five"]
+    assert [piece.role for piece in shown[0]] == [Role.DIM, Role.WARNING, Role.PLAIN]
+    assert hung(pieces, 80, indent=9) == [pieces]
 
 
 def test_parts_of_a_line_stay_whole() -> None:
@@ -116,6 +124,17 @@ def test_a_forecast_is_told_where_something_grows() -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_adaptive_thresholds_say_why_they_are_what_they_are() -> None:
+    assert policy_text(None) is None
+    policy = {"changes": 2, "last": {"at": AT, "reason": "48.8 MB of file pages are read again each second"}}
+    told = policy_text(policy)
+    assert told is not None
+    assert told.startswith("thresholds are adaptive, 2 changes; the last at ")
+    lines = [plain(shown) for shown in overview("http://h", snapshot() | {"policy": policy}, 120)]
+    assert told in lines
+    assert policy_text({"changes": 0, "last": None}) == "thresholds are adaptive, 0 changes"
+
+
 def test_what_the_kernel_does_not_tell_is_left_out() -> None:
     names = ("refaulted_bytes_per_s", "major_faults_per_s", "psi_full_avg10")
     nothing = snapshot()["memory"]["page_cache"] | dict.fromkeys(names) | {"weights_bytes": 0}
@@ -123,7 +142,7 @@ def test_what_the_kernel_does_not_tell_is_left_out() -> None:
     thrashing = snapshot()["memory"]["page_cache"] | {"is_thrashing": True, "psi_is_machines": True}
     assert plain(page_cache_line(thrashing)) == (
         "page cache, THRASHING: 24.0 MB of 40.0 MB of mapped weights, 1.5 MB/s read again, 3 major faults/s, "
-        "stalled 0 % (the whole machine)"
+        "stalled 0 % (the machine)"
     )
 
 
@@ -241,8 +260,8 @@ def test_a_host_that_is_away_is_asked_more_and_more_seldom() -> None:
         link = link.failed(now_s, 1.0, "refused")
         waits.append(link.next_s - now_s)
     assert waits == [2, 4, 8, 16, 30, 30, 30, 30, 30]
-    assert link.text(130.0) == "NO ANSWER, figures are 30 s old, asked again in 9 s: refused"
-    assert "asking again: refused" in link.text(139.0)
+    assert link.text(130.0) == "NO FIGURES for 30 s, these are the last; asked again in 9 s"
+    assert "asking again" in link.text(139.0)
     assert Link.answered(0, 60.0).failed(0, 60.0, "").next_s == 60
 
 
@@ -252,7 +271,7 @@ def test_what_is_known_stays_in_grey_with_its_age() -> None:
     board.failed("no host answers", 7.0)
     first, *rest = board.overview(80, 12.0)
     assert first[0].role is Role.CRITICAL
-    assert plain(first).startswith("NO ANSWER, figures are 12 s old")
+    assert plain(first).startswith("NO FIGURES for 12 s")
     assert {piece.role for shown in rest for piece in shown} == {Role.DIM}
     shown = board.table(80, 12.0)
     assert {cell.role for row in shown.rows for cell in row.cells} == {Role.DIM}

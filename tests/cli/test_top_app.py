@@ -129,7 +129,7 @@ async def test_a_host_that_goes_away_is_told_and_looked_for() -> None:
     async with staged() as stage:
         stage.source.error, stage.now_s = RequestFailed("no host answers at http://h (refused)"), 112.0
         await stage.press("r")
-        await stage.until(lambda: stage.text("#overview").startswith("NO ANSWER, figures are 12 s old"))
+        await stage.until(lambda: stage.text("#overview").startswith("NO FIGURES for 12 s"))
         assert stage.names == ["digits", "wine", "iris"]
         assert stage.said[-1] == "no host answers at http://h (refused)"
         stage.source.error, stage.held = None, []

@@ -118,7 +118,7 @@ class TopApp(App[None]):
         self.board = Board(source.url, first, clock(), interval_s=interval_s, sort=sort, is_reversed=is_reversed)
         self._is_looking = False
         self._next_look: Timer | None = None
-        self._event_lines: tuple[Line, ...] = ()
+        self._event_lines: list[Line] = []
 
     # --- parts -------------------------------------------------------------------------------------
 
@@ -201,10 +201,10 @@ class TopApp(App[None]):
         self.query_one("#overview", Static).update(block(self.board.overview(width, now_s), looks))
         self.query_one("#title", Static).update(text(self.board.title(width), looks))
         self._grid.show(self.board.table(max(1, width - 1), now_s), looks)  # the last column is the scroll bar's
-        lines = self.board.events.lines
+        lines = self.board.events.shown(max(1, width - 1))
         if lines != self._event_lines:
             self._event_lines = lines
-            self.query_one("#log", Static).update(block(lines, looks, wraps=True))
+            self.query_one("#log", Static).update(block(lines, looks))
             self.query_one("#events", VerticalScroll).scroll_end(animate=False)
 
     # --- keys --------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class TopApp(App[None]):
     def action_turn_theme(self) -> None:
         """Dark, or light."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
-        self._event_lines = ()
+        self._event_lines = []
         self._draw()
 
     def action_explain(self) -> None:
@@ -267,6 +267,7 @@ class TopApp(App[None]):
 
         def chosen(name: str | None) -> None:
             if name is not None:
+                self._grid.mark(name)
                 self._do(f"load {name}", partial(self._source.load, name))
 
         def search(text: str, then: Answer) -> None:

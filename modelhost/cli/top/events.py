@@ -7,9 +7,11 @@ from collections import deque
 from typing import Any, Final
 
 from modelhost.cli.memory_text import event_line
-from modelhost.cli.segments import Line, Role, Segment, line, printable
+from modelhost.cli.segments import Line, Role, Segment, hung, line, printable
 
 _KEPT: Final = 200
+#: Where texts begin, after the time of the day.
+_INDENT: Final = 9
 
 
 class EventLog:
@@ -25,6 +27,10 @@ class EventLog:
         """All that are kept."""
         return tuple(self._lines)
 
+    def shown(self, width: int) -> list[Line]:
+        """All that are kept, those that are longer than `width` in several."""
+        return [part for pieces in self._lines for part in hung(pieces, width, indent=_INDENT)]
+
     def take(self, snapshot: dict[str, Any]) -> bool:
         """Adds what the host's events have that is new; returns whether there was anything."""
         uptime_s = snapshot["host"]["uptime_s"]
@@ -39,7 +45,9 @@ class EventLog:
             return False
         missed = 0 if last_id is None or last_id < 0 else fresh[0]["id"] - last_id - 1
         if missed:
-            self._lines.append(line(Segment(f"         {missed} events between two looks are not shown", Role.DIM)))
+            self._lines.append(
+                line(Segment(f"{'':{_INDENT}}{missed} events between two looks are not shown", Role.DIM))
+            )
         self._lines.extend(event_line(event) for event in fresh)
         self._last_id = fresh[-1]["id"]
         return True

@@ -16,6 +16,7 @@ class ModelGrid(DataTable[Text]):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", cell_padding=0)
         self._table: Table | None = None
+        self._to_mark: str | None = None
         self._looks: dict[Role, str] = {}
 
     @property
@@ -23,6 +24,16 @@ class ModelGrid(DataTable[Text]):
         """The model that the cursor is on; None where there is none."""
         rows = () if self._table is None else self._table.rows
         return rows[self.cursor_row] if 0 <= self.cursor_row < len(rows) else None
+
+    def mark(self, name: str) -> None:
+        """Puts the cursor on a model, as soon as it is there."""
+        self._to_mark = name
+        rows = () if self._table is None else self._table.rows
+        for at, row in enumerate(rows):
+            if row.name == name:
+                self.move_cursor(row=at)
+                self._to_mark = None
+                return
 
     def show(self, table: Table, looks: dict[Role, str]) -> None:
         """Changes the cells that have changed; makes the table anew where rows, columns or looks have."""
@@ -39,6 +50,8 @@ class ModelGrid(DataTable[Text]):
             keys = [row.key for row in table.rows]
             stays = marked is not None and marked.key in keys
             self.move_cursor(row=keys.index(marked.key) if marked is not None and stays else min(at, len(keys) - 1))
+            if self._to_mark is not None:
+                self.mark(self._to_mark)
             return
         for row, (old, new) in enumerate(zip(before.rows, table.rows, strict=True)):
             for column, (was, cell) in enumerate(zip(old.cells, new.cells, strict=True)):

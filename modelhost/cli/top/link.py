@@ -39,7 +39,7 @@ class Link:
         return self.error is None
 
     def text(self, now_s: float) -> str:
-        """Returns what to say of a host that does not answer."""
+        """Returns what to say of a host that does not answer; why is among the events."""
         left_s = self.next_s - now_s
         again = f"asked again in {left_s:.0f} s" if left_s >= 0.5 else "asking again"
-        return f"NO ANSWER, figures are {format_span(max(0, now_s - self.answered_s))} old, {again}: {self.error}"
+        return f"NO FIGURES for {format_span(max(0, now_s - self.answered_s))}, these are the last; {again}"

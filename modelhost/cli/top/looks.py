@@ -43,6 +43,6 @@ def text(pieces: Iterable[Segment], looks: dict[Role, str]) -> Text:
     return Text.assemble(*((piece.text, looks[piece.role]) for piece in pieces))
 
 
-def block(lines: Iterable[Line], looks: dict[Role, str], *, wraps: bool = False) -> Text:
-    """Returns lines below each other; with `wraps` long ones go on in the next, else they are cut off."""
-    return Text("\n", no_wrap=not wraps, overflow="fold" if wraps else "crop").join(text(line, looks) for line in lines)
+def block(lines: Iterable[Line], looks: dict[Role, str]) -> Text:
+    """Returns lines below each other; what is too long is cut off."""
+    return Text("\n", no_wrap=True, overflow="crop").join(text(pieces, looks) for pieces in lines)

@@ -6,7 +6,7 @@ import textwrap
 from typing import Any, Final
 
 from modelhost.cli.memory_bar import bar, legend, mark_legend, marks_of, parts_of_feed
-from modelhost.cli.memory_text import event_line, forecast_text, pressure_line, usage_line
+from modelhost.cli.memory_text import event_line, forecast_text, policy_text, pressure_line, usage_parts
 from modelhost.cli.segments import Line, Role, Segment, cut_line, line, printable, wrapped
 from modelhost.cli.top.models import SORTS, Table, figure, is_loaded, ordered, table
 from modelhost.units import format_span
@@ -50,7 +50,8 @@ def totals(snapshot: dict[str, Any]) -> list[Line]:
     parts = [line(f"requests: {figure(found['requests_per_s']) or '0'}/s")]
     if found["failures_per_s"]:
         parts.append(line(Segment(f"{figure(found['failures_per_s'])} failures/s", Role.WARNING)))
-    parts += [line(f"{name} {figure(found[key]) or '-'} ms") for name, key in (("p50", "p50_ms"), ("p99", "p99_ms"))]
+    known = [name for name in ("p50", "p99") if found[f"{name}_ms"] is not None]
+    parts += [line(f"{name} {figure(found[f'{name}_ms'])} ms") for name in known]
     parts += [line(f"{found[key]} {name}") for name, key in (("in flight", "in_flight"), ("waiting", "waiting"))]
     parts.append(line(Segment(f"{found['refusals']} refused", Role.WARNING if found["refusals"] else Role.PLAIN)))
     since = (("loads", "loads"), ("evictions", "evictions"), ("cold starts", "cold_starts"))
@@ -61,14 +62,15 @@ def overview(url: str, snapshot: dict[str, Any], width: int) -> list[Line]:
     """All that is above the table."""
     memory = snapshot["memory"]
     parts, marks = parts_of_feed(snapshot["bar"]), marks_of(memory)
-    forecast = forecast_text(memory.get("forecast"))
+    forecast, policy = forecast_text(memory.get("forecast")), policy_text(snapshot.get("policy"))
     return [
         *wrapped(heading(url, snapshot), width),
         *conditions(snapshot, width),
-        cut_line(usage_line(memory), width),
+        wrapped(usage_parts(memory), width, gap=", ")[0],
         bar(parts, marks, width=min(width, _LONGEST_BAR)),
         *wrapped([*legend(parts), *mark_legend(marks)[:-1]], width),
         cut_line(pressure_line(memory["page_cache"]), width),
+        *([] if policy is None else _text(policy, width, Role.PLAIN)),
         *_text(f"forecast: {forecast or 'nothing grows'}", width, Role.WARNING if forecast else Role.PLAIN),
         wrapped(totals(snapshot), width)[0],
     ]

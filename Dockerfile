@@ -23,12 +23,12 @@ RUN python -m venv --without-pip /opt/modelhost
 # The lock by itself first, so that an edit of the source leaves this layer, the large one, as it is.
 COPY lock/serve.txt lock/serve.txt
 RUN python -m pip --python /opt/modelhost/bin/python install --no-cache-dir --no-compile --require-hashes -r lock/serve.txt
-# What is left out, with its size; `modelhost serve` and `prepare` import none of it:
+# What is left out, with its size; `modelhost serve` and `prepare` import none of it, which a test holds them to:
 #   34 MB  libonnxruntime.so, for programs in C: the Python module has ONNX Runtime in itself
-#    5 MB  onnxruntime's tools that convert and quantize models
-#   13 MB  numpy's tests, headers, Fortran interface and stubs
-#    4 MB  protobuf and flatbuffers, which only those tools of onnxruntime import
-#    6 MB  sources beside compiled modules
+#    4 MB  onnxruntime's tools that convert and quantize models
+#   12 MB  numpy's tests, headers, Fortran interface and stubs
+#    2 MB  protobuf and flatbuffers, which only those tools of onnxruntime import
+#    8 MB  sources beside compiled modules
 #   20 MB  debugging symbols; of the modules that have many, and no others: stripping is no gain elsewhere, and the
 #          libraries of numpy do not survive it
 RUN cd /opt/modelhost/lib/python3.11/site-packages \

@@ -128,8 +128,9 @@ class Preparer:
     def _find(
         self, file: Path, external: tuple[str, ...] | None = None, dimensions: Mapping[str, int] | None = None
     ) -> Artifact | None:
-        """Returns an artifact from the cache, or one that came with the models."""
-        found = (store.find(file, external, dimensions) for store in self._stores)
+        """Returns an artifact of the cache, or one that came with the models; reads the file where neither knows it."""
+        looks = (None,) if external is None else (None, external)
+        found = (store.find(file, others, dimensions) for others in looks for store in self._stores)
         return next((artifact for artifact in found if artifact is not None), None)
 
     # --- preparing -----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Containers as the tests run them: hardened, in 256 MB without swap, by whichever tool the machine has.
 
-`CONTAINER_TOOL` is that tool with its own flags (`podman --cgroup-manager cgroupfs`), `CONTAINER_FLAGS` are more
-of `run` (`--network host`). `CONTAINER_IMAGE` is an image of the bundled variant; without it one is built.
+`CONTAINER_TOOL` is that tool with its own flags (`podman --cgroup-manager cgroupfs`), `CONTAINER_FLAGS` are more of
+`run` (`--network host`), `CONTAINER_BUILD_FLAGS` of `build`. `CONTAINER_IMAGE` is an image of the bundled variant;
+without it one is built.
 """
 
 from __future__ import annotations
@@ -56,14 +57,19 @@ def run_flags() -> list[str]:
     return shlex.split(os.environ.get("CONTAINER_FLAGS", ""))
 
 
+def build_flags() -> list[str]:
+    """Returns what `build` needs on this machine."""
+    form = ["--format", "docker"] if "podman" in tool()[0] else []  # which keeps the health check
+    return form + shlex.split(os.environ.get("CONTAINER_BUILD_FLAGS", ""))
+
+
 @functools.cache
 def image() -> str:
     """Returns the bundled image."""
     named = os.environ.get("CONTAINER_IMAGE")
     if named is None:
         named = "modelhost-under-test"
-        form = ["--format", "docker"] if "podman" in tool()[0] else []  # which keeps the health check
-        call("build", *form, "--tag", named, str(ROOT), timeout_s=1800)
+        call("build", *build_flags(), "--tag", named, str(ROOT), timeout_s=1800)
     return named
 
 

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import models_for_tests as build
-import numpy as np
 import pytest
-from containers import CACHE, Container, ask, call, image, run_flags, running, tool, writable
-from onnx import numpy_helper
+from containers import CACHE, Container, ask, call, image, running, tool, writable
+from held_models import HeldModel, prepare_in_a_container, write_models
 
 import modelhost
 
@@ -203,45 +202,24 @@ def test_on_another_kind_of_cpu_it_prepares_where_it_may_write(other_cpu: Path, 
 
 # --- many models, and somebody else's memory ------------------------------------------------------------
 
-COUNT, SIZE_MB, LAYERS = 100, 20, 4
-
-
-def write_model(directory: Path, number: int) -> tuple[str, int, float]:
-    """Writes a model whose weights are like no other's; returns its name, its side, and what it makes of ones."""
-    model = build.heavy(SIZE_MB, layers=LAYERS)
-    for tensor in model.graph.initializer:
-        side = tensor.dims[0]
-        value = (1 + number / 1000) / side
-        tensor.CopyFrom(numpy_helper.from_array(np.full((side, side), value, np.float32), tensor.name))
-    build.save(model, directory, f"m{number:03d}")
-    return f"m{number:03d}", side, (1 + number / 1000) ** LAYERS
-
 
 @pytest.fixture(scope="module")
-def volume(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int, float]]]:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[HeldModel]]:
     """A volume with 100 models of 20 MB and their artifacts, which a container of the image has prepared."""
     kept = os.environ.get("CONTAINER_MODELS")
-    base = Path(kept) if kept else tmp_path_factory.mktemp("volume")
-    directory = writable(base / "models")
-    models = [write_model(directory, number) for number in range(COUNT)]
-    subprocess.run(["chmod", "-R", "go+rX", directory], check=True)
-    call(
-        *("run", "--rm", *run_flags(), "--memory", "512m", "--volume", f"{directory}:/models", image()),
-        *("modelhost", "prepare", "--cache", "/models/.modelhost"),
-        timeout_s=3000,
-    )
+    directory = (Path(kept) if kept else tmp_path_factory.mktemp("volume")) / "models"
+    models = write_models(directory)
+    prepare_in_a_container(directory)
     return directory, models
 
 
-def asked_for(connection: http.client.HTTPConnection, model: tuple[str, int, float]) -> None:
+def asked_for(connection: http.client.HTTPConnection, model: HeldModel) -> None:
     """Asks a model something, and looks at its answer."""
-    name, side, expected = model
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, side], "data": [1.0] * side}
-    output = ask(connection, f"/v2/models/{name}/infer", {"inputs": [tensor]})["outputs"][0]["data"]
-    assert output[0] == pytest.approx(expected, rel=1e-3), name
+    output = ask(connection, f"/v2/models/{model.name}/infer", model.question())["outputs"][0]["data"]
+    assert output[0] == pytest.approx(model.answer, rel=1e-3), model.name
 
 
-def test_it_holds_a_hundred_prepared_models_of_20_mb(volume: tuple[Path, list[tuple[str, int, float]]]) -> None:
+def test_it_holds_a_hundred_prepared_models_of_20_mb(volume: tuple[Path, list[HeldModel]]) -> None:
     directory, models = volume
     with running("--volume", f"{directory}:/models:ro") as container:
         container.until(container.answers)
@@ -255,7 +233,7 @@ def test_it_holds_a_hundred_prepared_models_of_20_mb(volume: tuple[Path, list[tu
               f"{memory['limit_bytes'] / MB:.0f} ({memory['limit_source']}), {time.monotonic() - began:.0f} s "
               f"for {2 * len(models)} requests")  # fmt: skip
         assert memory["limit_bytes"] == 256 * MB
-        assert len(memory["models"]) == COUNT
+        assert len(memory["models"]) == len(models) == 100
         assert container.kills() == 0
         assert container.end() == 0
 

@@ -13,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models_for_tests as build
 import pytest
 
 from modelhost import files
+from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Identity, Manifest
 from modelhost.prepare.manifest import VariantFigures
+from modelhost.runtime.preparing import Preparer
 
 IDENTITY = Identity("onnxruntime 1.0", "x86_64 avx2")
 WEIGHTS = bytes(range(256)) * 16
@@ -226,6 +229,23 @@ def test_a_copied_artifact_is_read_once_and_used(stage: Stage, tmp_path: Path, r
     assert sorted(read) == ["model.bin", "model.onnx", "model.onnx"]
     assert store.find(copied, ()) == found
     assert len(read) == 3
+
+
+def test_what_came_with_the_models_is_found_without_reading_them_though_there_is_a_cache(
+    stage: Stage, tmp_path: Path, read: list[str]
+) -> None:
+    file = stage.model("a", build.add_constant(1).SerializeToString())
+    stage.prepare(file)
+    (tmp_path / "cache").mkdir()
+    elsewhere = ArtifactStore(tmp_path / "cache", stage.models, IDENTITY)
+    preparer = Preparer(elsewhere, PrepareSettings(), beside=stage.store())
+    read.clear()
+
+    plan = preparer.inspect(file, ModelOptions()).plan
+
+    assert plan is not None
+    assert plan.artifact is not None
+    assert read == []
 
 
 # --- damaged ---------------------------------------------------------------------------------------------

@@ -124,6 +124,8 @@ def _written(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_written(part) for part in arguments if part is not types.NoneType)
     if origin is tuple:
+        if typing.get_origin(arguments[0]) is typing.Literal:
+            return f"list of {_written(arguments[0])}"
         return f"list of {'names' if arguments[0] is str else 'paths' if arguments[0] is Path else 'entries'}"
     if origin is dict:
         return "table"
@@ -148,6 +150,8 @@ def default_of(field: FieldInfo) -> str:
             return f'`"{value}"`'
         case str() | Path():
             return f'`"{value}"`'
+        case tuple() if value and value == typing.get_args(typing.get_args(field.annotation)[0]):
+            return "all"
         case tuple():
             return "`[]`"
         case dict():

@@ -26,6 +26,7 @@ from modelhost.errors import ConfigError, Forbidden, ModelNotFound, Unauthentica
 from modelhost.host import Host
 from modelhost.monitor import Feed
 from modelhost.security.ring import KeyRing
+from modelhost.security.secret import read_secret
 from modelhost.security.texts import hide
 
 if TYPE_CHECKING:
@@ -136,12 +137,14 @@ def create_app(
     host: Host,
     *,
     keys: KeyRing | None = None,
+    alerts_secret: bytes | None = None,
     on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None,
     on_failure: Callable[[ConfigError], None] | None = None,
 ) -> ModelHostApp:
     """Returns the application for `host`, which it opens at start-up and closes at shutdown.
 
-    `keys` are those that are asked for, where those of the settings' file are not all. `on_ready` runs beside the
+    `keys` are those that are asked for, where those of the settings' file are not all; `alerts_secret` signs alerts,
+    where the settings name no file with one. Raises ConfigError for what those files have. `on_ready` runs beside the
     server once the host is open and preloaded. `on_failure` is called with what stopped the start, which ends
     quietly then, where a server would print a traceback; and who gives it has the server listen while the host
     preloads, and has to end it where that fails.
@@ -149,7 +152,8 @@ def create_app(
     keys = keys or KeyRing.of(host.settings.security)
     guard = None if keys is None else Guard(keys)
     hide((host.settings.models.directory, host.settings.artifact_cache))
-    metrics = Metrics(host, guard)
+    secret_file = host.settings.alerts.secret_file
+    metrics = Metrics(host, guard, alerts_secret=alerts_secret if secret_file is None else read_secret(secret_file))
     inference = Inference(host, metrics)
     infer = InferRoutes(inference)
     short_cut = ShortCut(infer)
@@ -232,6 +236,9 @@ class _Opening:
             stack.callback(rpc.release_port)
         await host.open()
         stack.push_async_callback(host.close)
+        alerts = self._inference.metrics.alerts
+        alerts.start()
+        stack.push_async_callback(alerts.stop)
         self._inference.open()
         app.feed.open()
         app.short_cut.open()

@@ -45,6 +45,14 @@ WAITING: Final = _gauge("modelhost_waiting", "Requests that wait for a model.")
 RUNS_IN_FLIGHT: Final = _gauge("modelhost_runs_in_flight", "Runs in progress or waiting for a thread.")
 REFUSALS: Final = _counter("modelhost_refusals_total", "Requests refused before a run, by code.", "code")
 
+# --- alerts ----------------------------------------------------------------------------------------------
+
+ALERTS: Final = _counter("modelhost_alerts_total", "What there was to tell, by kind.", "kind")
+ALERTS_SENT: Final = _counter("modelhost_alerts_sent_total", "Alerts that the webhook has taken.")
+ALERTS_RETRIED: Final = _counter("modelhost_alerts_retried_total", "Further tries to post one.")
+ALERTS_DROPPED: Final = _counter("modelhost_alerts_dropped_total", "Alerts that were not posted, by reason.", "reason")
+ALERTS_WAITING: Final = _gauge("modelhost_alerts_waiting", "Alerts that wait to be posted.")
+
 # --- memory ----------------------------------------------------------------------------------------------
 
 MEMORY_LIMIT: Final = _gauge("modelhost_memory_limit_bytes", "Memory limit in force.")

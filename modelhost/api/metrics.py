@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import Final
 
 from modelhost import __version__
+from modelhost.alerts import Alerts
+from modelhost.alerts.alert import DROP_REASONS
 from modelhost.api import families as f
 from modelhost.api.access import Guard
 from modelhost.api.exposition import Cumulated, Family, Page
 from modelhost.api.model_metrics import add_models, look, used_last
+from modelhost.config import ALERT_KINDS
 from modelhost.errors import DeadlineExceeded, InsufficientMemory, NeverFits, Overloaded
 from modelhost.histogram import Histogram
 from modelhost.host import Host
@@ -69,10 +72,12 @@ _POOL_COUNTS: Final[tuple[tuple[Family, Callable[[PoolCounters], float]], ...]] 
 class Metrics:
     """Counts what requests come to, and writes the page. Event-loop thread."""
 
-    def __init__(self, host: Host, guard: Guard | None) -> None:
+    def __init__(self, host: Host, guard: Guard | None, *, alerts_secret: bytes | None = None) -> None:
         self._host, self._guard = host, guard
         self.outcomes: dict[str, Histogram] = {}
         """Seconds of requests that failed, by outcome."""
+        self.alerts = Alerts(host, self.failures, secret=alerts_secret)
+        """What the page has of them; they look at what is counted here."""
 
     def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request that failed; `outcome` is the error's code."""
@@ -80,6 +85,11 @@ class Metrics:
         if times is None:
             times = self.outcomes[outcome] = Histogram(_BOUNDS_S)
         times.add(took_s)
+
+    def failures(self) -> dict[str, int]:
+        """Returns how many requests failed, or were refused for want of a key, by outcome."""
+        counts = {outcome: times.count for outcome, times in self.outcomes.items()}
+        return counts if self._guard is None else counts | self._guard.refused
 
     async def render(self) -> bytes:
         """Returns the text format. Looks for the page cache's figures first, on a thread."""
@@ -115,7 +125,18 @@ class Metrics:
             page.by_label(f.ACCESS_REFUSED, {code: refused[code] for code in ("unauthenticated", "forbidden")})
         page.one(f.WAITING, snapshot.waiting)
         page.one(f.RUNS_IN_FLIGHT, snapshot.in_flight)
+        _add_alerts(page, self.alerts)
         page.by_label(f.REFUSALS, dict.fromkeys(_REFUSAL_CODES, 0) | snapshot.counters.refusals)
+
+
+def _add_alerts(page: Page, alerts: Alerts) -> None:
+    page.by_label(f.ALERTS, {kind: alerts.happened[kind] for kind in ALERT_KINDS})
+    sender = alerts.sender
+    if sender is not None:
+        page.one(f.ALERTS_SENT, sender.sent)
+        page.one(f.ALERTS_RETRIED, sender.retried)
+        page.by_label(f.ALERTS_DROPPED, {reason: sender.dropped[reason] for reason in DROP_REASONS})
+        page.one(f.ALERTS_WAITING, sender.waiting)
 
 
 def _answered(statistics: Statistics) -> Cumulated:

@@ -74,8 +74,9 @@ def command(
     take_short_turns()
     from modelhost.api import logs
     from modelhost.security.ring import take_from
+    from modelhost.security.secret import take_secret
 
-    keys = take_from(os.environ)  # before there is a child that would inherit them
+    keys, secret = take_from(os.environ), take_secret(os.environ)  # before there is a child that would inherit them
     flags = {
         "models.directory": models_directory,
         "server.host": host,
@@ -92,10 +93,10 @@ def command(
 
     settings = read()
     logs.configure(settings.logging)
-    _serve(settings, keys, read)
+    _serve(settings, keys, secret, read)
 
 
-def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], Settings]) -> None:
+def _serve(settings: Settings, fixed_keys: tuple[Key, ...], secret: bytes | None, read: Callable[[], Settings]) -> None:
     from modelhost.security.exposure import check_exposure
     from modelhost.security.ring import KeyRing
     from modelhost.security.tls import check_tls
@@ -124,6 +125,7 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], read: Callable[[], S
     app = create_app(
         host,
         keys=keys,
+        alerts_secret=secret,
         on_ready=lambda: _announce(host, server, listener, app),
         on_failure=on_failure,
     )

@@ -1,5 +1,6 @@
 """One frozen settings value, and the only reader of the settings file, `MODELHOST_*` and flags."""
 
+from modelhost.config.alerts import ALERT_KINDS, AlertKind, AlertsSettings
 from modelhost.config.loading import load_settings, parse_model_options, valid_keys
 from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
@@ -14,6 +15,9 @@ from modelhost.config.toml import parse_toml
 from modelhost.config.versions import VersionPolicy
 
 __all__ = [
+    "ALERT_KINDS",
+    "AlertKind",
+    "AlertsSettings",
     "BatchingSettings",
     "LoggingSettings",
     "MemorySettings",

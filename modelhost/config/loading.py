@@ -27,8 +27,8 @@ DEFAULT_FILE: Final = Path("modelhost.toml")
 _SHOWN_LENGTH: Final = 200
 
 #: Variables with our prefix that are no settings: the file's name, the client commands' host and key, the
-#: host's keys, which no settings value has, and what asks the tests for their full size.
-_OTHER_VARIABLES: Final = {"CONFIG", "URL", "API_KEY", "API_KEYS", "TEST_FULL"}
+#: host's keys and the secret of its alerts, which no settings value has, and what asks the tests for their full size.
+_OTHER_VARIABLES: Final = {"CONFIG", "URL", "API_KEY", "API_KEYS", "ALERTS_SECRET", "TEST_FULL"}
 
 
 def load_settings(

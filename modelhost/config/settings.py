@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from modelhost.config.alerts import AlertsSettings
 from modelhost.config.logs import LoggingSettings
 from modelhost.config.memory import BatchingSettings, MemorySettings, PoolSettings, RuntimeSettings
 from modelhost.config.metrics import MetricsSettings
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    alerts: AlertsSettings = AlertsSettings()
     memory: MemorySettings = MemorySettings()
     pool: PoolSettings = PoolSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -5,6 +5,7 @@ The totals of all models are `PoolCounters`; what is counted for a model too is 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,8 @@ _LOAD_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 #: Bounds of how long models had not been used when they left.
 _AGE_BOUNDS_S: Final = (1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
+
+_FAILURES_KEPT: Final = 20
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class Accounts:
         """Seconds that requests waited for a load, which then served them."""
         self.eviction_ages = Histogram(_AGE_BOUNDS_S)
         """Seconds since their last use after which models left to make room."""
+        self.last_failures: deque[tuple[ModelKey, str]] = deque(maxlen=_FAILURES_KEPT)
+        """The last loads that failed, and why."""
         self._models: dict[ModelKey, Account] = {}
 
     def __iter__(self) -> Iterator[tuple[ModelKey, Account]]:
@@ -65,6 +70,11 @@ class Accounts:
         for counts in (self.counters, account):
             counts.loads += 1
             counts.load_seconds += took_s
+
+    def load_failed(self, key: ModelKey, reason: str) -> None:
+        """Counts a load that failed, and keeps why."""
+        self.counters.load_failures += 1
+        self.last_failures.append((key, reason))
 
     def evicted(self, models: Iterable[tuple[ModelKey, float]]) -> None:
         """Counts models that leave to make room, each with the seconds since its last use."""

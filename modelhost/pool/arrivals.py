@@ -361,7 +361,7 @@ class Arrivals:
         else:
             reason = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
             reported = ModelBroken(slot.key.name, slot.key.version, reason)
-        self._counters.load_failures += 1
+        self._accounts.load_failed(slot.key, str(reported))
         self._report(slot, reported)
         self._table.drop(slot, reported)
 

@@ -23,7 +23,7 @@ from modelhost.api.access import Guard
 from modelhost.api.families import FAMILIES
 from modelhost.api.metrics import Metrics
 from modelhost.api.model_metrics import used_last
-from modelhost.config import MetricsSettings
+from modelhost.config import AlertsSettings, MetricsSettings
 from modelhost.errors import NeverFits
 from modelhost.host import Host
 from modelhost.memory import PressureReading
@@ -99,7 +99,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     async def make() -> str:
         directory = tmp_path_factory.mktemp("models")
-        async with page_of(directory, "ab") as (host, metrics):
+        alerts = AlertsSettings(webhook_url="http://127.0.0.1:1/")  # nothing is posted
+        async with page_of(directory, "ab", alerts=alerts) as (host, metrics):
             host.memory.gauge.source = _Kernel()
             await use(host, "a", "b", "a")
             with pytest.raises(NeverFits):
@@ -108,6 +109,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
             weights.write_bytes(b"x" * 5000)
             host.pool.mapped_files = lambda: {ModelKey("a", "1"): (weights,)}
             host.conditions.note("artifacts_unwritten", "the disk is full")
+            metrics.alerts.start()
             return await text_of(metrics)
 
     return asyncio.run(make())

@@ -87,6 +87,8 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "version_policy": "{latest = 2}",
         "watch": "yes",
         "isolation": "process",
+        "webhook_url": "https://hooks.test/x",
+        "kinds": "refusals",
     }
     for key in valid_keys():
         section, name = key.split(".")

@@ -188,6 +188,54 @@ def churn(cycles: int, count: int, prepared: str, limit_bytes: int, cache: Path 
         case.run(report, models, limit_bytes=limit_bytes, cycles=cycles, is_prepared=wanted[prepared])
 
 
+_LOADS = ("zipf", "heavy", "bursts", "thrash", "diurnal")
+
+
+@click.command()
+@click.option("--load", "loads", type=click.Choice(_LOADS), multiple=True, help="Which; all where none is given.")
+@click.option("--requests", type=click.IntRange(20), default=3000, show_default=True, help="Of each load, about.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Times, in turns.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the requests.")
+@click.option("--short", is_flag=True, help="One load, few models, 40 requests.")
+@options.limit
+@options.cache
+@options.out
+def adaptive(
+    loads: tuple[str, ...],
+    requests: int,
+    rounds: int,
+    seed: int,
+    short: bool,
+    limit_bytes: int,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Adaptive thresholds beside fixed ones on the same requests: served, p99, kills; and whether they settle.
+
+    \b
+    Loads: zipf (small mapped models), heavy (more models on the heap than fit), bursts (large batches
+    beside them), thrash (hot weights beside models that are idle), diurnal (one, then the other). Real
+    hosts, and an hour of readings that are made, for the same controller.
+    """
+    from benchmarks import adaptive as case
+
+    small, hot, heap = (3, 1, 1) if short else (40, 7, 9)
+    if short:
+        loads, requests = loads or ("zipf",), min(requests, 40)
+    parameters = {"requests": requests, "rounds": rounds, "seed": seed, **options.limits(limit_bytes)}
+    with options.report("adaptive", out, **parameters) as report:
+        models = case.fleet(cache, small=small, hot=hot, heap=heap, progress=report.progress)
+        case.run(
+            report,
+            models,
+            loads=loads or _LOADS,
+            limit_bytes=limit_bytes,
+            requests=requests,
+            rounds=rounds,
+            seed=seed,
+        )
+
+
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts.")
 @options.limit

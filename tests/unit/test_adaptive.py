@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import random
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from benchmarks.adaptive_hour import FIXED, GUARDS, LOADS, live
 from modelhost.memory.adaptive import Adaptive
 from modelhost.memory.adaptive_learnt import Learnt
 from modelhost.memory.adaptive_words import Decision, Guards, Reading
 from modelhost.memory.thresholds import Thresholds
 
 MB = 1 << 20
-FIXED = Thresholds(256 * MB, 60 * MB, 172 * MB, 192 * MB, 30 * MB)
-GUARDS = Guards(FIXED, bodies_bytes=16 * MB, runs_bytes=64 * MB)
 
 
 class Machine:
@@ -225,87 +222,13 @@ def test_another_limit_begins_anew_and_keeps_what_is_known_of_runs() -> None:
 # --- an hour ----------------------------------------------------------------------------------------
 
 
-class Simulated:
-    """Models on the heap beside mapped ones, as thresholds let them: what an hour of readings would be.
-
-    Idle models leave above warning; the page cache is what is left; what of the mapped models' hot pages does not fit
-    is read again by each run, and a model on the heap that is not there is loaded.
-    """
-
-    def __init__(self, *, hot_mb: float, heap_mb: float, heap_share: float, noise: float, seed: int) -> None:
-        self.hot_mb, self.heap_mb, self.heap_share, self.noise = hot_mb, heap_mb, heap_share, noise
-        self.random = random.Random(seed)
-        self.machine = Machine()
-        self.runs = self.refaulted_mb = self.departures = self.load_s = 0.0
-
-    def second(self) -> None:
-        machine, warning_mb = self.machine, self.machine.adaptive.thresholds.warning_bytes / MB
-        held_mb = min(self.heap_mb, max(0.0, warning_mb - 60))
-        cache_mb = 256 - 60 - held_mb
-        missing = max(0.0, 1 - held_mb / self.heap_mb) if self.heap_mb else 0.0
-        cold = max(0.0, 1 - (cache_mb - 20) / self.hot_mb) if self.hot_mb else 0.0
-        wobble = max(0.0, 1 + self.noise * self.random.gauss(0, 1))
-        heap_runs, mapped_runs = 100 * self.heap_share * wobble, 100 * (1 - self.heap_share) * wobble
-        self.runs += heap_runs + mapped_runs
-        self.refaulted_mb += mapped_runs * cold * 5
-        self.departures += heap_runs * missing
-        self.load_s += heap_runs * missing * 0.05
-        machine.now += 1
-        machine.reading = Reading(
-            machine.now,
-            round((60 + held_mb) * MB),
-            resident_bytes=round(held_mb * MB),
-            largest_model_bytes=25 * MB,
-            claimed_bytes=round(6 * MB * wobble),
-            run_bytes=2 * MB,
-            extra_bytes=20 * MB,
-            runs=int(self.runs),
-            load_s=self.load_s,
-            departures=int(self.departures),
-            refaulted_bytes=round(self.refaulted_mb * MB),
-            cache_bytes=round(cache_mb * MB),
-        )
-        machine.take(machine.adaptive.note(machine.reading))
-
-
-def hour(machine: Simulated, *, shift: bool = False) -> list[Decision]:
-    for second in range(3600):
-        if shift:  # the hot set grows and shrinks over the hour
-            machine.hot_mb = 90 + 80 * math.sin(second / 3600 * 2 * math.pi)
-        machine.second()
-    return machine.machine.decisions
-
-
-@pytest.mark.parametrize(
-    "load",
-    [
-        {"hot_mb": 0, "heap_mb": 300, "heap_share": 1.0},
-        {"hot_mb": 110, "heap_mb": 120, "heap_share": 0.02},
-        {"hot_mb": 110, "heap_mb": 120, "heap_share": 0.5},
-        {"hot_mb": 400, "heap_mb": 200, "heap_share": 0.3},
-        {"hot_mb": 60, "heap_mb": 40, "heap_share": 0.3},
-        {"hot_mb": 400, "heap_mb": 0, "heap_share": 0.0},
-    ],
-    ids=["heavy", "thrash", "both", "too much", "little", "mapped"],
-)
-def test_an_hour_of_one_load_settles(load: dict[str, float]) -> None:
-    decisions = hour(Simulated(**load, noise=0.3, seed=1))  # type: ignore[arg-type]
-    turns = turned([decision.thresholds.warning_bytes for decision in decisions])
-    assert turns <= 12, [(decision.at_s, decision.rule) for decision in decisions]
-    late = [decision for decision in decisions if decision.at_s > 1200]
-    assert len(late) <= 8, [(decision.at_s, decision.rule) for decision in decisions]
-
-
-def test_an_hour_in_which_the_load_shifts_follows_it_and_does_not_swing() -> None:
-    decisions = hour(Simulated(hot_mb=90, heap_mb=120, heap_share=0.05, noise=0.2, seed=1), shift=True)
-    assert turned([decision.thresholds.warning_bytes for decision in decisions]) <= 12
-    assert len(decisions) <= 30
-
-
-def turned(values: list[int]) -> int:
-    """How often a series changes its direction."""
-    steps = [after - before for before, after in pairwise(values) if after != before]
-    return sum(1 for before, after in pairwise(steps) if (before > 0) != (after > 0))
+@pytest.mark.parametrize("name", LOADS)
+def test_an_hour_of_any_load_settles(name: str) -> None:
+    hour = live(LOADS[name], seed=1, check=lambda decision: check(decision.thresholds, GUARDS))
+    made = [(decision.at_s, decision.rule) for decision in hour.decisions]
+    assert hour.turns <= 12, made
+    assert hour.after(1200) <= 8 or LOADS[name].shift_mb, made
+    assert len(hour.decisions) <= 30, made
 
 
 # --- from one start to the next ---------------------------------------------------------------------

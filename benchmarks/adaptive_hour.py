@@ -1,8 +1,8 @@
 """An hour of readings, made, for the real controller of adaptive thresholds: does it settle, or swing?
 
-Models on the heap stand beside mapped ones, as thresholds let them: idle models leave above warning, the page cache is what
-is left, what of the mapped models' hot pages does not fit is read again by each run, and a model on the heap that is
-not there is loaded.
+Models on the heap stand beside mapped ones, as thresholds let them: idle models leave above warning, the page cache is
+what is left, what of the mapped models' hot pages does not fit is read again by each run, and a model on the heap that
+is not there is loaded.
 """
 
 from __future__ import annotations

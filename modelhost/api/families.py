@@ -117,6 +117,11 @@ OVERSHOOT: Final = _counter("modelhost_load_overshoot_bytes_total", "Bytes that 
 UNDERSHOOT: Final = _counter(
     "modelhost_load_undershoot_bytes_total", "Bytes that loads were predicted to hold and did not."
 )
+PREDICTED_LOADS: Final = _counter(
+    "modelhost_predicted_loads_total", "Models loaded before anybody asked, as they were likely to be wanted."
+)
+PREDICTED_HITS: Final = _counter("modelhost_predicted_hits_total", "Those that were used then.")
+PREDICTED_WASTED: Final = _counter("modelhost_predicted_wasted_total", "Those that were not.")
 EVICTIONS: Final = _counter("modelhost_evictions_total", "Models that left to make room.")
 UNLOADS: Final = _counter("modelhost_unloads_total", "Models unloaded on request.")
 EXPIRIES: Final = _counter(

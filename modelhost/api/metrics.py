@@ -46,6 +46,7 @@ _EVENT_KINDS: Final = (
     "worker_crash",
     "swap_failed",
     "policy",
+    "predicted",
 )
 
 #: What the pool counts of all models together.
@@ -56,6 +57,9 @@ _POOL_COUNTS: Final[tuple[tuple[Family, Callable[[PoolCounters], float]], ...]] 
     (f.LOAD_FAILURES, lambda counters: counters.load_failures),
     (f.OVERSHOOT, lambda counters: counters.overshoot_bytes),
     (f.UNDERSHOOT, lambda counters: counters.undershoot_bytes),
+    (f.PREDICTED_LOADS, lambda counters: counters.predicted_loads),
+    (f.PREDICTED_HITS, lambda counters: counters.predicted_hits),
+    (f.PREDICTED_WASTED, lambda counters: counters.predicted_wasted),
     (f.EVICTIONS, lambda counters: counters.evictions),
     (f.UNLOADS, lambda counters: counters.unloads),
     (f.EXPIRIES, lambda counters: counters.expiries),

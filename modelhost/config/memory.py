@@ -60,6 +60,9 @@ class PoolSettings(Section):
     eviction: Literal["lru", "gdsf"] = "lru"
     """Which idle models leave first: `lru`, the least recently used; `gdsf`, those that few requests want, that hold
     much and are quick to load (GreedyDual-Size-Frequency). `python -m benchmarks policy` compares them."""
+    predictive: bool = False
+    """Whether models are loaded in quiet moments that, by when they were used before, will be wanted soon: where there
+    is room below warning, and never at the price of another one."""
     failure_backoff_s: Seconds = 1.0
     """A failed load is remembered this long, twice as long after each further failure …"""
     failure_backoff_max_s: Seconds = 60.0

@@ -117,5 +117,11 @@ def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int, in_small_b
     return Refuse(available, never=False)  # 6
 
 
+def fits_beside(figures: Figures, *, resident_bytes: int, peak_bytes: int) -> bool:
+    """Whether a load that nobody waits for leaves usage below warning as things are, without anybody leaving for it."""
+    base = figures.usage_bytes + figures.reserved_bytes
+    return base + resident_bytes < figures.warning_bytes and base + peak_bytes < figures.critical_bytes
+
+
 def _held_bytes(victims: Sequence[Candidate]) -> int:
     return sum(victim.committed_bytes for victim in victims)

@@ -119,6 +119,13 @@ class Arrivals:
                 one.is_recalled = True
                 one.cancel.cancel()
 
+    def give_way(self) -> None:
+        """Stops a load in progress that no request waits for, and that was only likely to be wanted."""
+        load = self._load
+        if load is not None and load.slot.is_unused and not load.is_recalled:
+            load.slot.is_predicted, load.is_recalled = False, True
+            load.cancel.cancel()
+
     def shutdown(self) -> None:
         """Ends the thread, when nothing is under way any more."""
         self._builder.shutdown()
@@ -283,6 +290,8 @@ class Arrivals:
         slot.model = model
         slot.looks, slot.child_bytes = 0, None
         slot.load_s, slot.worth = took_s, None
+        if slot.is_predicted:
+            self._accounts.counters.predicted_loads += 1
         self._accounts.loaded(slot.key, took_s)
         self._counters.note_error(settled.error_bytes)
         log.info("loaded %s in %.0f ms, %s", slot.key, took_s * 1e3, format_bytes(settled.size_bytes))

@@ -105,7 +105,25 @@ class Pool:
             is_unwanted=self._table.unloaded.__contains__,
         )
         self._scheduler.watch = self._restarts.watch
+        if settings.predictive:
+            self._predict()
         self._is_closed = False
+
+    def _predict(self) -> None:
+        """Has models loaded ahead that will likely be wanted."""
+        from modelhost.pool.predictive import Predictive  # most hosts do without
+
+        predictive = Predictive(
+            table=self._table,
+            catalog=self.catalog,
+            memory=self._memory,
+            runner=self.runner,
+            failures=self._scheduler.failures,
+            counters=self.accounts.counters,
+            begin=self._scheduler.load_ahead,
+            clock=self._clock,
+        )
+        self._memory.on_change(lambda: None if self._is_closed else predictive.look())
 
     # --- leases ------------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, NeverFits
-from modelhost.memory import MemoryManager
+from modelhost.memory import Level, MemoryManager
 from modelhost.pool.accounts import Accounts
-from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Trim, Wait, decide
+from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Trim, Wait, decide, fits_beside
 from modelhost.pool.arrivals import Arrivals
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
@@ -33,6 +33,7 @@ from modelhost.pool.loader import LoadPeaks
 from modelhost.pool.runner import Runner
 from modelhost.pool.slot import Slot, SlotState
 from modelhost.pool.table import SlotTable, info
+from modelhost.repository import ModelFile
 from modelhost.runtime.base import Inspection, LoadPlan, Preparation, Runtime
 from modelhost.units import format_bytes
 
@@ -133,8 +134,20 @@ class Scheduler:
     # --- events ------------------------------------------------------------------------------------
 
     def enqueue(self, slot: Slot) -> None:
-        """Starts on a slot that has just been queued."""
+        """Starts on a slot that has just been queued; what was only likely to be wanted gives way to it."""
+        if not slot.is_unused:
+            self._arrivals.give_way()
+            for queued in [queued for queued in self._table.queue if queued.is_unused]:
+                self._drop_guess(queued)
         self._background.spawn(self._inspect(slot))
+
+    def load_ahead(self, file: ModelFile) -> Slot:
+        """Queues a model that no request asks for; it is loaded where there is room, and nobody else is waited for."""
+        slot = self.changes.slot_for(file)
+        slot.is_predicted = True
+        self._table.add(slot)
+        self.enqueue(slot)
+        return slot
 
     def _serves(self, slot: Slot) -> None:
         self.changes.served(slot)
@@ -200,6 +213,8 @@ class Scheduler:
 
     def _act(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
         """Decides on one queued slot and begins what was decided; returns whether it did begin something."""
+        if slot.is_unused:
+            return self._begin_ahead(slot, inspection, figures)
         if inspection.plan is not None:
             plan = self._arrivals.footprints.plan(slot.key, inspection, inspection.plan)
             decision = _decide_on_load(_sparing(figures, slot.predecessor), plan)
@@ -221,6 +236,22 @@ class Scheduler:
             self._begin_beside(self._arrivals.prepare(slot, ceiling, is_last=ceiling >= largest))
             return True
         return self._carry_out(slot, decision, _first_look(slot.key, ceiling), ceiling)
+
+    def _begin_ahead(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
+        """Loads what is likely to be wanted where nobody has to leave or wait for it, and no child to open it; else
+        drops it."""
+        plan = inspection.plan
+        if plan is not None and self._memory.level is Level.NORMAL and not self._arrivals.is_preparing:
+            plan = self._arrivals.footprints.plan(slot.key, inspection, plan)
+            if fits_beside(figures, resident_bytes=plan.resident_bytes, peak_bytes=plan.peak_bytes):
+                self._begin(self._arrivals.load(slot, plan))
+                return True
+        self._drop_guess(slot)
+        return False
+
+    def _drop_guess(self, slot: Slot) -> None:
+        slot.is_predicted = False
+        self._table.drop(slot, HostClosed("it was only likely to be wanted"))
 
     def _carry_out(self, slot: Slot, decision: Decision, needs: str, needed_bytes: int) -> bool:
         """Does what a decision other than Load asks for."""

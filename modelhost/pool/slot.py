@@ -76,6 +76,8 @@ class Slot:
     """The opposite."""
     is_wanted: bool = False
     """Whether it is to be loaded though no request waits for it: a version that nobody has opened yet."""
+    is_predicted: bool = False
+    """Whether it was queued because it will likely be wanted, and no request asked for it."""
     refused: Refused | None = None
     """The last change of its files, where that came to nothing. It is not evicted then: it could not come back."""
     state: SlotState = SlotState.QUEUED
@@ -123,12 +125,17 @@ class Slot:
     @property
     def is_needed(self) -> bool:
         """Whether anything would come of its load."""
-        return bool(self.waiters) or self.is_wanted or self.predecessor is not None
+        return bool(self.waiters) or self.is_wanted or self.predecessor is not None or self.is_predicted
 
     @property
     def is_unproven(self) -> bool:
         """Whether it has to run once before it serves: others still answer in its place."""
         return self.is_wanted or self.predecessor is not None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it was loaded, or is to be, for a prediction that nobody has used yet."""
+        return self.is_predicted and not self.last_used and not self.waiters
 
     @property
     def is_kept(self) -> bool:

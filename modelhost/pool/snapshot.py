@@ -35,6 +35,12 @@ class PoolCounters:
     evictions: int = 0
     cold_starts: int = 0
     """Requests that waited for their model to be loaded, and got it."""
+    predicted_loads: int = 0
+    """Models that were loaded before anybody asked for them, as they were likely to be wanted."""
+    predicted_hits: int = 0
+    """Those that were used then."""
+    predicted_wasted: int = 0
+    """Those that were not."""
     unloads: int = 0
     preparations: int = 0
     preparation_failures: int = 0

@@ -87,6 +87,8 @@ class SlotTable:
     def candidates(self) -> list[Candidate]:
         """The idle models, in the order in which they are to leave."""
         idle = self._order.sort(self._idle.values())
+        if any(slot.is_predicted for slot in idle):
+            idle.sort(key=lambda slot: not slot.is_unused)  # nobody's place is taken by a guess
         return [Candidate(slot.key, slot.committed_bytes, slot.is_kept) for slot in idle]
 
     def evicted(self, slots: Sequence[Slot]) -> None:

@@ -80,6 +80,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "eviction": "gdsf",
         "policy": "adaptive",
         "keep_learnt": "no",
+        "predictive": "yes",
         "compress_answers": "no",
         "warning": "1MB",
         "critical": "2MB",

@@ -155,4 +155,6 @@ def cut_off(pieces: Sequence[Segment], count: int) -> Line:
 
 def printable(text: str) -> str:
     """Returns text that came from elsewhere without what would move the cursor or worse."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)

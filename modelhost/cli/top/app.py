@@ -117,6 +117,7 @@ class TopApp(App[None]):
         self._source, self._spawn, self._clock = source, spawn, clock
         self.board = Board(source.url, first, clock(), interval_s=interval_s, sort=sort, is_reversed=is_reversed)
         self._is_looking = False
+        self._drawn_s = 0.0
         self._next_look: Timer | None = None
         self._event_lines: list[Line] = []
 
@@ -140,7 +141,7 @@ class TopApp(App[None]):
         self._grid.focus()
         self._draw()
         self._look_later()
-        self.set_interval(_REDRAW_S, self._draw)
+        self.set_interval(_REDRAW_S, self._draw_ages)
 
     def on_resize(self, event: events.Resize) -> None:
         """Gives the events a fifth, and draws everything as wide as there is room."""
@@ -194,10 +195,16 @@ class TopApp(App[None]):
 
     # --- drawing -----------------------------------------------------------------------------------
 
+    def _draw_ages(self) -> None:
+        """Draws again where no answer has had that done a moment ago."""
+        if self._clock() - self._drawn_s > _REDRAW_S / 2:
+            self._draw()
+
     def _draw(self) -> None:
         if not self.query("#log"):  # not made yet, or gone with the view's end
             return
-        now_s, width, looks = self._clock(), self.size.width, self._looks
+        self._drawn_s = now_s = self._clock()
+        width, looks = self.size.width, self._looks
         self.query_one("#overview", Static).update(block(self.board.overview(width, now_s), looks))
         self.query_one("#title", Static).update(text(self.board.title(width), looks))
         self._grid.show(self.board.table(max(1, width - 1), now_s), looks)  # the last column is the scroll bar's

@@ -9,11 +9,13 @@ from typing import Any, Final
 from modelhost.cli.segments import Role, Segment, fit, printable
 from modelhost.units import format_bytes, format_span
 
-#: From so many columns on there is room for the second half of the table.
-_WIDE: Final = 120
+#: From so many columns on there is room for the second half of the table: terminals of 120, less a scroll bar.
+_WIDE: Final = 119
 #: And for two blanks between columns.
-_SPACIOUS: Final = 140
+_SPACIOUS: Final = 139
 _LEAST_NAME: Final = 12
+#: Figures are hard to follow from a name that is further away.
+_LONGEST_NAME: Final = 40
 
 #: What a model of the feed has that is not in memory.
 _ON_DISK: Final = "UNAVAILABLE"
@@ -147,14 +149,14 @@ def matching(models: Iterable[dict[str, Any]], text: str) -> list[dict[str, Any]
 
 
 def table(models: Sequence[dict[str, Any]], *, width: int, now: float, sort: str) -> Table:
-    """Returns the table of models, which are in order, as wide as it can be within `width`.
+    """Returns the table of models, which are in order, as wide as `width` allows and helps.
 
     The head of the column that they are sorted by is in capitals.
     """
     gap = "  " if width >= _SPACIOUS else " "
     columns = [column for column in _COLUMNS if not column.is_wide or width >= _WIDE]
     rest = sum(column.width + len(gap) for column in columns[1:])
-    name_width = max(_LEAST_NAME, width - rest)
+    name_width = min(max(_LEAST_NAME, width - rest), _LONGEST_NAME)
 
     def fitted(column: Column, text: str) -> str:
         return fit(text, name_width if column.head == _NAME else column.width, right=not column.is_text)
@@ -181,6 +183,6 @@ def table(models: Sequence[dict[str, Any]], *, width: int, now: float, sort: str
 def _role(column: Column, model: dict[str, Any]) -> Role:
     if not is_loaded(model):
         return Role.DIM
-    if column.head == "state":
-        return Role.GOOD if model["state"] == "ready" else Role.WARNING
-    return Role.WARNING if column.head == "failed" and model["failures"] else Role.PLAIN
+    if column.head != "state":
+        return Role.PLAIN
+    return Role.GOOD if model["state"] == "ready" else Role.WARNING

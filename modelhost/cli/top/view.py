@@ -53,8 +53,7 @@ def totals(snapshot: dict[str, Any]) -> list[Line]:
     known = [name for name in ("p50", "p99") if found[f"{name}_ms"] is not None]
     parts += [line(f"{name} {figure(found[f'{name}_ms'])} ms") for name in known]
     parts += [line(f"{found[key]} {name}") for name, key in (("in flight", "in_flight"), ("waiting", "waiting"))]
-    parts.append(line(Segment(f"{found['refusals']} refused", Role.WARNING if found["refusals"] else Role.PLAIN)))
-    since = (("loads", "loads"), ("evictions", "evictions"), ("cold starts", "cold_starts"))
+    since = (("refused", "refusals"), ("loads", "loads"), ("evictions", "evictions"), ("cold starts", "cold_starts"))
     return parts + [line(f"{found[key]} {name}") for name, key in since]
 
 

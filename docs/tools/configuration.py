@@ -1,4 +1,4 @@
-"""Writes `docs/configuration.md` from the settings: `python docs/tools/configuration.py`.
+"""Writes `docs/configuration.md` from the settings: `python -m docs.tools.configuration`.
 
 The docstrings beside the fields are the source. A test compares the page with what this makes of them, so that a key
 cannot come, go or change its default without its line.

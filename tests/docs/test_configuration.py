@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from snippets import ROOT
-
-sys.path.insert(0, str(ROOT / "docs" / "tools"))
-
-import configuration
+from docs.tools import configuration
 
 
 def test_the_page_is_current() -> None:
-    assert configuration.PAGE.read_text() == configuration.page(), "run python docs/tools/configuration.py"
+    assert configuration.PAGE.read_text() == configuration.page(), "run python -m docs.tools.configuration"
 
 
 def test_every_key_has_a_meaning() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from snippets import ROOT, blocks
+
+from docs.tools import pictures
 
 PAGES = sorted(
     [
@@ -59,6 +62,14 @@ def test_pictures_say_what_they_show() -> None:
     for page in PAGES:
         for words, target in re.findall(r"!\[([^\]]*)\]\(([^()\s]+)\)", page.read_text()):
             assert len(words) > 40, f"{page.name}: {target} has no text for those who cannot see it"
+
+
+def test_pictures_are_what_their_figures_say() -> None:
+    figures = json.loads(pictures.FIGURES.read_text())
+    for name, draw in pictures.PICTURES.items():
+        found = (pictures.FOLDER / f"{name}.svg").read_text()
+        assert found == draw(figures), f"run python -m docs.tools.pictures {name}"
+        assert len(found) < 10_000
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -19,18 +19,22 @@ CLIENTS := $(shell $(PYTHON) -c 'import sys; minor = sys.version_info[1]; \
 # imports again: a worker of pytest 15 s of the processor, a host 0.3.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test test-full test-failed tested lint docs lock clean
+.PHONY: serve test test-full test-failed tested collected lint docs lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/modelhost serve $(ARGS)
 
 # Beside each other: installations wait for downloads and the disk, lint only for the processor.
 tested:
-	@$(MAKE) --no-print-directory --jobs=3 lint $(CLIENTS) $(VENV)/.browser
+	@$(MAKE) --no-print-directory --jobs=4 lint collected $(CLIENTS) $(VENV)/.browser
+
+# Once, so that the workers, which all import all tests at the same time, find the bytecode.
+collected: $(VENV)/.test
+	@$(BIN)/python -m pytest --collect-only -qq > /dev/null || true
 
 # Many tests wait: for processes, threads, clocks. Those with a host in a small group of its own have it to themselves but
 # for one other; those that measure what others would disturb run alone. Status 5: none were selected, by ARGS.
-BESIDE := --dist=loadfile --numprocesses
+BESIDE := --dist=loadfile --no-loadscope-reorder --numprocesses
 test: tested
 	@status=5; \
 	part() { \

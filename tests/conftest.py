@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from built_package import Package, built_in
 from host_process import MODELS, HostProcess, running_host
 from hypothesis import settings
+from sizes import FULL
 
 # A busy machine is no reason to fail; pytest-timeout stops what hangs.
-settings.register_profile("modelhost", deadline=None)
+settings.register_profile("modelhost", deadline=None, max_examples=100 if FULL else 30)
 settings.load_profile("modelhost")
 
 
 # What a shell runs in the background ignores Ctrl-C, and so would all processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where a mark is asked for, the files that do not have it need not be imported, which is most of the time that
+    a few tests take."""
+    asked = re.fullmatch(r"(\w+)(?: and not \w+)*", config.option.markexpr)
+    if asked is None or asked[1] == "not":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any(f"mark.{asked[1]}" in file.read_text() for file in files) else True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that may take minutes begin first, so that no worker is left with one at the end."""
+
+    def patience_s(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return float(mark.args[0]) if mark is not None else 0.0
+
+    longest: dict[Path, float] = {}
+    for item in items:
+        longest[item.path] = max(longest.get(item.path, 0.0), patience_s(item))
+    items.sort(key=lambda item: -longest[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import grpc_tools
 import numpy as np
+import probes
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from rpc_client import raw, typed
@@ -292,9 +293,8 @@ def test_every_cut_and_every_flipped_byte_is_an_answer_or_an_error_of_ours() -> 
 
 # --- what it takes -------------------------------------------------------------------------------------------
 
-#: Prints the bound for decoding the message in the file, and by how much the process really grew.
+#: The bound for decoding the message in the file, and by how much the process really grew.
 PROBE = """
-import os, sys
 from modelhost.api.rpc.decode import decode_infer, infer_cost_bytes
 from modelhost.api.rpc.messages import ModelInferRequest
 from modelhost.api.rpc.wire import take_apart
@@ -302,26 +302,26 @@ from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
 from modelhost.testing.running import read_status
 
-def decode(message):
+def decode(message, inputs):
     try:
         return decode_infer(message, take_apart(message), inputs=inputs, outputs={})
     except ModelHostError as error:
         return error
 
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-inputs = {"x": TensorSpec("x", sys.argv[2], (-1,))}
-warm = ModelInferRequest(model_name="m")
-warm.inputs.add(name="x", datatype="INT8", shape=[1]).contents.int_contents.append(1)
-decode(warm.SerializeToString())
-with open(sys.argv[1], "rb", buffering=0) as file:
-    message = file.read()
-try:
-    bound = infer_cost_bytes(message, take_apart(message), inputs)
-    before = read_status("VmRSS")
-    result = decode(message)
-    print(bound, read_status("VmHWM") - before, type(result).__name__)
-except ModelHostError as error:
-    print(0, 0, type(error).__name__)
+def measure(path, datatype):
+    inputs = {"x": TensorSpec("x", datatype, (-1,))}
+    warm = ModelInferRequest(model_name="m")
+    warm.inputs.add(name="x", datatype="INT8", shape=[1]).contents.int_contents.append(1)
+    decode(warm.SerializeToString(), inputs)
+    with open(path, "rb", buffering=0) as file:
+        message = file.read()
+    try:
+        bound = infer_cost_bytes(message, take_apart(message), inputs)
+        before = read_status("VmRSS")
+        result = decode(message, inputs)
+        return bound, read_status("VmHWM") - before, type(result).__name__
+    except ModelHostError as error:
+        return 0, 0, type(error).__name__
 """
 
 _N = 400_000
@@ -363,19 +363,18 @@ MESSAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def probe() -> Iterator[Callable[..., list[str]]]:
+    with probes.forking(PROBE) as ask:
+        yield ask
+
+
 @pytest.mark.parametrize("name", MESSAGES)
-def test_decoding_stays_within_its_bound(tmp_path: Path, name: str) -> None:
+def test_decoding_stays_within_its_bound(probe: Callable[..., list[str]], tmp_path: Path, name: str) -> None:
     datatype, rest = MESSAGES[name]
     file = tmp_path / "message"
     file.write_bytes(b"\x0a\x01m" + rest)
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(file), datatype],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(modelhost.__file__).parents[1])},
-    )
-    bound, grown, outcome = done.stdout.split()
+    bound, grown, outcome = probe(str(file), datatype)
     assert int(grown) <= int(bound) + (1 << 20)
     is_refused = outcome != "InferRequest"
     assert is_refused == (name.startswith(("numbers behind", "inputs", "parameters", "too many")))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import orjson
+import probes
 import pytest
 
-import modelhost
 from modelhost.api.codec import decode_cost_bytes, decode_request, json_cost_bytes
 from modelhost.errors import InvalidTensor
 from modelhost.tensors import DTYPES, TensorSpec
@@ -23,50 +20,49 @@ N = 200_000
 COUNTING_ERROR_BYTES = 1 << 20
 FLOATS = [b"0.1", b"0.1234567", b"0.12345678901234567", b"-1.2345678901234567e-10"]
 
-#: Prints by how many bytes decoding the body in the file makes the process grow at its peak.
+#: By how many bytes decoding the body in the file makes the process grow at its peak.
 PROBE = """
-import os, sys
-import numpy as np
 from modelhost.api.codec import decode_request
 from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
 from modelhost.testing.running import read_status
 
-def decode(body, header):
+def decode(body, header, inputs):
     try:
         return decode_request(body, header_length=header, inputs=inputs, outputs={},
                               max_decoded_bytes=1 << 40)
     except ModelHostError as error:
         return error
 
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-path, datatype, rank, header = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-inputs = {"x": TensorSpec("x", datatype, (-1,) * rank)}
-# Code that runs for the first time is read from its file, which also counts as resident.
-decode(('["' + "a" * 300_000 + '\U0001f600"]').encode(), None)
-for end in ("1", "true", "1e39", "x"):
-    data = "1," * 10_000 + end
-    decode(('{"inputs":[{"name":"x","datatype":"FP32","shape":[10001],"data":[' + data + "]}]}").encode(), None)
-with open(path, "rb", buffering=0) as file:
-    body = file.read()
-before = read_status("VmRSS")
-result = decode(body, header if header >= 0 else None)
-print(read_status("VmHWM") - before, type(result).__name__)
+def measure(path, datatype, rank, header):
+    inputs = {"x": TensorSpec("x", datatype, (-1,) * rank)}
+    # Code that runs for the first time is read from its file, which also counts as resident.
+    decode(('["' + "a" * 300_000 + '\U0001f600"]').encode(), None, inputs)
+    for end in ("1", "true", "1e39", "x"):
+        data = "1," * 10_000 + end
+        text = '{"inputs":[{"name":"x","datatype":"FP32","shape":[10001],"data":[' + data + "]}]}"
+        decode(text.encode(), None, inputs)
+    with open(path, "rb", buffering=0) as file:
+        body = file.read()
+    before = read_status("VmRSS")
+    result = decode(body, header if header >= 0 else None, inputs)
+    return read_status("VmHWM") - before, type(result).__name__
 """
+Grown = Callable[..., tuple[int, str]]
 
 
-def grown(path: Path, body: bytes, datatype: str, rank: int, header: int = -1) -> tuple[int, str]:
-    path.write_bytes(body)
-    root = str(Path(modelhost.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(path), datatype, str(rank), str(header)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": root},
-    )
-    size, kind = done.stdout.split()
-    return int(size), kind
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
+    """What answers how much a process grows by decoding a body, and what became of it."""
+    path = tmp_path_factory.mktemp("probe") / "body"
+    with probes.forking(PROBE) as ask:
+
+        def grown(body: bytes, datatype: str, rank: int, header: int = -1) -> tuple[int, str]:
+            path.write_bytes(body)
+            size, kind = ask(str(path), datatype, rank, header)
+            return int(size), kind
+
+        yield grown
 
 
 def bound_of(body: bytes, datatype: str, rank: int) -> int:
@@ -113,11 +109,11 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 @needs_proc
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_document_takes_more_than_the_bound(name: str, tmp_path: Path) -> None:
+def test_no_document_takes_more_than_the_bound(name: str, grown: Grown) -> None:
     body = HOSTILE[name]()
-    used, _ = grown(tmp_path / "body", body, "FP32", 1)
+    used, _ = grown(body, "FP32", 1)
     assert used <= bound_of(body, "FP32", 1) + COUNTING_ERROR_BYTES
-    used, _ = grown(tmp_path / "body", body, "BYTES", 1)
+    used, _ = grown(body, "BYTES", 1)
     assert used <= bound_of(body, "BYTES", 1) + COUNTING_ERROR_BYTES
 
 
@@ -125,10 +121,10 @@ def test_no_document_takes_more_than_the_bound(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("datatype", ["FP32", "FP64"])
 @pytest.mark.parametrize("number", FLOATS)
 def test_floats_take_no_more_than_the_bound_and_a_third_of_what_objects_would(
-    number: bytes, datatype: str, tmp_path: Path
+    number: bytes, datatype: str, grown: Grown
 ) -> None:
     body = wrap(datatype, [N], items(number))
-    used, kind = grown(tmp_path / "body", body, datatype, 1)
+    used, kind = grown(body, datatype, 1)
     assert kind == "InferRequest"
     bound = bound_of(body, datatype, 1)
     assert used <= bound + COUNTING_ERROR_BYTES
@@ -150,9 +146,9 @@ def test_floats_take_no_more_than_the_bound_and_a_third_of_what_objects_would(
         ("BYTES", [N], items('"日本"'.encode())),
     ],
 )
-def test_valid_data_takes_no_more_than_the_bound(datatype: str, shape: list[int], data: bytes, tmp_path: Path) -> None:
+def test_valid_data_takes_no_more_than_the_bound(datatype: str, shape: list[int], data: bytes, grown: Grown) -> None:
     body = wrap(datatype, shape, data)
-    used, kind = grown(tmp_path / "body", body, datatype, len(shape))
+    used, kind = grown(body, datatype, len(shape))
     assert kind == "InferRequest"
     assert used <= bound_of(body, datatype, len(shape)) + COUNTING_ERROR_BYTES
 
@@ -180,10 +176,10 @@ CUT: dict[str, tuple[str, list[int], Callable[[], bytes]]] = {
 
 @needs_proc
 @pytest.mark.parametrize("name", CUT)
-def test_lists_that_are_read_in_pieces_take_no_more_than_the_bound(name: str, tmp_path: Path) -> None:
+def test_lists_that_are_read_in_pieces_take_no_more_than_the_bound(name: str, grown: Grown) -> None:
     datatype, shape, data = CUT[name]
     body = wrap(datatype, shape, data())
-    used, _ = grown(tmp_path / "body", body, datatype, len(shape))
+    used, _ = grown(body, datatype, len(shape))
     bound = bound_of(body, datatype, len(shape))
     assert used <= bound + COUNTING_ERROR_BYTES
     assert bound < json_cost_bytes(body) / 3  # it was cut
@@ -194,13 +190,13 @@ def test_lists_that_are_read_in_pieces_take_no_more_than_the_bound(name: str, tm
     "text",
     ["", "a", "ab", "é", "日", "😀", "a sentence of some length", "a" * 300, "a" * 299 + "😀"],
 )
-def test_raw_texts_take_no_more_than_the_bound(text: str, tmp_path: Path) -> None:
+def test_raw_texts_take_no_more_than_the_bound(text: str, grown: Grown) -> None:
     encoded = text.encode()
     count = max(20_000, N // (len(encoded) // 8 + 1))
     raw = (len(encoded).to_bytes(4, "little") + encoded) * count
     entry = {"name": "x", "datatype": "BYTES", "shape": [count]}
     head = orjson.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(raw)}}]})
-    used, kind = grown(tmp_path / "body", head + raw, "BYTES", 1, len(head))
+    used, kind = grown(head + raw, "BYTES", 1, len(head))
     assert kind == "InferRequest"
     spec = {"x": TensorSpec("x", "BYTES", (-1,))}
     bound = decode_cost_bytes(head + raw, header_length=len(head), inputs=spec)

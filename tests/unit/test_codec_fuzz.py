@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import orjson
 from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import FULL, examples
 
 from benchmarks.fuzz import corpus
 from benchmarks.fuzz.corpus import Message
@@ -79,14 +79,14 @@ def test_random_bytes(body: bytes, header: str | None, specs: dict[str, TensorSp
 
 
 @given(DOCUMENT | VALUES, st.binary(max_size=24), st.booleans(), SPECS)
-@settings(max_examples=500)
+@examples(500)
 def test_random_documents(document: Any, raw: bytes, given_header: bool, specs: dict[str, TensorSpec]) -> None:
     text = orjson.dumps(document)
     decode(text + raw, str(len(text)) if given_header else None, specs)
 
 
 @given(st.data(), SPECS)
-@settings(max_examples=300)
+@examples(300)
 def test_requests_that_nearly_fit(data: st.DataObject, specs: dict[str, TensorSpec]) -> None:
     inputs, raw = [], b""
     for spec in specs.values():
@@ -122,7 +122,7 @@ PIECES = (
 SEEDS = [message for message in corpus.read().framed if message.method == b"POST"]
 INFER = [message for message in SEEDS if b"/infer" in message.target]
 PREDICT = [message for message in SEEDS if b":predict" in message.target]
-MANY = settings(max_examples=50_000 if os.environ.get("MODELHOST_TEST_FULL") == "1" else 150)
+MANY = settings(max_examples=50_000 if FULL else 60)
 
 
 @st.composite

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sizes import examples
 
 from modelhost.api.codec import InferRequest, decode_request, large_json, list_marks, list_pieces, number_list
 from modelhost.api.codec.list_marks import ListMarks
@@ -207,14 +208,14 @@ EXTRA = st.tuples(
 
 
 @given(documents(), st.sampled_from(PIECES))
-@settings(max_examples=400, deadline=None)
+@examples(400)
 def test_requests_that_mostly_fit(drawn: tuple[bytes, dict[str, TensorSpec], int | None], piece: int) -> None:
     body, specs, header = drawn
     compare(body, specs, header=header, piece=piece)
 
 
 @given(documents(rights=4), st.sampled_from(PIECES))
-@settings(max_examples=400, deadline=None)
+@examples(400)
 def test_requests_with_wrong_elements(drawn: tuple[bytes, dict[str, TensorSpec], int | None], piece: int) -> None:
     body, specs, header = drawn
     compare(memoryview(body), specs, header=header, piece=piece)
@@ -228,7 +229,7 @@ EDIT = st.tuples(
 
 
 @given(documents(rights=30), st.lists(EDIT, min_size=1, max_size=3), st.sampled_from(PIECES))
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_requests_with_some_bytes_changed(
     drawn: tuple[bytes, dict[str, TensorSpec], int | None], edits: list[tuple[float, int, bytes]], piece: int
 ) -> None:
@@ -253,7 +254,7 @@ LIST_EDIT = st.tuples(
     st.lists(LIST_EDIT, min_size=1, max_size=3),
     st.sampled_from(PIECES),
 )
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 def test_lists_with_some_bytes_changed(
     data: st.DataObject, datatype: str, shape: list[int], edits: list[tuple[float, int, bytes]], piece: int
 ) -> None:
@@ -265,7 +266,7 @@ def test_lists_with_some_bytes_changed(
 
 
 @given(st.data(), st.sampled_from(NUMERIC), st.lists(st.integers(1, 5), min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_right_lists_are_cut_and_give_the_same_bits(data: st.DataObject, datatype: str, shape: list[int]) -> None:
     body = wrap(datatype, shape, data.draw(lists(datatype, shape)))
     outcome, was_cut = compare(body, spec(datatype, len(shape)), piece=257)
@@ -277,7 +278,7 @@ STRUCTURES = st.text("[[]],,1 ", max_size=24).map(str.encode)
 
 
 @given(STRUCTURES, st.lists(st.integers(0, 3), max_size=3), st.sampled_from([64, 1 << 16]))
-@settings(max_examples=1500, deadline=None)
+@examples(1500)
 @example(b"[]1,[2]", [2, 1], 64)
 @example(b"1[,2]", [2], 64)
 @example(b"[1,2]3", [3], 64)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sizes import examples
 
 from modelhost.api.codec import v1, v1_answers
 from modelhost.api.codec.messages import OutputRequest
@@ -325,7 +326,7 @@ SPECS = st.dictionaries(
 
 
 @given(st.sampled_from(["instances", "inputs"]), VALUES | st.lists(VALUES, max_size=5), SPECS)
-@settings(max_examples=500)
+@examples(500)
 def test_any_document_gives_a_request_or_one_of_our_errors(form: str, value: Any, specs: dict[str, TensorSpec]) -> None:
     try:
         body = orjson.dumps({form: value})

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from sizes import FULL
 
 from modelhost.repository import OnnxFormatError, OnnxSummary, read_summary
 from modelhost.repository.wire import WireReader
@@ -596,7 +597,7 @@ def rich_model() -> bytes:
 
 RICH = rich_model()
 bounded = settings(
-    max_examples=300,
+    max_examples=300 if FULL else 100,
     deadline=None,
     derandomize=True,  # the same run everywhere; the seeds are no secret worth chasing in CI
     database=None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from modelhost.cli.client import RequestFailed
-
 MB = 1 << 20
 AT = 1764431000.0
 
@@ -128,7 +126,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.now = snapshot()
-        self.error: RequestFailed | None = None
+        self.error: Exception | None = None
         self.repository = [f"model{number:02}" for number in range(60)]
         self.asked: list[tuple[object, ...]] = []
         self.looks = 0

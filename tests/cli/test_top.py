@@ -17,6 +17,7 @@ from modelhost.cli.memory_bar import Mark, Part, bar, marks_of, parts_of_feed, p
 from modelhost.cli.memory_text import event_line, forecast_text, page_cache_line, policy_text
 from modelhost.cli.segments import Role, Segment, ansi, columns, cut, fit, hung, plain, printable, wrapped
 from modelhost.cli.top import command as top
+from modelhost.cli.top import source as sources
 from modelhost.cli.top.board import Board
 from modelhost.cli.top.events import EventLog
 from modelhost.cli.top.link import Link
@@ -287,6 +288,81 @@ def test_what_is_known_stays_in_grey_with_its_age() -> None:
 def test_ages_go_by_the_hosts_clock() -> None:
     board = Board("http://h", snapshot(), 100.0, interval_s=1)
     assert board.table(80, 157.0).rows[0].cells[-1].text.strip() == "60 s"
+
+
+# --- the host ------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """Stands for the client's `request`: answers what it was given, and notes what it was asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.asked = answer, []
+
+    def __call__(self, url: str, path: str, body: Any = None, **how: Any) -> Any:
+        self.asked.append((path, body))
+        assert how["key"] == "secret"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    found = Answers({})
+    monkeypatch.setattr(sources, "request", found)
+    return found
+
+
+HOST = sources.HostSource("http://h/", "secret")
+
+
+def test_each_key_asks_for_its_own_route(answers: Answers) -> None:
+    HOST.load("a/b c")
+    HOST.unload("wine")
+    HOST.pin("wine", pinned=True)
+    assert HOST.clean_up() is None
+    answers.answer = {"total": 0, "models": []}
+    assert HOST.search("a&b") == answers.answer
+    answers.answer = snapshot()
+    assert HOST.look() is answers.answer
+    assert answers.asked == [
+        ("/v2/repository/models/a%2Fb%20c/load", {}),
+        ("/v2/repository/models/wine/unload", {}),
+        ("/monitor/models/wine/pin", {"pinned": True}),
+        ("/memory/cleanup", {}),
+        ("/monitor/models?search=a%26b&offset=0&limit=50", None),
+        ("/monitor", None),
+    ]
+
+
+def test_an_older_host_is_told_by_what_it_lacks(answers: Answers) -> None:
+    answers.answer = RequestFailed("404: Not Found", status=404)
+    with pytest.raises(RequestFailed, match="what answers at http://h has no /monitor: a host older than this command"):
+        HOST.look()
+    answers.answer = RequestFailed("403: the key 'app' is for infer", status=403)
+    with pytest.raises(RequestFailed, match="the key 'app' is for infer"):
+        HOST.look()
+
+
+@pytest.mark.parametrize("part", ["host", "memory", "bar", "totals", "models", "events"])
+def test_a_host_of_another_version_ends_nothing(answers: Answers, part: str) -> None:
+    answers.answer = found = snapshot()
+    each = found[part][-1] if isinstance(found[part], list) else found[part]
+    each.popitem()
+    each |= {"what": "is new"}
+    wanted = {"host": "uptime_s", "memory": "level", "events": "id", "models": "loads"}.get(part)
+    each.pop(wanted, None)
+    with pytest.raises(RequestFailed, match="a host of another version than this command"):
+        HOST.look()
+    for other in ([], None, {}, "modelhost"):
+        answers.answer = other
+        for ask in (HOST.look, lambda: HOST.search("")):
+            with pytest.raises(RequestFailed, match="otherwise than expected"):
+                ask()
+    answers.answer = {"recovered": []}
+    with pytest.raises(RequestFailed, match="otherwise than expected"):
+        HOST.clean_up()
 
 
 # --- the command ---------------------------------------------------------------------------------------------

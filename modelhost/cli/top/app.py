@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from textual import events
 from textual.app import App, ComposeResult
@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 from modelhost.cli.client import RequestFailed
 from modelhost.cli.segments import Line, Role, printable
 from modelhost.cli.top.board import Board
-from modelhost.cli.top.dialogs import Answer, ConfirmDialog, HelpDialog, LoadDialog
+from modelhost.cli.top.dialogs import FRAME, Answer, ConfirmDialog, HelpDialog, LoadDialog
 from modelhost.cli.top.grid import ModelGrid
 from modelhost.cli.top.looks import DARK, LIGHT, block, text
 from modelhost.cli.top.models import sort_of
@@ -30,21 +30,21 @@ from modelhost.units import format_bytes, format_duration
 #: Ages are drawn again this often, whatever the interval.
 _REDRAW_S: Final = 1.0
 _LEAST_EVENTS: Final = 4
+#: What is narrower is cut off.
+_LEAST_WIDTH: Final = 20
 
-_HELP: Final = """\
-arrows   choose a model        l  load one (search)      u  unload it
-p        pin or unpin it       c  clean up: unload all that is idle
-s, S     next order, turn it   /  filter by name         Esc  no filter
-r        look now              t  dark or light          q  quit
+T = TypeVar("T")
 
-bar      # the host itself   = models   > models being loaded
-         ~ activations of runs   : weights in the page cache,
-         which are beside usage: the kernel takes them back
-marks    b baseline: the idle host   w warning: idle models leave
-         C critical: nothing loads beyond it   ] the limit
-table    P pinned: stays whatever comes; committed: what the model
-         holds; in cache: of its weights, in the page cache;
-         req/s, p50, p99: of the last 10 to 20 seconds"""
+
+_PANES: Final = """
+    Screen { layout: vertical; }
+    #overview, #title { height: auto; width: 100%; }
+    #models { height: 1fr; min-height: 3; scrollbar-size: 1 1; overflow-x: hidden; }
+    #filter { display: none; border: none; height: 1; padding: 0; }
+    #filter.open { display: block; }
+    #events { scrollbar-size: 1 1; border-top: solid $panel-lighten-2; border-title-color: $text; }
+    #log { width: 100%; height: auto; }
+"""
 
 
 def in_background(work: Callable[[], None]) -> None:
@@ -56,22 +56,7 @@ class TopApp(App[None]):
     """The live view of one host; `spawn` runs what waits. Textual's event loop, and nothing waits on it."""
 
     ENABLE_COMMAND_PALETTE = False
-    CSS = """
-    Screen { layout: vertical; }
-    #overview, #title { height: auto; width: 100%; }
-    #models { height: 1fr; min-height: 3; scrollbar-size: 1 1; overflow-x: hidden; }
-    #filter { display: none; border: none; height: 1; padding: 0; }
-    #filter.open { display: block; }
-    #events { scrollbar-size: 1 1; border-top: solid $panel-lighten-2; border-title-color: $text; }
-    #log { width: 100%; height: auto; }
-    .dialog {
-        width: 76; max-width: 100%; height: auto; max-height: 90%;
-        border: round $primary; padding: 0 1; background: $surface;
-    }
-    LoadDialog, ConfirmDialog, HelpDialog { align: center middle; }
-    #found { height: auto; max-height: 12; border: none; }
-    #search { border: none; height: 1; padding: 0; margin: 1 0; }
-    """
+    CSS = FRAME + _PANES
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("l", "load", "Load"),
         Binding("u", "unload", "Unload"),
@@ -90,7 +75,7 @@ class TopApp(App[None]):
     class Looked(Message):
         """A look has ended, with a snapshot or with an error."""
 
-        def __init__(self, snapshot: dict[str, Any] | None, error: str = "") -> None:
+        def __init__(self, snapshot: dict[str, Any] | None, error: str | None) -> None:
             super().__init__()
             self.snapshot, self.error = snapshot, error
 
@@ -168,10 +153,7 @@ class TopApp(App[None]):
 
     def _look(self) -> None:
         """On a thread of its own."""
-        try:
-            self._tell(self.Looked(self._source.look()))
-        except RequestFailed as error:
-            self._tell(self.Looked(None, error.message))
+        self._tell(self.Looked(*_outcome(self._source.look)))
 
     def _tell(self, message: Message) -> None:
         """From any thread; nobody is told any more where the view has ended meanwhile."""
@@ -184,7 +166,7 @@ class TopApp(App[None]):
         if message.snapshot is not None:
             self.board.answered(message.snapshot, self._clock())
         else:
-            self.board.failed(message.error, self._clock())
+            self.board.failed(message.error or "no answer", self._clock())
         self._draw()
         self._look_later()
 
@@ -204,7 +186,7 @@ class TopApp(App[None]):
         if not self.query("#log"):  # not made yet, or gone with the view's end
             return
         self._drawn_s = now_s = self._clock()
-        width, looks = self.size.width, self._looks
+        width, looks = max(_LEAST_WIDTH, self.size.width), self._looks
         self.query_one("#overview", Static).update(block(self.board.overview(width, now_s), looks))
         self.query_one("#title", Static).update(text(self.board.title(width), looks))
         self._grid.show(self.board.table(max(1, width - 1), now_s), looks)  # the last column is the scroll bar's
@@ -265,7 +247,7 @@ class TopApp(App[None]):
 
     def action_explain(self) -> None:
         """Shows what the keys do, and what the letters stand for."""
-        self.push_screen(HelpDialog(_HELP))
+        self.push_screen(HelpDialog())
 
     # --- doing -------------------------------------------------------------------------------------
 
@@ -332,18 +314,21 @@ class TopApp(App[None]):
     def _ask(self, work: Callable[[], dict[str, Any] | None], then: Answer) -> None:
         """Asks the host on a thread; `then` gets what came of it on the view's."""
 
-        def ask() -> None:
-            try:
-                found, error = work(), None
-            except RequestFailed as failure:
-                found, error = None, failure.message
-            self._tell(self.Done(partial(then, found, error)))
-
-        self._spawn(ask)
+        self._spawn(lambda: self._tell(self.Done(partial(then, *_outcome(work)))))
 
     def on_top_app_done(self, message: Done) -> None:
         """Goes on with what was asked for."""
         message.then()
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Returns what came of `work`, or why nothing did. On a thread of its own, whose end nobody would see."""
+    try:
+        return work(), None
+    except RequestFailed as error:
+        return None, error.message
+    except Exception as error:
+        return None, f"unexpected: {error!r}"
 
 
 def _came_back(recovered: dict[str, Any] | None) -> str:

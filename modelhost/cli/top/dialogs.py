@@ -24,6 +24,33 @@ Answer: TypeAlias = Callable[[dict[str, Any] | None, str | None], None]
 Search: TypeAlias = Callable[[str, Answer], None]
 
 
+_HELP: Final = """\
+arrows   choose a model        l  load one (search)      u  unload it
+p        pin or unpin it       c  clean up: unload all that is idle
+s, S     next order, turn it   /  filter by name         Esc  no filter
+r        look now              t  dark or light          q  quit
+
+bar      # the host itself   = models   > models being loaded
+         ~ activations of runs   : weights in the page cache,
+         which are beside usage: the kernel takes them back
+marks    b baseline: the idle host   w warning: idle models leave
+         C critical: nothing loads beyond it   ] the limit
+table    P pinned: stays whatever comes; committed: what the model
+         holds; in cache: of its weights, in the page cache;
+         req/s, p50, p99: of the last 10 to 20 seconds"""
+
+#: Of all three, within the view's own.
+FRAME: Final = """
+    LoadDialog, ConfirmDialog, HelpDialog { align: center middle; }
+    .dialog {
+        width: 76; max-width: 100%; height: auto; max-height: 90%;
+        border: round $primary; padding: 0 1; background: $surface;
+    }
+    #found { height: auto; max-height: 12; border: none; }
+    #search { border: none; height: 1; padding: 0; margin: 1 0; }
+"""
+
+
 class LoadDialog(ModalScreen[str | None]):
     """Finds a model of the repository by a part of its name; ends with the name that was chosen, or None."""
 
@@ -139,11 +166,7 @@ class HelpDialog(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,enter,space", "dismiss", "Back")]
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self._text = text
-
     def compose(self) -> ComposeResult:
         """The text."""
         with Vertical(classes="dialog"):
-            yield Static(Text(self._text))
+            yield Static(Text(_HELP))

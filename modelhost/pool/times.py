@@ -34,26 +34,25 @@ def empty_counts() -> array[int]:
     return array("I", bytes(4 * BUCKETS))
 
 
-def quantile_ms(counts: Sequence[int], share: float) -> float | None:
-    """Returns what `share` (0 to 1) of the requests counted took at most, in milliseconds; None where there are none.
+def quantiles_ms(counts: Iterable[int], shares: Sequence[float]) -> list[float] | None:
+    """Returns what each of `shares` (0 to 1) of the requests counted took at most, in milliseconds; None where there
+    are none.
 
     Within a bucket requests are taken to be spread evenly on the logarithm. What is below the first bound or above the
     last one is told as that bound.
     """
-    total = sum(counts)
-    if not total:
-        return None
-    rank, below = share * total, 0
-    bucket = 0
-    for bucket, count in enumerate(counts):  # noqa: B007 - where it ends is what is asked
-        if count and below + count >= rank:
-            break
-        below += count
-    if bucket == 0 or bucket == BUCKETS - 1:
+    sums = list(accumulate(counts))
+    return [_quantile_ms(sums, share) for share in shares] if sums[-1] else None
+
+
+def _quantile_ms(sums: Sequence[int], share: float) -> float:
+    rank = max(1.0, share * sums[-1])
+    bucket = bisect_left(sums, rank)
+    if bucket in (0, BUCKETS - 1):
         return BOUNDS_NS[min(bucket, BUCKETS - 2)] * 1e-6
-    low, high = BOUNDS_NS[bucket - 1], BOUNDS_NS[bucket]
-    within = (rank - below) / counts[bucket]
-    return float(low * (high / low) ** max(0.0, within)) * 1e-6
+    low, high, below = BOUNDS_NS[bucket - 1], BOUNDS_NS[bucket], sums[bucket - 1]
+    within = (rank - below) / (sums[bucket] - below)
+    return float(low * (high / low) ** within) * 1e-6
 
 
 def not_over(counts: Sequence[int], bounds_ns: Iterable[int]) -> list[int]:

@@ -36,6 +36,7 @@ ASSETS: Final = {
             "figures",
             "forecast",
             "form",
+            "halves",
             "header",
             "history",
             "host",

@@ -10,12 +10,15 @@ from typing import Any
 
 import httpx
 import models_for_tests as build
+import numpy as np
 import pytest
 from accessibility import CONTRAST, LABELS
 from browser import Browser, browser, missing
 from host_process import MODELS, HostProcess, running_host
+from onnx import TensorProto
 
 from modelhost.security.keys import new_key
+from modelhost.tensors import to_bfloat16
 from modelhost.units import format_bytes, format_duration, format_span
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()} (apt-get install chromium-driver)")
@@ -41,6 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (directory / name / "1").mkdir(parents=True)
         (directory / name / "1" / "model.onnx").write_bytes(b"<script>document.title = 'run'</script>")
     build.save(build.add_constant(1.0), directory, HOSTILE[-1])
+    kinds = (TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BFLOAT16)
+    build.save(build.identities(kinds, ["n"]), directory, "kinds")
     return directory
 
 
@@ -88,12 +93,12 @@ def asked(tab: Browser) -> list[str]:
 
 
 def memory(host: HostProcess) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{host.url}/memory").json()
+    found: dict[str, Any] = httpx.get(f"{host.url}/memory", timeout=60).json()
     return found
 
 
 def post(host: HostProcess, path: str, **body: Any) -> None:
-    assert httpx.post(host.url + path, json=body).status_code == 200
+    assert httpx.post(host.url + path, json=body, timeout=60).status_code == 200
 
 
 def row(name: str) -> str:
@@ -148,6 +153,25 @@ def test_units_are_written_as_the_host_writes_them(page: Browser) -> None:
     assert shown == [[format_bytes(one) for one in sizes], [*map(format_duration, times)], [*map(format_span, spans)]]
 
 
+def test_numbers_of_16_bits_are_the_hosts(page: Browser) -> None:
+    steps = np.linspace(0.9, 1.1, 40)
+    found = [0, -0.0, 1, -2.5, 65504, 65519, 65520, 1e9, 2**-14, 2**-24, 2**-25, 2**-26, 3e-8, 0.1, 1 / 3]
+    numbers = [*found, *steps, *(steps * 2.0**-14), *(-steps * 2.0**-20), *(steps * 1e20)]
+    script = """
+        const [numbers, done] = arguments;
+        import("/ui/halves.js").then(({ toBytes, fromBytes }) => done(["FP16", "BF16"].map((datatype) => {
+          const bytes = toBytes(datatype, numbers);
+          return [[...bytes], fromBytes(datatype, bytes).map((number) => [number, Object.is(number, -0)])];
+        })))"""
+    (half, halves), (brain, _) = page.do("/execute/async", {"script": script, "args": [numbers]})
+    with np.errstate(over="ignore"):
+        expected = np.array(numbers, np.float32).astype(np.float16)
+    assert bytes(half) == expected.tobytes()
+    assert bytes(brain) == to_bfloat16(numbers).tobytes()
+    finite = np.isfinite(expected)
+    assert [one for (one, _), keep in zip(halves, finite, strict=True) if keep] == expected[finite].tolist()
+
+
 def test_a_load_elsewhere_is_seen_without_being_asked_for(page: Browser, host: HostProcess) -> None:
     post(host, "/memory/cleanup")
     page.until(lambda: "not loaded" in page.run(row("wine")), "wine is away")
@@ -200,11 +224,23 @@ def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: 
     page.until(lambda: page.text(".infer .status").startswith("200 OK"), "the answer")
     shown = json.loads(page.text(".infer pre[aria-label=Answer]"))
     body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": sent}]}
-    expected = httpx.post(f"{host.url}/v2/models/digits/infer", json=body).json()
+    expected = httpx.post(f"{host.url}/v2/models/digits/infer", json=body, timeout=60).json()
     assert shown["outputs"] == expected["outputs"]
     line = page.text(".infer .copied pre")
     assert line.startswith(f"curl -s '{host.url}/v2/models/digits/infer' -d '")
     assert json.loads(line.split(" -d ")[1].strip("'")) == body
+
+
+def test_the_form_sends_and_shows_what_json_cannot_carry(page: Browser) -> None:
+    open_panel(page, "kinds")
+    for index, values in enumerate(("[0.1]", "[9007199254740993]", "[-3]")):
+        page.fill(f".infer fieldset:nth-of-type({index + 1}) textarea", values)
+    page.click(".infer button.main")
+    page.until(lambda: page.text(".infer .status"), "the answer")
+    page.until(lambda: page.text(".infer .status").startswith("200 OK"), "the answer")
+    data = [one["data"] for one in json.loads(page.text(".infer pre[aria-label=Answer]"))["outputs"]]
+    assert data == [[float(np.float16(0.1))], [9007199254740993], [-3]]
+    assert "--data-binary @request.bin" in page.text(".infer .copied pre")
 
 
 def test_the_form_says_what_is_wrong_here_and_what_the_host_finds_wrong(page: Browser) -> None:

@@ -1,30 +1,52 @@
 /** Answers as they are shown: read no further than that needs, and long lists cut, with their length. */
 
+import { fromBytes } from "./halves.js";
+
 const MOST_READ = 4 << 20;
 const MOST_ITEMS = 64;
 const MOST_TEXT = 20_000;
 
-/** Reads the text of an answer, and says where it was left. */
-export async function readText(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
+/** Reads an answer, and says whether that is all of it. */
+export async function readAnswer(response) {
+  const reader = response.body.getReader();
+  const pieces = [];
+  let size = 0;
   for (let piece; !(piece = await reader.read()).done; ) {
-    text += piece.value;
-    if (text.length > MOST_READ) {
+    pieces.push(piece.value);
+    size += piece.value.length;
+    if (size > MOST_READ) {
       await reader.cancel();
-      return { text, isWhole: false };
+      break;
     }
   }
-  return { text, isWhole: true };
+  const bytes = new Uint8Array(await new Blob(pieces).arrayBuffer());
+  return { shown: cut(shownOf(bytes, response)), size, isWhole: size <= MOST_READ };
 }
 
-/** The text in lines, where it is JSON: whole numbers with all their digits. */
-export function pretty(text) {
+/** An answer in lines; what is behind its JSON as bytes is put into it, where it belongs. */
+function shownOf(bytes, response) {
+  const length = response.headers.get("inference-header-content-length");
+  const text = new TextDecoder().decode(length === null ? bytes : bytes.subarray(0, Number(length)));
+  let answer;
   try {
-    return cut(lines(JSON.parse(text, exact), ""));
+    answer = JSON.parse(text, exact);
   } catch {
-    return cut(text);
+    return text; // of a proxy, or the beginning of a long one
   }
+  let from = Number(length);
+  for (const output of length === null ? [] : answer.outputs) {
+    const size = output.parameters?.binary_data_size;
+    if (size === undefined) continue;
+    output.data = fromBytes(output.datatype, bytes.slice(from, from + size)).map(shownNumber);
+    delete output.parameters;
+    from += size;
+  }
+  return lines(answer, "");
+}
+
+/** JSON has no word for these. */
+function shownNumber(number) {
+  return Number.isFinite(number) ? number : String(number);
 }
 
 /** A whole number that this language would round stays as it was written, where the browser tells. */

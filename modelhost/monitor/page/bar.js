@@ -5,12 +5,13 @@ import { formatBytes } from "./units.js";
 
 const HEIGHT = 30;
 const LABEL = 20;
+const STRIP = 7;
 
 /** Disjoint parts of usage in their order, and what lies beside it: key, name, what it means. */
 const PARTS = [
   ["host_bytes", "host", "the process itself, and what no model holds"],
   ["models_bytes", "models", "committed by loaded models"],
-  ["loading_bytes", "loading", "reserved by loads under way"],
+  ["loading_bytes", "loading", "what loads under way have taken of what they reserved"],
   ["activations_bytes", "activations", "claimed by runs under way"],
   ["weights_cached_bytes", "weights in page cache", "the kernel takes them back where it needs room"],
 ];
@@ -60,6 +61,11 @@ export class MemoryBar {
       from += bytes;
     }
     parts.push(...this.#marks(memory, x, width));
+    const coming = reservedBeyond(this.#snapshot);
+    if (coming > 0) {
+      const words = `reserved by loads, and not in use yet: ${formatBytes(coming)}`;
+      parts.push(block(x(memory.usage_bytes), x(memory.usage_bytes + coming), top + HEIGHT - STRIP, "part-loading", words, STRIP));
+    }
     const size = { width, height: LABEL * 2 + HEIGHT, viewBox: `0 0 ${width} ${LABEL * 2 + HEIGHT}` };
     this.#figure.replaceChildren(draw("svg", { ...size, role: "img", "aria-label": words(this.#snapshot) }, ...parts));
   }
@@ -93,14 +99,21 @@ export class MemoryBar {
     ];
     for (const [key, name, meaning, bytes] of figures) {
       if (!this.#rows.has(key)) this.#rows.set(key, legendRow(key, name, meaning));
-      setText(this.#rows.get(key).querySelector("dd"), formatBytes(bytes));
+      const isAll = key !== "loading_bytes" || reservedBeyond(this.#snapshot) <= 0;
+      const words = isAll ? formatBytes(bytes) : `${formatBytes(bytes)} of ${formatBytes(memory.reserved_bytes)} reserved`;
+      setText(this.#rows.get(key).querySelector("dd"), words);
     }
     arrange(this.#legend, [...this.#rows.values()]);
   }
 }
 
-function block(left, right, top, style, title = null) {
-  const size = { x: left, y: top, width: Math.max(0, right - left), height: HEIGHT, class: style };
+/** What loads have reserved beyond what the bar shows of them: it is not free, though nobody has it yet. */
+function reservedBeyond({ memory, bar }) {
+  return memory.reserved_bytes - bar.loading_bytes;
+}
+
+function block(left, right, top, style, title = null, height = HEIGHT) {
+  const size = { x: left, y: top, width: Math.max(0, right - left), height, class: style };
   return draw("rect", size, title === null ? null : draw("title", {}, title));
 }
 

@@ -2,9 +2,9 @@
 
 import { askAny, keptKey, modelPath } from "./access.js";
 import { announce } from "./announce.js";
-import { pretty, readText } from "./answers.js";
+import { readAnswer } from "./answers.js";
 import { make, setText } from "./dom.js";
-import { MADE_UP, bodyOf, checked, curlLine, firstShape, isBinaryOnly, makeUp, readShape, written } from "./tensors.js";
+import { MADE_UP, bodyOf, checked, curlLine, firstShape, makeUp, readShape, written } from "./tensors.js";
 import { counted, formatBytes, formatDuration } from "./units.js";
 
 let made = 0;
@@ -12,6 +12,7 @@ let made = 0;
 export class InferForm {
   #name;
   #fields;
+  #outputs;
   #version;
   #send = make("button", { type: "submit", class: "main" }, "Send");
   #problem = make("p", { class: "problem", role: "alert", hidden: true });
@@ -20,8 +21,9 @@ export class InferForm {
   #line = make("pre", { tabindex: "0", "aria-label": "The same request with curl" });
   #ending = null;
 
-  constructor({ name, versions, inputs }) {
+  constructor({ name, versions, inputs, outputs }) {
     this.#name = name;
+    this.#outputs = outputs;
     this.#fields = inputs.map((input) => new Field(input, () => this.#showLine()));
     this.#version = make(
       "select",
@@ -29,7 +31,7 @@ export class InferForm {
       make("option", { value: "" }, "the newest"),
       ...versions.map((version) => make("option", { value: version }, version)),
     );
-    this.element = this.#laidOut(inputs);
+    this.element = this.#laidOut();
     this.#showLine();
   }
 
@@ -38,16 +40,13 @@ export class InferForm {
     this.#ending?.abort();
   }
 
-  #laidOut(inputs) {
-    const binary = inputs.filter(({ datatype }) => isBinaryOnly(datatype)).map(({ name }) => name);
-    this.#send.disabled = binary.length > 0;
+  #laidOut() {
     const copy = make("button", { type: "button", on: { click: () => this.#copy() } }, "Copy");
     const line = make("details", {}, make("summary", {}, "curl"), make("div", { class: "copied" }, this.#line, copy));
     return make(
       "form",
       { class: "infer", novalidate: true, on: { submit: (event) => this.#submit(event) } },
       make("h3", {}, "Send a request"),
-      binary.length > 0 ? make("p", { class: "empty" }, `${binary.join(", ")}: FP16 and BF16 travel as binary tensors only, which this form does not send.`) : null,
       make("p", { class: "row" }, make("label", { for: this.#version.id }, "Version"), this.#version),
       ...this.#fields.map((field) => field.element),
       this.#problem,
@@ -66,7 +65,7 @@ export class InferForm {
       if (input === null) return null;
       inputs.push(input);
     }
-    return bodyOf(inputs);
+    return bodyOf(inputs, this.#outputs);
   }
 
   get #path() {
@@ -96,15 +95,18 @@ export class InferForm {
 
   async #ask(body) {
     const began = performance.now();
-    const headers = { "Content-Type": "application/json" };
-    const response = await askAny(this.#path, { method: "POST", headers, body, signal: this.#ending.signal });
-    const { text, isWhole } = await readText(response);
+    const headers =
+      body.headerLength === null
+        ? { "Content-Type": "application/json" }
+        : { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(body.headerLength) };
+    const response = await askAny(this.#path, { method: "POST", headers, body: body.blob, signal: this.#ending.signal });
+    const { shown, size, isWhole } = await readAnswer(response);
     const took = formatDuration((performance.now() - began) / 1000);
-    const size = isWhole ? formatBytes(text.length) : `more than ${formatBytes(text.length)}, cut`;
+    const length = isWhole ? formatBytes(size) : `more than ${formatBytes(size)}, cut`;
     const id = response.headers.get("x-request-id");
-    setText(this.#status, `${response.status} ${response.ok ? "OK" : ""} in ${took}, ${size}${id === null ? "" : `, request ${id}`}`);
+    setText(this.#status, `${response.status} ${response.ok ? "OK" : ""} in ${took}, ${length}${id === null ? "" : `, request ${id}`}`);
     this.#status.className = `status ${response.ok ? "good" : "critical"}`;
-    setText(this.#answer, pretty(text));
+    setText(this.#answer, shown);
     this.#answer.hidden = false;
   }
 
@@ -116,8 +118,8 @@ export class InferForm {
 
   #showLine(body = null) {
     const url = `${location.origin}${this.#path}`;
-    const inputs = body ?? bodyOf(this.#fields.map((field) => field.preview()));
-    setText(this.#line, curlLine(url, inputs, keptKey() !== null));
+    const shown = body ?? bodyOf(this.#fields.map((field) => field.preview()), this.#outputs);
+    setText(this.#line, curlLine(url, shown, keptKey() !== null));
   }
 
   async #copy() {
@@ -198,7 +200,7 @@ class Field {
 
   #read() {
     const { name, datatype } = this.#input;
-    return { name, datatype, shape: readShape(this.#shape.value), data: this.#values ?? checked(this.#text.value) };
+    return { name, datatype, shape: readShape(this.#shape.value), data: this.#values ?? checked(this.#text.value, datatype) };
   }
 
   #again() {

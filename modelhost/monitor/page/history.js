@@ -12,7 +12,6 @@ export class History {
   everyS = 5;
   #columns = empty();
   #before = null; // totals at the last sample
-  #worst = 0;
 
   /** Takes what the host remembers in place of all that is here. */
   take(found) {
@@ -24,7 +23,6 @@ export class History {
 
   /** Adds a snapshot, and says whether it made a sample. */
   add({ at, memory, bar, totals }) {
-    this.#worst = Math.max(this.#worst, LEVELS.indexOf(memory.level));
     if (this.#before === null) {
       this.#before = totals;
       return false;
@@ -35,13 +33,12 @@ export class History {
       usage_bytes: memory.usage_bytes,
       models_bytes: bar.models_bytes,
       cached_bytes: bar.weights_cached_bytes,
-      level: this.#worst,
+      level: LEVELS.indexOf(memory.level),
       p99_ms: totals.p99_ms,
       ...Object.fromEntries(COUNTS.map((name) => [name, Math.max(0, totals[name] - this.#before[name])])),
     };
     for (const name of COLUMNS) this.#columns[name].push(sample[name] ?? null);
     this.#before = totals;
-    this.#worst = LEVELS.indexOf(memory.level);
     this.#forget(at - KEPT_S);
     return true;
   }

@@ -13,7 +13,7 @@ const TYPING_MS = 200;
 const COLUMNS = [
   { key: "name", heading: "Model", value: (model) => model.name, isName: true },
   { key: "state", heading: "State", text: (model) => stateInWords(model.state), value: ({ state }) => stateInWords(state) },
-  { key: "committed", heading: "Memory", text: (model) => bytes(model.committed_bytes), value: (model) => model.committed_bytes },
+  { key: "committed", heading: "Memory", text: (model) => (presence(model.state) === "away" ? "–" : formatBytes(model.committed_bytes)), value: (model) => model.committed_bytes },
   { key: "cached", heading: "Weights in cache", text: (model) => weights(model), value: (model) => model.cached_bytes, style: "wide" },
   { key: "rate", heading: "Requests/s", text: (model) => formatRate(model.requests_per_s), value: (model) => model.requests_per_s },
   { key: "p50", heading: "p50", text: (model) => ms(model.p50_ms), value: (model) => model.p50_ms, style: "wide" },
@@ -235,10 +235,6 @@ class Row {
     setAttribute(this.element, "class", presence(model.state));
     this.#actions.show(model, isBusy, mayManage);
   }
-}
-
-function bytes(value) {
-  return value ? formatBytes(value) : "–";
 }
 
 function weights({ cached_bytes: cached, weights_bytes: all }) {

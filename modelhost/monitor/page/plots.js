@@ -168,10 +168,10 @@ function* runs(column, byValue) {
 function* ratePlot(history, x, top, width) {
   const rates = history.column("requests").map((count) => count / history.everyS);
   const failures = history.column("failures").map((count) => count / history.everyS);
-  const most = Math.max(1, ...rates);
+  const [step, most] = scale(Math.max(1, ...rates));
   const y = (rate) => top + SMALL - (rate / most) * SMALL;
   yield* title("requests a second", top, [["all", "s0"], ["failed", "critical"]]);
-  yield* grid(round(most / 2.3), most, y, width, formatRate);
+  yield* grid(step, most, y, width, formatRate);
   const points = pointsOf(history, rates, x, y);
   yield draw("polygon", { points: joined([...area(points, y(0))]), class: "area fill-s0" });
   yield draw("polyline", { points: joined(points), class: "line s0" });
@@ -182,10 +182,10 @@ function* ratePlot(history, x, top, width) {
 
 function* timePlot(history, x, top, width) {
   const found = history.column("p99_ms");
-  const most = Math.max(1, ...found.filter((value) => value !== null));
+  const [step, most] = scale(Math.max(1, ...found.filter((value) => value !== null)));
   const y = (ms) => top + SMALL - (ms / most) * SMALL;
   yield* title("time of a request", top, [["p99", "s3"]]);
-  yield* grid(round(most / 2.3), most, y, width, (ms) => formatDuration(ms / 1000));
+  yield* grid(step, most, y, width, (ms) => formatDuration(ms / 1000));
   for (const points of stretches(history, found, x, y)) {
     yield points.length === 1
       ? draw("circle", { cx: points[0][0], cy: points[0][1], r: 1.6, class: "fill-s3" })
@@ -219,17 +219,19 @@ function* title(words, top, series) {
 
 /** Lines at round figures, two or three of them. */
 function* grid(step, high, y, width, format) {
-  for (let value = 0; value <= high; value += step) {
+  for (let value = 0; value <= high * 1.0001; value += step) {
     const words = value === 0 ? "0" : format(value).replace(/\.0(?= |$)/, "");
     yield draw("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "grid" });
     yield draw("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end", class: "axis" }, words);
   }
 }
 
-/** 1, 2 or 5 times a power of ten, the least that is no smaller. */
-function round(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].find((step) => step * power >= value) * power;
+/** A step of 1, 2 or 5 times a power of ten, and so many of them that the highest value is within. */
+function scale(most) {
+  const least = most / 2.3;
+  const power = 10 ** Math.floor(Math.log10(least));
+  const step = [1, 2, 5, 10].find((one) => one * power >= least) * power;
+  return [step, Math.ceil(most / step) * step];
 }
 
 /** As memory limits are. */

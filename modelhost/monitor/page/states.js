@@ -2,9 +2,9 @@
 
 const STATES = {
   queued: ["waits to load", "coming"],
-  preparing: ["is prepared", "coming"],
+  preparing: ["being prepared", "coming"],
   loading: ["loading", "coming"],
-  trial: ["tried out", "coming"],
+  trial: ["being tried", "coming"],
   ready: ["loaded", "there"],
   draining: ["leaving", "there"],
   unloading: ["leaving", "there"],

@@ -1,16 +1,14 @@
 /** Values for the inputs of a model: made up by datatype and shape, or as somebody wrote them. */
 
+import { isBinaryOnly, toBytes } from "./halves.js";
+
 const MOST_VALUES = 1_000_000;
 const MOST_SHOWN = 512; // generated values that are written out to be edited
+const MOST_TYPED = 4096;
 const INTEGER = /^(U?)INT(8|16|32|64)$/;
 
 /** What can be made up, by its name on the page. */
 export const MADE_UP = { random: "random", counting: "counting up", zeros: "zeros" };
-
-/** Datatypes that JSON cannot carry. */
-export function isBinaryOnly(datatype) {
-  return datatype === "FP16" || datatype === "BF16";
-}
 
 /** A shape to begin with: one row, and one of everything else that may have any size. */
 export function firstShape(shape) {
@@ -59,28 +57,44 @@ export function written(values) {
 
 /** Checks what was written or pasted: an array, flat or nested, or one value. Returns it as it is, as whole numbers may
  * be longer than this language can count. Throws an Error with what is wrong. */
-export function checked(text) {
+export function checked(text, datatype) {
   let value;
   try {
     value = JSON.parse(text);
   } catch (error) {
     throw new Error(`this is not JSON: ${error.message}`);
   }
+  if (isBinaryOnly(datatype) && ![value].flat(Infinity).every((one) => typeof one === "number")) {
+    throw new Error(`${datatype} takes numbers`);
+  }
   return Array.isArray(value) ? text.trim() : `[${text.trim()}]`;
 }
 
-/** The body of a request, of inputs whose data is JSON already. */
-export function bodyOf(inputs) {
+/**
+ * The body of a request, of inputs whose data is JSON already, and how long its JSON is: what JSON cannot carry is behind
+ * it as bytes. Outputs are named where one of them has to be asked for so.
+ */
+export function bodyOf(inputs, outputs) {
+  const raw = [];
   const parts = inputs.map(({ name, datatype, shape, data }) => {
-    const head = JSON.stringify({ name, datatype, shape });
-    return `${head.slice(0, -1)},"data":${data}}`;
+    if (!isBinaryOnly(datatype)) return `${JSON.stringify({ name, datatype, shape }).slice(0, -1)},"data":${data}}`;
+    const bytes = toBytes(datatype, JSON.parse(data).flat(Infinity));
+    raw.push(bytes);
+    return JSON.stringify({ name, datatype, shape, parameters: { binary_data_size: bytes.length } });
   });
-  return `{"inputs":[${parts.join(",")}]}`;
+  const wanted = outputs.map(({ name, datatype }) => ({ name, parameters: { binary_data: isBinaryOnly(datatype) } }));
+  const isNamed = outputs.some(({ datatype }) => isBinaryOnly(datatype));
+  const json = `{"inputs":[${parts.join(",")}]${isNamed ? `,"outputs":${JSON.stringify(wanted)}` : ""}}`;
+  const isBinary = isNamed || raw.length > 0;
+  return { json, blob: new Blob([json, ...raw]), headerLength: isBinary ? new TextEncoder().encode(json).length : null };
 }
 
-/** The line for a terminal; a body that is too long for one is in a file. */
-export function curlLine(url, body, hasKey) {
+/** The line for a terminal; a body that is too long for one, or has bytes in it, is in a file. */
+export function curlLine(url, { json, headerLength }, hasKey) {
   const quoted = (words) => `'${words.replaceAll("'", "'\\''")}'`;
   const key = hasKey ? ` -H "Authorization: Bearer $MODELHOST_API_KEY"` : "";
-  return `curl -s ${quoted(url)}${key} -d ${body.length > 4096 ? "@request.json" : quoted(body)}`;
+  if (headerLength !== null) {
+    return `curl -s ${quoted(url)}${key} -H 'Inference-Header-Content-Length: ${headerLength}' --data-binary @request.bin`;
+  }
+  return `curl -s ${quoted(url)}${key} -d ${json.length > MOST_TYPED ? "@request.json" : quoted(json)}`;
 }

@@ -179,7 +179,7 @@ def test_a_load_elsewhere_is_seen_without_being_asked_for(page: Browser, host: H
     page.until(lambda: "loaded" in page.run(row("wine")) and "not loaded" not in page.run(row("wine")), "wine is there")
     page.until(lambda: "1 loaded" in page.text("#models-count"), "the count")
     post(host, "/v2/repository/models/wine/unload")
-    page.until(lambda: "recovery" in page.text("#events-list"), "the event")
+    page.until(lambda: "wine:1 left" in page.text("#events-list"), "the event")
 
 
 def test_history_is_drawn_and_read_out_by_its_slider(page: Browser) -> None:

@@ -8,8 +8,9 @@ const KNOWN = new Set(["id", "at", "kind", "level", "usage_bytes", "cause"]);
 
 const KINDS = {
   level: ({ from, level }) => `level ${from ?? "?"} → ${level}`,
-  recovery: ({ freed_bytes: freed, expected_bytes: expected }) =>
-    `recovery: ${formatBytes(Math.max(0, freed ?? 0))} came back of ${formatBytes(expected ?? 0)}`,
+  recovery: ({ victims = [], freed_bytes: freed = 0, expected_bytes: expected = 0, shortfall_bytes: missing = 0 }) =>
+    `${whoLeft(victims)}: ${formatBytes(Math.max(0, freed))} came back of ${formatBytes(expected)}` +
+    (missing > 0 ? `, ${formatBytes(missing)} is missing` : ""),
   refusal: () => "a load was refused",
   growth: () => "memory grows",
   worker_crash: () => "a worker process ended",
@@ -49,9 +50,14 @@ export class Events {
   }
 }
 
+function whoLeft(victims) {
+  return victims.length === 1 ? `${victims[0]} left` : victims.length === 0 ? "clean-up" : `${victims.length} models left`;
+}
+
 function item(event) {
   const time = make("time", { datetime: new Date(event.at * 1000).toISOString() }, formatClock(event.at));
-  const kind = make("span", { class: `kind at-${event.level}` }, KINDS[event.kind]?.(event) ?? event.kind.replaceAll("_", " "));
+  const style = event.kind === "level" ? `at-${event.level}` : event.shortfall_bytes > 0 ? "at-warning" : "";
+  const kind = make("span", { class: `kind ${style}` }, KINDS[event.kind]?.(event) ?? event.kind.replaceAll("_", " "));
   const cause = make("span", { class: "faint" }, `${event.cause} · ${formatBytes(event.usage_bytes)} in use`);
   const details = Object.entries(event).filter(([name]) => !KNOWN.has(name) && name !== "from");
   if (details.length === 0) return make("li", {}, make("div", {}, time, kind), cause);

@@ -10,6 +10,7 @@ const GAP = 12;
 const MEMORY = 130;
 const LANE = 9;
 const LANE_GAP = 5;
+const LANES_FROM = 11;
 const SMALL = 56;
 const SPANS_S = [300, 600, 900, 1800, 3600];
 const LANES = [["loads", "fill-s2"], ["evictions", "fill-s0"], ["refusals", "fill-critical"]];
@@ -54,14 +55,14 @@ export class Plots {
     this.#x = x;
     const memoryTop = TITLE;
     const memoryEnd = memoryTop + MEMORY;
-    const lanesEnd = memoryEnd + 6 + (LANES.length + 1) * (LANE + LANE_GAP);
+    const lanesEnd = memoryEnd + LANES_FROM + (LANES.length + 1) * (LANE + LANE_GAP);
     const rateTop = lanesEnd + GAP + TITLE;
     const timeTop = rateTop + SMALL + GAP + TITLE;
     const bottom = timeTop + SMALL;
     this.#cursor = draw("line", { class: "cursor", y1: memoryTop, y2: bottom, x1: 0, x2: 0 });
     const parts = [
       ...memoryPlot(history, this.#bounds, x, memoryTop, memoryEnd, width),
-      ...lanes(history, x, memoryEnd + 6),
+      ...lanes(history, x, memoryEnd + LANES_FROM),
       ...ratePlot(history, x, rateTop, width),
       ...timePlot(history, x, timeTop, width),
       ...times(end, span, x, bottom, width),
@@ -244,7 +245,8 @@ function* times(end, span, x, bottom, width) {
   const offset = new Date(end * 1000).getTimezoneOffset() * 60;
   for (let at = Math.ceil((end - span - offset) / step) * step + offset; at <= end; at += step) {
     yield draw("line", { x1: x(at), x2: x(at), y1: bottom, y2: bottom + 4, class: "axis-line" });
-    yield draw("text", { x: x(at), y: bottom + 16, "text-anchor": "middle", class: "axis" }, formatClock(at, { seconds: false }));
+    const anchor = x(at) > width - 24 ? "end" : "middle";
+    yield draw("text", { x: x(at), y: bottom + 16, "text-anchor": anchor, class: "axis" }, formatClock(at, { seconds: false }));
   }
 }
 

@@ -44,6 +44,7 @@ ASSETS: Final = {
             "page",
             "panel",
             "plots",
+            "policy",
             "states",
             "stream",
             "tensors",

@@ -1,7 +1,6 @@
-/** What is to come, and what the thresholds go by, in words. */
+/** What is to come of memory, in words. */
 
-import { make } from "./dom.js";
-import { formatBytes, formatNamed, formatSpan, nameWithoutUnit } from "./units.js";
+import { formatBytes, formatSpan } from "./units.js";
 
 /** The forecast as one or two sentences. */
 export function inWords(forecast, level) {
@@ -19,14 +18,4 @@ export function inWords(forecast, level) {
 
 function span({ expected, soonest, latest }) {
   return `${formatSpan(expected)} (${formatSpan(soonest)} to ${formatSpan(latest)})`;
-}
-
-/** What a policy says of itself, as a list of names and values. */
-export function* rows(policy, before = "") {
-  for (const [key, value] of Object.entries(policy)) {
-    const name = before === "" ? nameWithoutUnit(key) : `${before}: ${nameWithoutUnit(key)}`;
-    const isObject = value !== null && typeof value === "object" && !Array.isArray(value);
-    if (isObject && before === "") yield* rows(value, name);
-    else yield make("div", {}, make("dt", {}, name), make("dd", {}, formatNamed(key, value)));
-  }
 }

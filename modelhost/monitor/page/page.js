@@ -6,13 +6,14 @@ import { MemoryBar } from "./bar.js";
 import { byId, setAttribute, setText } from "./dom.js";
 import { Events } from "./events.js";
 import { Figures } from "./figures.js";
-import { inWords, rows } from "./forecast.js";
+import { inWords } from "./forecast.js";
 import { Header } from "./header.js";
 import { History } from "./history.js";
 import * as host from "./host.js";
 import { Models } from "./models.js";
 import { Panel } from "./panel.js";
 import { Plots } from "./plots.js";
+import { showPolicy } from "./policy.js";
 import { isLoaded } from "./states.js";
 import { Stream } from "./stream.js";
 import { counted, formatBytes } from "./units.js";
@@ -56,7 +57,8 @@ function onSnapshot(snapshot) {
   events.add(snapshot.events);
   models.show(snapshot);
   panel.show(models.versions(panel.name), snapshot.at);
-  showPolicy(snapshot.policy);
+  byId("policy").hidden = snapshot.policy === null;
+  if (snapshot.policy !== null) setText(byId("policy-sentence"), showPolicy(byId("policy-list"), snapshot.policy));
   if (isFirst || isNewSample) plots.show(snapshot.memory);
 }
 
@@ -73,12 +75,6 @@ async function loadHistory() {
     if (!(error instanceof Refused)) return; // the stream says that the host cannot be reached
     tell(`No history: ${error.message}`, { isFailure: true });
   }
-}
-
-function showPolicy(policy) {
-  const isThere = policy !== null && policy !== undefined;
-  byId("policy").hidden = !isThere;
-  if (isThere) byId("policy-list").replaceChildren(...rows(policy));
 }
 
 function onState(state) {

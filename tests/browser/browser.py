@@ -106,7 +106,7 @@ class Browser:
             assert time.monotonic() < deadline, (
                 f"it never came to that: {what}; {' '.join(self.text('main').split())[:1000]}"
             )
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def log(self, kind: str) -> list[dict[str, Any]]:

@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import httpx
 import models_for_tests as build
 import numpy as np
 import pytest
 from accessibility import CONTRAST, LABELS
 from browser import Browser, browser, missing
-from host_process import MODELS, HostProcess, running_host
 from onnx import TensorProto
+from served import MODELS, Served, fake_host, serve, settings
 
+from modelhost.host import Host
+from modelhost.monitor import recorder
+from modelhost.runtime.fake import FakeScript
 from modelhost.security.keys import new_key
 from modelhost.tensors import to_bfloat16
 from modelhost.units import format_bytes, format_duration, format_span
@@ -25,8 +28,11 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missin
 
 TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 
-#: Names that a page which makes markup of them would run, or lose.
+#: Names that a page which makes markup of them would run, or lose. The last one is of a model that works.
 HOSTILE = ("<img src=x onerror=document.title='run'>", '"><svg onload=alert(1)>', "__proto__", "a b%20c & d")
+KINDS = HOSTILE[-1]
+
+ROLES = ("infer", "observe", "manage")
 
 
 @pytest.fixture(scope="module")
@@ -36,27 +42,24 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Shipped models, one of numbers that JSON cannot carry, and broken ones; history has samples soon."""
     directory = tmp_path_factory.mktemp("models")
-    for name in ("digits", "wine", "iris_petals"):
+    for name in ("digits", "iris_petals"):
         shutil.copytree(MODELS / name, directory / name)
     for name in HOSTILE[:-1]:
         (directory / name / "1").mkdir(parents=True)
         (directory / name / "1" / "model.onnx").write_bytes(b"<script>document.title = 'run'</script>")
-    build.save(build.add_constant(1.0), directory, HOSTILE[-1])
     kinds = (TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BFLOAT16)
-    build.save(build.identities(kinds, ["n"]), directory, "kinds")
-    return directory
+    build.save(build.identities(kinds, ["n"]), directory, KINDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "EVERY_S", 0.2)
+        with serve(Host(settings(directory, memory={"limit": 1 << 30}))) as served:
+            yield served
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[HostProcess]:
-    with running_host(tmp_path_factory.mktemp("host"), models, "--memory-limit", "400MB") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def opened(tab: Browser, host: HostProcess) -> Browser:
+def opened(tab: Browser, host: Served) -> Browser:
     """The page of the host, once for all tests of this module."""
     tab.log("performance")
     tab.open(host.url)
@@ -72,7 +75,7 @@ document.activeElement.blur()"""
 
 
 @pytest.fixture
-def page(opened: Browser, host: HostProcess) -> Iterator[Browser]:
+def page(opened: Browser, host: Served) -> Iterator[Browser]:
     """The same with nothing open over it; afterwards nothing of it may have failed or gone elsewhere."""
     opened.run(_AS_OPENED)
     yield opened
@@ -92,13 +95,13 @@ def asked(tab: Browser) -> list[str]:
     return [one["params"]["request"]["url"] for one in found if one["method"] == "Network.requestWillBeSent"]
 
 
-def memory(host: HostProcess) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{host.url}/memory", timeout=60).json()
+def memory(host: Served) -> dict[str, Any]:
+    found: dict[str, Any] = host.get("/memory").json()
     return found
 
 
-def post(host: HostProcess, path: str, **body: Any) -> None:
-    assert httpx.post(host.url + path, json=body, timeout=60).status_code == 200
+def post(host: Served, path: str) -> None:
+    assert host.post(path).status_code == 200
 
 
 def row(name: str) -> str:
@@ -129,7 +132,7 @@ def open_panel(tab: Browser, name: str) -> None:
 # --- figures -----------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_of_memory_in_the_same_words(page: Browser, host: HostProcess) -> None:
+def test_figures_are_those_of_memory_in_the_same_words(page: Browser, host: Served) -> None:
     found = memory(host)
     marks = page.text("#bar")
     for name in ("baseline", "warning", "critical", "limit"):
@@ -172,14 +175,13 @@ def test_numbers_of_16_bits_are_the_hosts(page: Browser) -> None:
     assert [one for (one, _), keep in zip(halves, finite, strict=True) if keep] == expected[finite].tolist()
 
 
-def test_a_load_elsewhere_is_seen_without_being_asked_for(page: Browser, host: HostProcess) -> None:
-    post(host, "/memory/cleanup")
-    page.until(lambda: "not loaded" in page.run(row("wine")), "wine is away")
-    post(host, "/v2/repository/models/wine/load")
-    page.until(lambda: "loaded" in page.run(row("wine")) and "not loaded" not in page.run(row("wine")), "wine is there")
+def test_a_load_elsewhere_is_seen_without_being_asked_for(page: Browser, host: Served) -> None:
+    assert "not loaded" in page.run(row("digits"))
+    post(host, "/v2/repository/models/digits/load")
     page.until(lambda: "1 loaded" in page.text("#models-count"), "the count")
-    post(host, "/v2/repository/models/wine/unload")
-    page.until(lambda: "wine:1 left" in page.text("#events-list"), "the event")
+    assert "not loaded" not in page.run(row("digits"))
+    post(host, "/v2/repository/models/digits/unload")
+    page.until(lambda: "digits:1 left" in page.text("#events-list"), "the event")
 
 
 def test_history_is_drawn_and_read_out_by_its_slider(page: Browser) -> None:
@@ -194,29 +196,28 @@ def test_history_is_drawn_and_read_out_by_its_slider(page: Browser) -> None:
 # --- what can be done --------------------------------------------------------------------------------
 
 
-def test_buttons_load_pin_unload_and_clean_up(page: Browser, host: HostProcess) -> None:
+def test_buttons_load_pin_unload_and_clean_up(page: Browser, host: Served) -> None:
     def loaded() -> dict[str, bool]:
         return {model["name"]: model["pinned"] for model in memory(host)["models"]}
 
-    press_button(page, "wine", "Load")
-    page.until(lambda: "wine is loaded" in page.text("#notice"), "what came of the load")
-    press_button(page, "wine", "Pin")
-    page.until(lambda: "wine is pinned" in page.text("#notice"), "what came of the pin")
-    post(host, "/v2/repository/models/digits/load")
+    press_button(page, "digits", "Load")
+    page.until(lambda: "digits is loaded" in page.text("#notice"), "what came of the load")
+    press_button(page, "digits", "Pin")
+    page.until(lambda: "digits is pinned" in page.text("#notice"), "what came of the pin")
+    post(host, f"/v2/repository/models/{quote(KINDS)}/load")
     page.click("#cleanup")
     page.until(lambda: "They leave now" in page.text("#cleanup-dialog"), "the question")
     page.click("#cleanup-do")
     page.until(lambda: "came back" in page.text("#notice"), "what came of the clean-up")
-    assert loaded() == {"wine": True}
-    page.until(lambda: "2 loaded" not in page.text("#models-count"), "the row")
-    press_button(page, "wine", "Pin")
+    assert loaded() == {"digits": True}
+    press_button(page, "digits", "Pin")
     page.until(lambda: "not pinned" in page.text("#notice"), "what came of the pin's end")
-    press_button(page, "wine", "Unload")
-    page.until(lambda: "wine is unloaded" in page.text("#notice"), "what came of the unload")
+    press_button(page, "digits", "Unload")
+    page.until(lambda: "digits is unloaded" in page.text("#notice"), "what came of the unload")
     assert loaded() == {}
 
 
-def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: HostProcess) -> None:
+def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: Served) -> None:
     open_panel(page, "digits")
     sent = json.loads(page.run("return document.querySelector('.infer textarea').value"))
     assert len(sent) == 64
@@ -224,7 +225,7 @@ def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: 
     page.until(lambda: page.text(".infer .status").startswith("200 OK"), "the answer")
     shown = json.loads(page.text(".infer pre[aria-label=Answer]"))
     body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": sent}]}
-    expected = httpx.post(f"{host.url}/v2/models/digits/infer", json=body, timeout=60).json()
+    expected = host.infer("digits", body).json()
     assert shown["outputs"] == expected["outputs"]
     line = page.text(".infer .copied pre")
     assert line.startswith(f"curl -s '{host.url}/v2/models/digits/infer' -d '")
@@ -232,7 +233,7 @@ def test_the_form_sends_what_it_shows_and_shows_the_answer(page: Browser, host: 
 
 
 def test_the_form_sends_and_shows_what_json_cannot_carry(page: Browser) -> None:
-    open_panel(page, "kinds")
+    open_panel(page, KINDS)
     for index, values in enumerate(("[0.1]", "[9007199254740993]", "[-3]")):
         page.fill(f".infer fieldset:nth-of-type({index + 1}) textarea", values)
     page.click(".infer button.main")
@@ -274,9 +275,6 @@ def test_names_and_errors_are_words_and_nothing_else(page: Browser) -> None:
     press_button(page, HOSTILE[0], "Load")
     page.until(lambda: "failure" in page.run("return document.querySelector('#notice').className"), "the error")
     page.click("#notice-close")
-    open_panel(page, HOSTILE[-1])
-    page.click(".infer button.main")
-    page.until(lambda: page.text(".infer .status").startswith("200"), "a name with everything in it")
     assert page.run("return document.title") == "modelhost"
     assert page.run("return document.querySelectorAll('img, main script, [onload], [onerror]').length") == 0
 
@@ -331,15 +329,6 @@ def test_it_fits_a_phone(page: Browser) -> None:
 # --- keys --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> dict[str, str]:
-    made = {role: new_key(f"the-{role}", [role]) for role in ("infer", "observe", "manage")}
-    file = tmp_path / "keys"
-    file.write_text("".join(f"{key.line()}\n" for _, key in made.values()))
-    file.chmod(0o600)
-    return {role: text for role, (text, _) in made.items()}
-
-
 def use_key(tab: Browser, key: str) -> None:
     tab.until(lambda: tab.run("return document.querySelector('#key-dialog').open"), "the question for a key")
     tab.fill("#key", key)
@@ -351,16 +340,21 @@ def forget_key(tab: Browser) -> None:
     tab.until(lambda: tab.run("return document.querySelector('#key-dialog').open"), "the question for a key")
 
 
-def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, keys: dict[str, str], tmp_path: Path) -> None:
-    settings = {"MODELHOST_SECURITY_KEYS_FILE": str(tmp_path / "keys")}
-    with running_host(tmp_path, MODELS, "--memory-limit", "400MB", **settings) as host:
+def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, tmp_path: Path) -> None:
+    made = {role: new_key(f"the-{role}", [role]) for role in ROLES}
+    keys = {role: text for role, (text, _) in made.items()}
+    file = tmp_path / ".keys"
+    file.write_text("".join(f"{key.line()}\n" for _, key in made.values()))
+    file.chmod(0o600)
+    with serve(fake_host(tmp_path, {"plain": FakeScript()}, security={"keys_file": file})) as host:
         tab.open(host.url)
         use_key(tab, "no such key")
         tab.until(lambda: "no API key that is known" in tab.text("#key-reason"), "the refusal")
         use_key(tab, keys["infer"])
         tab.until(lambda: "The key 'the-infer' is for infer" in tab.text("#banner-text"), "what it is not for")
-        tab.until(lambda: "digits" in tab.run(row("digits")), "the names all the same")
-        open_panel(tab, "digits")
+        open_panel(tab, "plain")  # names there are all the same
+        tab.fill(".infer fieldset input", "2")
+        tab.fill(".infer textarea", "[1, 2]")
         tab.click(".infer button.main")
         tab.until(lambda: tab.text(".infer .status").startswith("200"), "what it is for")
         assert keys["infer"] not in tab.run("return document.documentElement.outerHTML")
@@ -369,14 +363,14 @@ def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, keys: d
         forget_key(tab)
         use_key(tab, keys["observe"])
         tab.until(lambda: "live" in tab.text("#connection"), "figures")
-        press_button(tab, "digits", "Pin")
+        press_button(tab, "plain", "Pin")
         tab.until(lambda: "the key 'the-observe' is for observe" in tab.text("#notice"), "the refusal")
         assert tab.run("return document.querySelector('.row-actions button').getAttribute('aria-disabled')") == "true"
         forget_key(tab)
         use_key(tab, keys["manage"])
         tab.until(lambda: "live" in tab.text("#connection"), "figures")
-        press_button(tab, "digits", "Pin")
-        tab.until(lambda: "digits is pinned" in tab.text("#notice"), "what came of it")
+        press_button(tab, "plain", "Pin")
+        tab.until(lambda: "plain is pinned" in tab.text("#notice"), "what came of it")
     tab.until(lambda: "No figures come" in tab.text("#banner-text"), "the host has gone")
     assert "What is shown is of" in tab.text("#banner-text")
     assert tab.text("#readiness") == "no answer"

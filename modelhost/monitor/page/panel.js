@@ -34,6 +34,7 @@ export class Panel {
     this.#actionsOf = actionsOf;
     byId("panel-close").addEventListener("click", () => this.#dialog.close());
     this.#dialog.addEventListener("close", () => {
+      if (this.#dialog.open) return; // for another model already
       this.#form?.close();
       this.#form = this.#name = null;
     });
@@ -44,6 +45,8 @@ export class Panel {
 
   /** Opens it for a model. */
   async open(name, versions) {
+    this.#form?.close();
+    this.#form = null;
     this.#name = name;
     this.#pairs.clear();
     this.#actions.replaceChildren(...this.#actionsOf(name));

@@ -33,7 +33,7 @@ from modelhost.host import Host
 from modelhost.pool import PoolSnapshot
 from modelhost.runtime.fake import FakeMemory, FakeRuntime, FakeScript
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[1] / "models"
 MB = 1 << 20
 _PATIENCE_S = 10.0
 

@@ -372,7 +372,8 @@ def test_a_host_of_another_version_ends_nothing(answers: Answers, part: str) -> 
 def source(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
     fake = FakeSource()
     monkeypatch.setattr(top, "HostSource", lambda url, key: fake)
-    monkeypatch.delenv("COLUMNS", raising=False)
+    for name in ("COLUMNS", "NO_COLOR", "MODELHOST_API_KEY", "MODELHOST_URL"):
+        monkeypatch.delenv(name, raising=False)
     return fake
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -32,17 +32,10 @@ _LINK: Final = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 _FENCE: Final = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leaves out of the navigation what is not written yet."""
-    config.nav = _existing(config.nav or [])
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that lie elsewhere."""
     for uri, source in ELSEWHERE.items():
-        if (ROOT / source).is_file():
-            files.append(File.generated(config, uri, content=(ROOT / source).read_text()))
+        files.append(File.generated(config, uri, content=(ROOT / source).read_text()))
     return files
 
 
@@ -77,22 +70,10 @@ def _link(found: re.Match[str], source: str) -> str:
         on_site = "index.md"
     if on_site is None:
         words = found[2].strip("`")
-        return f"`{path}`" if words in (path, Path(path).name) else f"{found[2]} (`{path}`)"
+        return f"`{words}`" if words in (path, Path(path).name) else f"{found[2]} (`{path}`)"
     return f"{found[1]}[{found[2]}]({on_site}{'#' + anchor if anchor else ''})"
 
 
 def _as_text(fence: str) -> str:
     """The drawing program for Mermaid would have to be loaded from elsewhere: its text can be read as it is."""
     return fence.replace("```mermaid", "```text", 1)
-
-
-def _existing(nav: list[Any]) -> list[Any]:
-    kept: list[Any] = []
-    for entry in nav:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            below = _existing(target)
-            kept += [{title: below}] if below else []
-        elif (ROOT / ELSEWHERE.get(target, f"docs/{target}")).is_file():
-            kept.append({title: target})
-    return kept

@@ -71,11 +71,11 @@ def page() -> str:
 
 def _table(section: type[BaseModel], *, section_name: str | None = None) -> str:
     meanings = docstrings(section)
-    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| key | type, default | meaning |", "| --- | --- | --- |"]
     for name, field in section.model_fields.items():
         key = name if section_name is None else f"{section_name}.{name}"
         variable = "" if section_name is None else f"<br>`MODELHOST_{section_name.upper()}_{name.upper()}`"
-        cells = (f"`{key}`{variable}", type_of(section, name), default_of(field), meanings[name])
+        cells = (f"`{key}`{variable}", f"{type_of(section, name)}<br>{default_of(field)}", meanings[name])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ import models_for_tests as build
 import pytest
 from containers import CACHE, Container, ask, call, image, running, tool, writable
 from held_models import HeldModel, prepare_in_a_container, write_models
+from host_process import MODELS
 
 import modelhost
 
@@ -170,6 +171,18 @@ def test_frozen_and_thawed_it_answers_at_once() -> None:
             ask(connection, ASK_DIGIT, DIGIT)  # on the connection that was open
             print(f"THAWED {(time.monotonic() - began) * 1000:.0f} ms")
         assert "WARNING" not in container.log()
+
+
+def test_what_kserve_lays_out_is_served_under_the_name_of_its_service() -> None:
+    """One model's own files in /mnt/models, read-only, and the two variables of the ServingRuntime."""
+    layout = ("--volume", f"{MODELS / 'digits'}:/mnt/models:ro")
+    with running(*layout, MODELS_DIRECTORY="/mnt/models", MODELS_NAME="numbers") as container:
+        container.until(container.answers)
+        assert container.ask("/v2/models/numbers/infer", DIGIT)["model_name"] == "numbers"
+        row = [[[0.5] * 8] * 8]
+        assert len(container.ask("/v1/models/numbers:predict", {"instances": [row]})["predictions"][0]) == 10
+        with pytest.raises(AssertionError, match="404"):
+            container.ask("/v2/models/digits")
 
 
 # --- another machine -----------------------------------------------------------------------------------

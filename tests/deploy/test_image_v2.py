@@ -43,7 +43,7 @@ ENV MODELHOST_SECURITY_INSECURE=true MODELHOST_MODELS_DIRECTORY=/guest/models MO
     MODELHOST_POOL_WAIT_TIMEOUT_S=600 MODELHOST_SERVER_REQUEST_TIMEOUT_S=600
 USER 0:0
 CMD ["sh", "-c", "/bin/busybox mount --bind /guest/cpuinfo /proc/cpuinfo \\
-  && /bin/busybox mount -o remount,bind,ro / && exec chroot --userspec=10001:10001 / modelhost serve"]
+  && /bin/busybox mount -o remount,bind,ro / && exec /usr/sbin/chroot --userspec=10001:10001 / modelhost serve"]
 """
 
 

@@ -127,10 +127,10 @@ def leak(fault: str, runs: int, iterations: int) -> None:
     print(f"named rightly {runs} of {runs}, the last: {report}")
 
 
-def clean(runs: int) -> None:
+def clean(runs: int, seed: int) -> None:
     """Work of changing sizes, garbage in cycles, a cache that fills up and ends; threads, files and mappings that are
     ended."""
-    source = random.Random(1)
+    source = random.Random(seed)
 
     def work() -> None:
         cache[source.randrange(16)] = bytes(source.randrange(2000))
@@ -147,3 +147,4 @@ def clean(runs: int) -> None:
         cache: dict[int, bytes] = {}
         report = LeakDetector(100).run(work)
         assert not report, f"run {number}: {report}"
+    print(f"clean {runs} of {runs}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import faults
 import pytest
+from sizes import FULL
 
 from modelhost.errors import InsufficientMemory
 from modelhost.slope import theil_sen
@@ -20,20 +21,24 @@ from modelhost.testing.census import take_census
 
 MB = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
-FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
+#: The full size, 20 runs of each fault and 100 clean ones, is in portions: each ends within minutes on a busy machine
+#: too, and what was cut off can be asked for by itself (`--last-failed`, `-k`).
+PORTIONS = range(4 if FULL else 1)
+RUNS, LEAK_RUNS, LEAK_ITERATIONS, CLEAN_RUNS = (5, 5, 120, 25) if FULL else (2, 1, 40, 5)
+patient = pytest.mark.timeout(1300 if FULL else 120)
 
 libc = ctypes.CDLL(None)
 libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
 libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -47,19 +52,24 @@ def test_importing_it_imports_no_server_and_no_runtime() -> None:
 
 
 def run_faults(call: str) -> str:
-    ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.{call}")
+    ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.{call}", 1200 if FULL else 100)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     return ended.stdout
 
 
+@patient
+@pytest.mark.parametrize("portion", PORTIONS)
 @pytest.mark.parametrize("fault", faults.PLACES)
-def test_planted_faults_are_named(fault: str) -> None:
-    assert "named rightly" in run_faults(f"main({fault!r}, {20 if FULL else 2})")
+def test_planted_faults_are_named(fault: str, portion: int) -> None:
+    assert f"named rightly {RUNS} of {RUNS}" in run_faults(f"main({fault!r}, {RUNS})")
 
 
+@patient
+@pytest.mark.parametrize("portion", PORTIONS)
 @pytest.mark.parametrize("fault", faults.LEAKS)
-def test_planted_leaks_are_named_with_where(fault: str) -> None:
-    assert "named rightly" in run_faults(f"leak({fault!r}, {'20, 120' if FULL else '1, 40'})")
+def test_planted_leaks_are_named_with_where(fault: str, portion: int) -> None:
+    told = run_faults(f"leak({fault!r}, {LEAK_RUNS}, {LEAK_ITERATIONS})")
+    assert f"named rightly {LEAK_RUNS} of {LEAK_RUNS}" in told
 
 
 @pytest.fixture
@@ -83,8 +93,10 @@ def test_a_python_leak_of_a_kilobyte_is_found_with_its_line() -> None:
     assert any("test_toolkit.py" in line for line in report.where), report
 
 
-def test_clean_operations_are_no_leaks() -> None:
-    run_faults(f"clean({100 if FULL else 5})")
+@patient
+@pytest.mark.parametrize("portion", PORTIONS)
+def test_clean_operations_are_no_leaks(portion: int) -> None:
+    assert f"clean {CLEAN_RUNS} of {CLEAN_RUNS}" in run_faults(f"clean({CLEAN_RUNS}, {portion})")
 
 
 def test_memory_comes_back_and_what_does_not_is_said() -> None:

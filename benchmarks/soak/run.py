@@ -33,6 +33,7 @@ from benchmarks.soak.residents import Residents
 from benchmarks.soak.traffic import Served, Traffic, rpc_available
 from benchmarks.soak.verdict import Drift, Reading, drift, fault_paces, paces, violations
 from benchmarks.soak.wire import Connection, Lost
+from benchmarks.tracebacks import first_traceback
 
 _WINDOW_S: Final = 10.0
 #: Idle readings are this far apart, or less where the soak is short …
@@ -369,8 +370,8 @@ class _Soak:
             self.report.require(False, text)
         for text in self.book.problems:
             self.report.require(False, f"for example: {text}")
-        if "Traceback" in (log := self.host.log.read_text(errors="replace")):
-            self.report.require(False, f"the host's log has a traceback: {log[log.index('Traceback') :][:2000]}")
+        if traceback := first_traceback(self.host.log.read_text(errors="replace")):
+            self.report.require(False, f"the host's log has a traceback: {traceback}")
         if not self.host.is_alive:
             self.report.require(False, self.host.last_words())
         self._add_verdict(found, totals)

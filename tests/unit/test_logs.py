@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks.tracebacks import first_traceback
 from modelhost.api import request_ids
 from modelhost.api.logs import JsonFormatter, TextFormatter, configure
 from modelhost.config import LoggingSettings
@@ -54,6 +55,16 @@ def test_nothing_in_a_message_ends_its_line(text: str) -> None:
         line = formatter.format(record("%s", text))
         assert line.isprintable()
         assert "\\" in line
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter(), logging.Formatter()])
+def test_a_search_for_tracebacks_finds_them_in_every_form(formatter: logging.Formatter) -> None:
+    plain = formatter.format(record('it is in File "a", line %d', 3, request_id="abc"))
+    assert first_traceback(f"{plain}\n{plain}\n") is None
+    found = first_traceback(f"{plain}\n{formatter.format(failed())}\n{plain}\n")
+    assert found is not None
+    assert "it failed" in found
+    assert "test_logs.py" in found
 
 
 def test_text_that_is_no_unicode_is_written_too() -> None:

@@ -128,7 +128,7 @@ class _Build:
             raise short  # what could not be saved might have been the best of them
         if self.unfitting and not self.job.is_last:
             raise BuildFailed("; ".join(self.unfitting), "memory")  # with more it may be the best of them
-        chosen, why = choose(usable, stock)
+        chosen, why = choose(usable, stock, room_bytes=self.job.ceiling_bytes)
         self._keep_only(chosen)
         why = "; ".join([why, *self.reasons])
         figures = next(found for found in (stock, *usable) if found.variant == chosen)

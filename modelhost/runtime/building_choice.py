@@ -1,8 +1,11 @@
 """Which variant is served, and what its runs take: pure, from what was measured.
 
 The rule: a variant is as slow as its worst run against the fastest of all variants' runs with as many
-rows; of the variants whose outputs agree and which are within 10 % (and 0.2 ms) of the least slow one,
-the one that holds the least memory; where two are within 128 KB, the one that loads faster.
+rows. Of the variants whose outputs agree, those that fit into the room that there is, where any does;
+of these, those within 10 % (and 0.2 ms) of the least slow one; of these, the one that holds the least
+memory; where two are within 128 KB, the one that loads faster. Unless that one takes a multiple of
+another's memory for a little time: what takes less than half, and 32 MB less, is served where it is not
+slower by half. The machine's other work gets into times, and not into bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ _SLOWER: Final = 1.10
 _SLOWER_MS: Final = 0.2
 #: A host may hold a thousand models: a megabyte for each would not be the same.
 _SAME_BYTES: Final = 128 << 10
+#: How much slower may be what takes so much less, as a share of it and by itself.
+_MUCH_SLOWER: Final = 1.5
+_MUCH_LESS: Final = 0.5
+_MUCH_LESS_BYTES: Final = 32 << 20
 
 
 def footprint(
@@ -36,8 +43,8 @@ def footprint(
     )
 
 
-def choose(usable: Sequence[VariantFigures], stock: VariantFigures) -> tuple[Variant, str]:
-    """Returns the variant to serve, and why: see the rule above."""
+def choose(usable: Sequence[VariantFigures], stock: VariantFigures, *, room_bytes: int) -> tuple[Variant, str]:
+    """Returns the variant to serve, and why: see the rule above. A load may take `room_bytes`."""
     best = [min(found.runs[index].ms for found in [*usable, stock]) for index in range(len(stock.runs))]
 
     def slowness(found: VariantFigures) -> float:
@@ -45,15 +52,30 @@ def choose(usable: Sequence[VariantFigures], stock: VariantFigures) -> tuple[Var
 
     if not usable:
         return "heap", "no variant opened and answered as the original does"
+    usable = [found for found in usable if _taken_bytes(found) <= room_bytes] or usable
     least_slow = min(map(slowness, usable))
-    candidates = [found for found in usable if slowness(found) <= least_slow * _SLOWER]
-    least = min(found.resident_bytes for found in candidates)
-    chosen = min(
-        (found for found in candidates if found.resident_bytes <= least + _SAME_BYTES), key=lambda found: found.load_ms
-    )
+    chosen = _smallest([found for found in usable if slowness(found) <= least_slow * _SLOWER])
+    most_bytes = min(_taken_bytes(chosen) * _MUCH_LESS, _taken_bytes(chosen) - _MUCH_LESS_BYTES)
+    smaller = [
+        found for found in usable if _taken_bytes(found) <= most_bytes and slowness(found) <= least_slow * _MUCH_SLOWER
+    ]
+    chosen = _smallest(smaller or [chosen])
     if chosen.resident_bytes >= stock.resident_bytes:
         return "heap", f"mapping saves nothing: {chosen.resident_bytes} bytes against {stock.resident_bytes}"
     return chosen.variant, (
         f"{chosen.resident_bytes} bytes held against {stock.resident_bytes} from the heap, loaded in "
         f"{chosen.load_ms:.1f} ms against {stock.load_ms:.1f}"
+    )
+
+
+def _taken_bytes(found: VariantFigures) -> int:
+    """What a host has to have for it: a load is refused where its peak does not fit, however little stays."""
+    return max(found.resident_bytes, found.peak_bytes)
+
+
+def _smallest(candidates: Sequence[VariantFigures]) -> VariantFigures:
+    """Returns what holds the least; of those that hold about as much, what loads faster."""
+    least = min(found.resident_bytes for found in candidates)
+    return min(
+        (found for found in candidates if found.resident_bytes <= least + _SAME_BYTES), key=lambda found: found.load_ms
     )

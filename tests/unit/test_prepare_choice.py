@@ -10,9 +10,14 @@ from modelhost.runtime.building_choice import choose
 _MB = 1 << 20
 
 
-def figures(variant: Variant, held_mb: float, *run_ms: float, load_ms: float = 5.0) -> VariantFigures:
+ROOM = 256 * _MB
+
+
+def figures(
+    variant: Variant, held_mb: float, *run_ms: float, load_ms: float = 5.0, peak_mb: float = 0.0
+) -> VariantFigures:
     runs = tuple(RunFigures(rows, 4096, ms) for rows, ms in zip((1, 8), run_ms, strict=True))
-    return VariantFigures(variant, load_ms, int(held_mb * _MB), int(held_mb * _MB), runs)
+    return VariantFigures(variant, load_ms, int(held_mb * _MB), int(max(held_mb, peak_mb) * _MB), runs)
 
 
 HEAP = figures("heap", 20, 5, 30, load_ms=60)
@@ -42,6 +47,44 @@ HEAP = figures("heap", 20, 5, 30, load_ms=60)
     ],
 )
 def test_the_least_memory_of_the_fast_ones_is_chosen(usable: list[VariantFigures], expected: str) -> None:
-    chosen, reason = choose(usable, HEAP)
+    chosen, reason = choose(usable, HEAP, room_bytes=ROOM)
     assert chosen == expected
     assert reason
+
+
+LARGE = figures("heap", 800, 50, 300, load_ms=900, peak_mb=1600)
+
+
+@pytest.mark.parametrize(
+    ("usable", "room_mb", "expected"),
+    [
+        # What does not fit is not served where something does, however slow that is …
+        ([figures("mapped", 784, 50, 300), figures("mapped_unpacked", 0.1, 150, 900)], 256, "mapped_unpacked"),
+        ([figures("mapped", 50, 5, 30, peak_mb=784), figures("mapped_unpacked", 1, 50, 300)], 256, "mapped_unpacked"),
+        # … and is where nothing does: another host may have the room.
+        ([figures("mapped", 784, 50, 300)], 256, "mapped"),
+        ([figures("mapped", 784, 50, 300), figures("mapped_unpacked", 0.1, 150, 900)], 2048, "mapped"),
+        # A multiple of the memory is not paid for less than half of the time …
+        ([figures("mapped", 784, 50, 300), figures("mapped_prepacked", 0.1, 70, 410)], 2048, "mapped_prepacked"),
+        (
+            [figures("mapped", 1, 50, 300, peak_mb=784), figures("mapped_prepacked", 9, 70, 410)],
+            2048,
+            "mapped_prepacked",
+        ),
+        ([figures("mapped", 90, 50, 300), figures("mapped_prepacked", 50, 70, 410)], 2048, "mapped"),
+        # … but for what is the same to any host.
+        ([figures("mapped", 30, 50, 300), figures("mapped_prepacked", 0.1, 70, 410)], 2048, "mapped"),
+        # Of several that take so much less, the one that holds the least.
+        (
+            [
+                figures("mapped", 784, 50, 300),
+                figures("mapped_prepacked", 40, 60, 360),
+                figures("mapped_unpacked", 0.1, 70, 400),
+            ],
+            2048,
+            "mapped_unpacked",
+        ),
+    ],
+)
+def test_memory_counts_for_more_than_a_little_time(usable: list[VariantFigures], room_mb: int, expected: str) -> None:
+    assert choose(usable, LARGE, room_bytes=room_mb * _MB)[0] == expected

@@ -53,7 +53,7 @@ def test_importing_it_imports_no_server_and_no_runtime() -> None:
 
 def run_faults(call: str) -> str:
     ended = run(f"import sys; sys.path.insert(0, 'tests/testing'); import faults; faults.{call}", 1200 if FULL else 100)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, ""), f"{ended.stdout}\n{ended.stderr}"
     return ended.stdout
 
 

@@ -154,7 +154,7 @@ def create_app(
     hide((host.settings.models.directory, host.settings.artifact_cache))
     secret_file = host.settings.alerts.secret_file
     metrics = Metrics(host, guard, alerts_secret=alerts_secret if secret_file is None else read_secret(secret_file))
-    inference = Inference(host, metrics)
+    inference = _inference(host, metrics)
     infer = InferRoutes(inference)
     short_cut = ShortCut(infer)
     predictions = Predictions(infer)
@@ -174,6 +174,28 @@ def create_app(
     app.infer, app.predictions, app.short_cut, app.feed, app.guard = infer, predictions, short_cut, feed, guard
     app.access_log = AccessLog() if host.settings.logging.access else None
     return app
+
+
+def _inference(host: Host, metrics: Metrics) -> Inference:
+    """Returns what answers requests, with traces of them where those are wanted. Raises ConfigError.
+
+    Their libraries are an extra, and are imported before the host measures what it holds itself.
+    """
+    settings = host.settings.tracing
+    if not settings.enabled:
+        return Inference(host, metrics)
+    try:
+        from modelhost.api.tracing.tracing import TracedInference, Tracing
+
+        tracing = Tracing(settings.max_waiting)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        raise ConfigError(
+            f"tracing.enabled is set, but OpenTelemetry is not installed ({error}): pip install 'modelhost[otel]'"
+        ) from None
+    metrics.traces = lambda: (tracing.traced, tracing.dropped)
+    return TracedInference(host, metrics, tracing)
 
 
 def _add_routes(
@@ -239,6 +261,7 @@ class _Opening:
         alerts = self._inference.metrics.alerts
         alerts.start()
         stack.push_async_callback(alerts.stop)
+        stack.push_async_callback(self._inference.close)
         self._inference.open()
         app.feed.open()
         app.short_cut.open()

@@ -53,6 +53,11 @@ ALERTS_RETRIED: Final = _counter("modelhost_alerts_retried_total", "Further trie
 ALERTS_DROPPED: Final = _counter("modelhost_alerts_dropped_total", "Alerts that were not posted, by reason.", "reason")
 ALERTS_WAITING: Final = _gauge("modelhost_alerts_waiting", "Alerts that wait to be posted.")
 
+TRACED: Final = _counter("modelhost_traced_requests_total", "Requests that were made spans of, or were not sampled.")
+TRACES_DROPPED: Final = _counter(
+    "modelhost_traced_requests_dropped_total", "Requests that were not, as tracing.max_waiting others waited."
+)
+
 # --- memory ----------------------------------------------------------------------------------------------
 
 MEMORY_LIMIT: Final = _gauge("modelhost_memory_limit_bytes", "Memory limit in force.")

@@ -191,7 +191,7 @@ class InferRoutes:
         self, request: Request, name: str, version: str | None, decode: Decode | None = None
     ) -> AsgiAnswer:
         """One inference request over ASGI, from its arrival to its answer; V2's where no `decode` is given."""
-        timing = Timing(time.perf_counter_ns())
+        timing = self.inference.begin(request.scope["headers"])
         started = asyncio.get_running_loop().time()
         server = self._host.settings.server
 
@@ -279,7 +279,7 @@ class InferRoutes:
         """Decodes the body; what is held afterwards is the tensors."""
         began_ns = time.perf_counter_ns()
         decoded, encoding = await decode(head, body, hold, face)
-        timing.input_ns = time.perf_counter_ns() - began_ns
+        timing.decoding_ns, timing.input_ns = began_ns, time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(body)))
         if head.accept_encoding and self._host.settings.server.compress_answers:
             encoding = Compressed(encoding, head.accept_encoding)

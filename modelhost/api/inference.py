@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 from modelhost.api.arrivals import Arrivals
 from modelhost.api.body import ByteBudget, ByteHold
@@ -77,8 +77,15 @@ class Encoding(Protocol[A]):
 class Inference:
     """Leases, runs and encodes within the budget of all requests' bytes. Event-loop thread."""
 
+    is_traced: ClassVar[bool] = False
+    """Whether requests become spans: then their timing has what their headers say of a trace."""
+
     def __init__(self, host: Host, metrics: Metrics) -> None:
         self.host, self.metrics = host, metrics
+
+    def begin(self, headers: Iterable[tuple[Any, Any]]) -> Timing:
+        """Returns the timing of a request that has just come, with these headers."""
+        return Timing(time.perf_counter_ns())
 
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
@@ -90,6 +97,9 @@ class Inference:
         self.buffers = BufferPool(min(decoding_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
         self.host.memory.add_trimmer(self.buffers.clear)
         self.host.on_budgets(self._resize)
+
+    async def close(self) -> None:
+        """Ends what was begun by `open`."""
 
     def _resize(self, budgets: Budgets) -> None:
         self.budget.resize(budgets.decoding_bytes)
@@ -161,6 +171,7 @@ class Inference:
             fit(decoded, face, lease)
             # Loading and waiting until here is the queue's, too.
             timing.queue_ns = time.perf_counter_ns() - timing.arrived_ns - timing.input_ns
+            timing.load_ns = lease.waited_ns
             return await self._run(lease, decoded, hold, encoding, deadline, timing)
         finally:
             lease.end()
@@ -278,15 +289,16 @@ class Inference:
     def note(self, outcome: str, timing: Timing, file: ModelFile | None) -> None:
         """Counts a request that is over; `outcome` is `ok` or the error's code, `file` the model it was for."""
         if outcome == "ok" and file is not None:
-            self.note_success(timing, self._statistics.of(ModelKey.of(file)))
+            key = ModelKey.of(file)
+            self.note_success(timing, key, self._statistics.of(key))
             return
         took_ns = time.perf_counter_ns() - timing.arrived_ns
         self.metrics.observe(outcome, took_ns * 1e-9)
-        key, reason = None if file is None else ModelKey.of(file), _REASONS.get(outcome, "OTHER")
-        self._statistics.note_failure(key, took_ns, reason)
+        reason = _REASONS.get(outcome, "OTHER")
+        self._statistics.note_failure(None if file is None else ModelKey.of(file), took_ns, reason)
 
-    def note_success(self, timing: Timing, statistics: ModelStatistics) -> None:
-        """Counts a request that was answered."""
+    def note_success(self, timing: Timing, key: ModelKey, statistics: ModelStatistics) -> None:
+        """Counts a request that was answered, with the statistics of its model."""
         self._statistics.note_success(statistics, timing, time.perf_counter_ns() - timing.arrived_ns)
 
     def closed(self) -> HostClosed:

@@ -82,6 +82,8 @@ class Metrics:
         """Seconds of requests that failed, by outcome."""
         self.alerts = Alerts(host, self.failures, secret=alerts_secret)
         """What the page has of them; they look at what is counted here."""
+        self.traces: Callable[[], tuple[int, int]] | None = None
+        """Returns how many requests were traced and how many were left out; None where none are."""
 
     def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request that failed; `outcome` is the error's code."""
@@ -130,6 +132,9 @@ class Metrics:
         page.one(f.WAITING, snapshot.waiting)
         page.one(f.RUNS_IN_FLIGHT, snapshot.in_flight)
         _add_alerts(page, self.alerts)
+        if self.traces is not None:
+            for family, count in zip((f.TRACED, f.TRACES_DROPPED), self.traces(), strict=True):
+                page.one(family, count)
         page.by_label(f.REFUSALS, dict.fromkeys(_REFUSAL_CODES, 0) | snapshot.counters.refusals)
 
 

@@ -45,6 +45,7 @@ from modelhost.api.heads import (
 from modelhost.api.infer import PLAIN_HEAD
 from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
+from modelhost.api.traces import trace_of
 from modelhost.errors import DeadlineExceeded, ModelHostError, Overloaded
 from modelhost.pool import Timing
 from modelhost.units import format_bytes
@@ -430,6 +431,16 @@ class HttpProtocol(Connection):
             self._refuse(400, "invalid_request", "Invalid HTTP request received.")
 
 
+class TracedProtocol(HttpProtocol):
+    """The same, where requests become spans: of all their headers it takes those of a trace, too."""
+
+    def _exchange_for_head(self) -> Exchange | None:
+        exchange = super()._exchange_for_head()
+        if exchange is not None:
+            exchange.timing.trace = trace_of(self.headers)
+        return exchange
+
+
 def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
     """Returns a parser as uvicorn makes it."""
     parser = httptools.HttpRequestParser(protocol)
@@ -443,7 +454,7 @@ def protocol_class(
     """Returns the protocol with this bound, this short cut, this guard and this log, for uvicorn's `http` setting."""
     return type(
         "HttpProtocol",
-        (HttpProtocol,),
+        (TracedProtocol if short_cut.inference.is_traced else HttpProtocol,),
         {
             "door": Door(max_connections),
             "short_cut": short_cut,

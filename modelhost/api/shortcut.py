@@ -118,7 +118,7 @@ class ShortCut:
         decoded = self._decode(exchange, runs)
         if decoded is None:
             return False
-        timing.input_ns = time.perf_counter_ns() - began_ns
+        timing.decoding_ns, timing.input_ns = began_ns, time.perf_counter_ns() - began_ns
         if decoded.timeout_s is not None:
             _check_time(exchange, decoded.timeout_s)
         names = [out.name for out in decoded.outputs]
@@ -133,7 +133,7 @@ class ShortCut:
         encoded = self._encode(exchange, runs, decoded, encoding, arrays)
         timing.output_ns = time.perf_counter_ns() - began_ns
         pool.touch(slot)
-        self.inference.note_success(timing, runs.statistics)
+        self.inference.note_success(timing, runs.key, runs.statistics)
         self._send(exchange, encoded)
         return True
 

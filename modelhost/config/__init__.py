@@ -12,6 +12,7 @@ from modelhost.config.server import ServerSettings
 from modelhost.config.settings import Settings
 from modelhost.config.state import StateSettings
 from modelhost.config.toml import parse_toml
+from modelhost.config.tracing import TracingSettings
 from modelhost.config.versions import VersionPolicy
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "StateSettings",
+    "TracingSettings",
     "VersionPolicy",
     "load_settings",
     "parse_model_options",

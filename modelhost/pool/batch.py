@@ -330,6 +330,7 @@ class Batch:
         start = output_ns = 0
         for run in wanted:
             end = start + run.timing.rows
+            run.timing.run_rows = total
             run.take(_cut([arrays[name] for name in run.outputs], start, end), began_ns, infer_ns)
             start = end
             output_ns += run.timing.output_ns

@@ -26,7 +26,7 @@ class Lease:
     Event-loop thread only; the pool makes them. `release` is called once, when both are over.
     """
 
-    __slots__ = ("_holds", "_is_open", "_release", "_runs", "key")
+    __slots__ = ("_holds", "_is_open", "_release", "_runs", "key", "waited_ns")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class Lease:
         release: Callable[[], None],
     ) -> None:
         self.key = runs.key
+        self.waited_ns = 0
+        """What its request has waited for the model to be loaded."""
         self._runs = runs
         self._is_open = True
         self._release = release

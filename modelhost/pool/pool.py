@@ -182,7 +182,9 @@ class Pool:
                     raise
             else:
                 if is_request:
-                    self.accounts.started_cold(lease.key, self._clock() - began)
+                    waited_s = self._clock() - began
+                    self.accounts.started_cold(lease.key, waited_s)
+                    lease.waited_ns = round(waited_s * 1e9)
                 return lease
 
     def resident(self, target: tuple[str, str | None]) -> Slot | None:

@@ -56,10 +56,38 @@ class Sums(NamedTuple):
 _NOTHING: Final = Sums()
 
 
+class Trace(NamedTuple):
+    """What a client says of the trace that its request is part of, as it stands in its headers (W3C Trace Context)."""
+
+    parent: str
+    state: str = ""
+
+
 class Timing:
     """What one request took, filled in along its way, in nanoseconds."""
 
-    __slots__ = ("arrived_ns", "infer_ns", "input_ns", "output_ns", "queue_ns", "rows")
+    __slots__ = (
+        "arrived_ns",
+        "decoding_ns",
+        "infer_ns",
+        "input_ns",
+        "load_ns",
+        "output_ns",
+        "queue_ns",
+        "rows",
+        "run_rows",
+        "trace",
+    )
+
+    # Only traces ask for these, which know what is missing: nobody else pays for setting them to nothing.
+    decoding_ns: int
+    """When decoding began, on the clock of the arrival."""
+    load_ns: int
+    """Of the queue: what was waited for the model's load."""
+    run_rows: int
+    """Rows of the run, where others shared it."""
+    trace: Trace | None
+    """What the client says of its trace."""
 
     def __init__(self, arrived_ns: int) -> None:
         self.arrived_ns = arrived_ns

@@ -18,6 +18,10 @@ from modelhost.api.rpc.messages import METHODS, SERVICE, ModelInferRequest, Mode
 _PATIENCE_S = 20.0
 
 
+#: What is sent beside messages.
+Metadata = tuple[tuple[str, str], ...]
+
+
 class RpcClient:
     """One connection to a served host."""
 
@@ -35,25 +39,25 @@ class RpcClient:
         """Makes a call with a request of these fields; returns its answer."""
         return self.later(method, METHODS[method][0](**fields), timeout_s).result()
 
-    def later(self, method: str, request: Any, timeout_s: float = _PATIENCE_S) -> grpc.Future:
+    def later(self, method: str, request: Any, timeout_s: float = _PATIENCE_S, metadata: Metadata = ()) -> grpc.Future:
         """Begins a call."""
-        return self.raw(method).future(request.SerializeToString(), timeout=timeout_s)
+        return self.raw(method).future(request.SerializeToString(), timeout=timeout_s, metadata=metadata)
 
     def raw(self, method: str) -> grpc.UnaryUnaryMultiCallable:
         """Returns what sends bytes as they are."""
         kind = METHODS[method][1] if method in METHODS else None
         return self.channel.unary_unary(f"/{SERVICE}/{method}", response_deserializer=kind and kind.FromString)
 
-    def infer(self, request: Any, timeout_s: float = _PATIENCE_S) -> Any:
-        return self.later("ModelInfer", request, timeout_s).result()
+    def infer(self, request: Any, timeout_s: float = _PATIENCE_S, metadata: Metadata = ()) -> Any:
+        return self.later("ModelInfer", request, timeout_s, metadata).result()
 
-    def stream(self, requests: Iterator[Any]) -> Any:
+    def stream(self, requests: Iterator[Any], metadata: Metadata = ()) -> Any:
         """Begins a stream; its answers come as they are iterated over."""
         return self.channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelStreamInferResponse.FromString,
-        )(requests, timeout=_PATIENCE_S)
+        )(requests, timeout=_PATIENCE_S, metadata=metadata)
 
 
 @contextmanager

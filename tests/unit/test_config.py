@@ -73,6 +73,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
         "on_load": "no",
         "keep_statistics": "no",
         "enabled": "no",
+        "tracing.enabled": "yes",
         "insecure": "yes",
         "access": "yes",
         "level": "debug",
@@ -94,7 +95,7 @@ def test_every_key_can_be_set_from_the_environment() -> None:
     for key in valid_keys():
         section, name = key.split(".")
         variable = f"MODELHOST_{section}_{name}".upper()
-        found = load_settings(environ={variable: texts.get(name, "7")})
+        found = load_settings(environ={variable: texts.get(key, texts.get(name, "7"))})
         assert getattr(getattr(found, section), name) != getattr(getattr(Settings(), section), name), variable
 
 

@@ -39,7 +39,7 @@ UNSERVED: Final[Mapping[str, str]] = {
         ),
         "this server has no shared memory regions; send tensors in the request",
     ),
-    "TraceSetting": "this server writes no traces",
+    "TraceSetting": "this server's traces are set when it starts (tracing.enabled)",
     "LogSettings": "this server's log is set when it starts (--log-level)",
 }
 

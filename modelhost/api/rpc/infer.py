@@ -30,8 +30,8 @@ class _Asked:
 
     __slots__ = ("file", "timing")
 
-    def __init__(self) -> None:
-        self.timing = Timing(time.perf_counter_ns())
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
         self.file: ModelFile | None = None
 
 
@@ -51,7 +51,7 @@ class InferCalls:
         may come, and the claim for the answer lasts until it is sent.
         """
         begin(call)
-        asked = _Asked()
+        asked = _Asked(self._inference.begin(call.invocation_metadata() or ()))
         failed: ModelHostError | None = None
         outcome = _CLIENT_GONE
         self.under_way += 1
@@ -101,7 +101,8 @@ class InferCalls:
         message = await call.read()
         if message is grpc.aio.EOF:
             return False
-        started, asked = asyncio.get_running_loop().time(), _Asked()
+        started = asyncio.get_running_loop().time()
+        asked = _Asked(self._inference.begin(call.invocation_metadata() or ()))
         outcome, request_id = "ok", ""
         self.under_way += 1
         try:
@@ -150,7 +151,7 @@ class InferCalls:
             asked.file, hold.model = file, str(ModelKey.of(file))
             began_ns = time.perf_counter_ns()
             decoded = await self._decode(message, parts, hold, face)
-        asked.timing.input_ns = time.perf_counter_ns() - began_ns
+        asked.timing.decoding_ns, asked.timing.input_ns = began_ns, time.perf_counter_ns() - began_ns
         hold.shrink(kept_bytes(decoded, len(message)))
         return target, face, decoded
 

@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from built_package import Package, built_in
 from host_process import MODELS, HostProcess, running_host
 from hypothesis import settings
+from probes import commands
 from sizes import FULL
 
 # A busy machine is no reason to fail; pytest-timeout stops what hangs.
@@ -74,6 +76,13 @@ def named(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(sys, "intern", recorded)
     return names
+
+
+@pytest.fixture(scope="session")
+def modelhost_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., CompletedProcess[str]]]:
+    """Runs `modelhost` until it ends: see `probes.commands`."""
+    with commands(tmp_path_factory.mktemp("commands")) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

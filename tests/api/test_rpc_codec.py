@@ -365,7 +365,7 @@ MESSAGES = {
 
 @pytest.fixture(scope="module")
 def probe() -> Iterator[Callable[..., list[str]]]:
-    with probes.forking(PROBE) as ask:
+    with probes.forking(probes.ONE_PROCESSOR + PROBE) as ask:
         yield ask
 
 

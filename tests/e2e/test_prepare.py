@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -807,11 +807,12 @@ def test_killing_the_host_ends_its_child_and_the_next_one_cleans_up(tmp_path: Pa
 #: A host that does not prepare what it finds unprepared.
 UNPREPARED = {"MODELHOST_PREPARE__ON_LOAD": "false"}
 MAPPED = [["prepared", variant] for variant in ("mapped", "mapped_prepacked", "mapped_unpacked")]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 MADE = {"conv": conv_net, "old": old_ir, "branches": branches, "loop": loop}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped models and some more, prepared; one of them is broken."""
     models = tmp_path_factory.mktemp("shelf") / "models"
     shutil.copytree(MODELS, models, ignore=shutil.ignore_patterns(".modelhost"))
@@ -838,16 +839,10 @@ def models(shelf: Path, tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def command(models: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "prepare", "--models", str(models), *flags],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=models.parent,
-        env=environment(),
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def command(modelhost_command: Callable[..., subprocess.CompletedProcess[str]]) -> Command:
+    """`modelhost prepare` for a directory of models."""
+    return lambda models, *flags: modelhost_command(models.parent, "prepare", "--models", str(models), *flags)
 
 
 def row(table: str, name: str) -> list[str]:
@@ -881,7 +876,7 @@ def committed(host: HostProcess) -> dict[str, int]:
     return {entry["name"]: entry["committed_bytes"] for entry in ask(host, "/memory")["models"]}
 
 
-def test_check_says_what_is_prepared_and_what_is_missing(shelf: Path) -> None:
+def test_check_says_what_is_prepared_and_what_is_missing(command: Command, shelf: Path) -> None:
     checked = command(shelf, "--check")
     assert checked.returncode == 1
     assert row(checked.stdout, "broken")[2] == "missing"
@@ -891,14 +886,14 @@ def test_check_says_what_is_prepared_and_what_is_missing(shelf: Path) -> None:
     assert "digits" not in chosen.stdout
 
 
-def test_what_is_prepared_is_not_prepared_again(shelf: Path) -> None:
+def test_what_is_prepared_is_not_prepared_again(command: Command, shelf: Path) -> None:
     manifests = sorted((shelf / ".modelhost").glob("*/manifest.json"))
     before = [file.stat().st_mtime_ns for file in manifests]
     assert command(shelf, "conv", "old").returncode == 0
     assert [file.stat().st_mtime_ns for file in manifests] == before
 
 
-def test_names_that_nobody_knows_and_folders_without_a_model_fail(models: Path) -> None:
+def test_names_that_nobody_knows_and_folders_without_a_model_fail(command: Command, models: Path) -> None:
     ended = command(models, "nobody")
     assert ended.returncode == 1
     assert "nobody" in ended.stderr
@@ -909,7 +904,7 @@ def test_names_that_nobody_knows_and_folders_without_a_model_fail(models: Path) 
     assert "broken: empty: " in ended.stderr
 
 
-def test_a_cache_that_cannot_be_made_fails_with_its_name(models: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_fails_with_its_name(command: Command, models: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = command(models, "--cache", str(tmp_path / "file" / "cache"), "conv")
     assert ended.returncode == 1
@@ -932,7 +927,9 @@ def test_a_host_answers_from_artifacts_exactly_as_without_them(shelf: Path, tmp_
 
 
 @pytest.mark.parametrize("damage", ["removed", "flipped", "cut"])
-def test_without_a_whole_artifact_the_original_is_served(models: Path, tmp_path: Path, damage: str) -> None:
+def test_without_a_whole_artifact_the_original_is_served(
+    command: Command, models: Path, tmp_path: Path, damage: str
+) -> None:
     (weights,) = [file for file in models.glob(".modelhost/*/model.bin") if file.stat().st_size > 4 * _MB]
     if damage == "removed":
         shutil.rmtree(weights.parent)
@@ -959,7 +956,9 @@ def test_without_a_whole_artifact_the_original_is_served(models: Path, tmp_path:
         assert committed(running)["conv"] < _MB
 
 
-def test_a_model_with_other_content_or_sizes_is_stale_until_it_is_prepared_again(models: Path) -> None:
+def test_a_model_with_other_content_or_sizes_is_stale_until_it_is_prepared_again(
+    command: Command, models: Path
+) -> None:
     assert row(command(models, "--check", "conv").stdout, "conv")[2] == "prepared"
     (models / "conv" / "model.toml").write_text("dimensions = { n = 2 }")
     checked = command(models, "--check", "conv")
@@ -970,7 +969,7 @@ def test_a_model_with_other_content_or_sizes_is_stale_until_it_is_prepared_again
     assert row(command(models, "--check", "old").stdout, "old")[2] == "stale"
 
 
-def test_options_that_name_no_dimension_or_want_no_artifact_are_told(models: Path) -> None:
+def test_options_that_name_no_dimension_or_want_no_artifact_are_told(command: Command, models: Path) -> None:
     (models / "conv" / "model.toml").write_text("dimensions = { rows = 2 }")
     (models / "old" / "model.toml").write_text('optimization = "basic"')
     ended = command(models, "conv", "old")
@@ -981,7 +980,7 @@ def test_options_that_name_no_dimension_or_want_no_artifact_are_told(models: Pat
     assert command(models, "conv", "old").returncode == 0
 
 
-def test_artifacts_over_the_bound_go_and_that_is_told(models: Path) -> None:
+def test_artifacts_over_the_bound_go_and_that_is_told(command: Command, models: Path) -> None:
     (models.parent / "small.toml").write_text('[prepare]\ncache_max_bytes = "1MB"')
     ended = command(models, "--config", str(models.parent / "small.toml"), "conv", "loop", "branches")
     assert ended.returncode == 1

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,14 +134,18 @@ def test_a_second_host_can_take_the_port_right_after_the_first_has_ended(tmp_pat
     ],
 )
 def test_an_impossible_start_is_one_line_and_no_traceback(
-    tmp_path: Path, flags: list[str], settings: dict[str, str], words: str
+    modelhost_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    flags: list[str],
+    settings: dict[str, str],
+    words: str,
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "file.txt").touch()
     (tmp_path / "broken.toml").write_text("[memory\n")
     (tmp_path / "misspelt.toml").write_text('[memory]\ncritcal = "80%"\n')
     port = [] if "MODELHOST_SERVER_PORT" in settings else ["--port", "0"]
-    ended = run_serve(tmp_path, *port, *flags, **settings)
+    ended = modelhost_command(tmp_path, "serve", *port, *flags, **settings)
     assert ended.returncode in ((1, 2) if "file.txt" in flags else (1,)), ended.stderr
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -55,7 +55,7 @@ Grown = Callable[..., tuple[int, str]]
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
     """What answers how much a process grows by decoding a body, and what became of it."""
     path = tmp_path_factory.mktemp("probe") / "body"
-    with probes.forking(PROBE) as ask:
+    with probes.forking(probes.ONE_PROCESSOR + PROBE) as ask:
 
         def grown(body: bytes, datatype: str, rank: int, header: int = -1) -> tuple[int, str]:
             path.write_bytes(body)

@@ -61,3 +61,40 @@ def policy(
         for trace in (file,) if file is not None else traces or _TRACES:
             case.run(report, case.Plan(trace, count, requests, memory_bytes, policies, seed))
         case.table(report)
+
+
+_TIMED = ("zipf", "diurnal", "bursts", "periodic")
+
+
+@click.command()
+@click.option(
+    "--trace", "traces", type=click.Choice(_TIMED), multiple=True, help="Which are made; all where none is given."
+)
+@options.count(300, "Distinct models.")
+@click.option("--requests", type=click.IntRange(10), default=20_000, show_default=True, help="Length of a trace.")
+@click.option("--rate", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Requests a second.")
+@click.option("--room", type=click.IntRange(1), default=150, show_default=True, help="Models that fit at once.")
+@click.option(
+    "--idle-ttl", type=click.FloatRange(1), default=120, show_default=True, help="Seconds after which idle ones leave."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the traces.")
+@options.out
+def prediction(
+    traces: tuple[str, ...],
+    count: int,
+    requests: int,
+    rate: float,
+    room: int,
+    idle_ttl: float,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Cold starts with and without `pool.predictive`, on the same requests; no host, and no time passes.
+
+    Models leave when nobody has used them for a while, or when room is needed; the host's own predictor is asked once
+    a second. `periodic`: jobs every 2 to 30 minutes; the other traces are those of `policy`, at random moments.
+    """
+    from benchmarks.policy import ahead as case
+
+    with options.report("prediction", out, models=count, requests=requests, rate=rate, room=room, seed=seed) as report:
+        case.run(report, case.Plan(count, requests, rate, room, idle_ttl, seed), traces or _TIMED)

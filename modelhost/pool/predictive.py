@@ -23,9 +23,11 @@ log = logging.getLogger("modelhost")
 #: Between two looks at what was used: some 0.1 ms for a thousand loaded models.
 _LOOK_EVERY_S: Final = 1.0
 #: Quiet: no run is in progress, and between two looks there were so many at most.
-_QUIET_RUNS: Final = 3
+QUIET_RUNS: Final = 3
+#: Models that are loaded and not used yet, at most.
+GUESSES: Final = 8
 #: A prediction that is not used for so long was wrong.
-_WASTED_AFTER_S: Final = 4 * HORIZON_S
+WASTED_AFTER_S: Final = 4 * HORIZON_S
 #: The disk is left alone where file pages are read again at this rate.
 _BUSY_DISK_BYTES_PER_S: Final = 4 << 20
 
@@ -53,7 +55,7 @@ class Predictive:
         self._predictor, self._trust = Predictor(), Trust()
         self._looked_at, self._runs = clock(), runner.started
         self._seen: dict[ModelKey, float] = {}  # when a loaded model was last used, at the last look
-        self._waiting_for: tuple[Slot, float] | None = None  # a model that was predicted, and since when
+        self._guesses: dict[Slot, float] = {}  # models that were predicted and nobody has used yet, and since when
 
     def look(self) -> None:
         """Takes note of what was used, and begins a load where one is likely to be wanted; called at every sample."""
@@ -64,7 +66,7 @@ class Predictive:
         runs, self._runs = self._runner.started - self._runs, self._runner.started
         self._note_uses(now)
         self._judge(now)
-        if self._waiting_for is None and runs <= _QUIET_RUNS and self._trust.is_given(now) and self._is_quiet():
+        if len(self._guesses) < GUESSES and runs <= QUIET_RUNS and self._trust.is_given(now) and self._is_quiet():
             prediction = self._predictor.next(now, self._may_come)
             if prediction is not None:
                 self._load(prediction, now)
@@ -79,22 +81,20 @@ class Predictive:
         self._seen = seen
 
     def _judge(self, now: float) -> None:
-        """Counts what became of the last prediction."""
-        if self._waiting_for is None:
-            return
-        slot, since = self._waiting_for
-        if slot.last_used or slot.waiters:
-            self._counters.predicted_hits += 1
-            self._trust.hit()
-        elif not slot.is_predicted:
-            self._trust.pause(now)  # it gave way before it was loaded
-        elif slot.state in (SlotState.GONE, SlotState.UNLOADING) or now - since >= _WASTED_AFTER_S:
-            self._counters.predicted_wasted += 1
-            self._trust.wasted(now)
-            log.info("%s was loaded ahead, and nobody used it", slot.key)
-        else:
-            return
-        self._waiting_for = None
+        """Counts what has become of predictions."""
+        for slot, since in tuple(self._guesses.items()):
+            if slot.last_used or slot.waiters:
+                self._counters.predicted_hits += 1
+                self._trust.hit()
+            elif not slot.is_predicted:
+                self._trust.pause(now)  # it gave way before it was loaded
+            elif slot.state in (SlotState.GONE, SlotState.UNLOADING) or now - since >= WASTED_AFTER_S:
+                self._counters.predicted_wasted += 1
+                self._trust.wasted(now)
+                log.info("%s was loaded ahead, and nobody used it", slot.key)
+            else:
+                continue
+            del self._guesses[slot]
 
     def _is_quiet(self) -> bool:
         if self._memory.level is not Level.NORMAL or self._memory.is_changing or self._runner.in_flight:
@@ -118,7 +118,7 @@ class Predictive:
             slot = self._begin(self._catalog.find(key.name, key.version))
         except ModelHostError:  # it has gone from the disk
             return
-        self._waiting_for = (slot, now)
+        self._guesses[slot] = now
         log.info("%s is loaded ahead: %s", key, prediction.reason)
         details = {"model": key.name, "version": key.version, "likely": round(prediction.likely, 3)}
         self._memory.record("predicted", cause=prediction.reason, details=details)

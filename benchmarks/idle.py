@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,14 @@ _MB: Final = 1 << 20
 START_S: Final = 1.5
 COMMITTED_BYTES: Final = 60 * _MB
 RSS_BYTES: Final = 100 * _MB
+
+
+#: All that watches memory by itself and is off by default; the forecast is on in any host.
+EVERYTHING: Final = {"MEMORY_POLICY": "adaptive", "POOL_PREDICTIVE": "true", "STATE_KEEP_LEARNT": "false"}
+KINDS: Final = ("default", "everything on")
+CPU_PERCENT: Final = 0.5
+MORE_BYTES: Final = 4 * _MB
+_SETTLED_S: Final = 2.0
 
 
 def run(report: Report, models: Path, *, limit_bytes: int | None, runs: int) -> None:
@@ -44,3 +54,44 @@ def run(report: Report, models: Path, *, limit_bytes: int | None, runs: int) -> 
     median = report.rows[-2]
     for key, bound in (("ready_ms", START_S * 1e3), ("committed_bytes", COMMITTED_BYTES), ("rss_bytes", RSS_BYTES)):
         report.require(median[key] <= bound, f"{key} is {median[key]}, more than {bound}")
+
+
+def watch(report: Report, models: Path, *, limit_bytes: int | None, runs: int, seconds: float) -> None:
+    """Has hosts idle as they are by default and with all that looks at memory by itself on, in turns."""
+    for number in range(1, runs + 1):
+        for kind, settings in (("default", {}), ("everything on", EVERYTHING)):
+            report.progress(f"{kind}, {number} of {runs}: {seconds:g} s")
+            with running_host(models, limit_bytes=limit_bytes, settings=settings) as host:
+                time.sleep(_SETTLED_S)
+                before_s, began = cpu_s(host.pid), time.monotonic()
+                time.sleep(seconds)
+                share = (cpu_s(host.pid) - before_s) / (time.monotonic() - began)
+                committed_bytes = read_process(host.pid).committed_bytes
+            report.add(
+                "idle", host=kind, run=number, cpu_percent=round(share * 100, 3), committed_bytes=committed_bytes
+            )
+    rows = {kind: [row for row in report.rows if row["kind"] == "idle" and row["host"] == kind] for kind in KINDS}
+    median = {
+        kind: {key: statistics.median(row[key] for row in found) for key in ("cpu_percent", "committed_bytes")}
+        for kind, found in rows.items()
+    }
+    more_bytes = median[KINDS[1]]["committed_bytes"] - median[KINDS[0]]["committed_bytes"]
+    report.add(
+        "everything",
+        **median[KINDS[1]],
+        more_percent=round(median[KINDS[1]]["cpu_percent"] - median[KINDS[0]]["cpu_percent"], 3),
+        more_bytes=more_bytes,
+    )
+    report.table("idle", {"host": "host", "run": "run", "cpu_percent": "% of a core", "committed_bytes": "committed"})
+    report.summary("everything")
+    report.require(median[KINDS[1]]["cpu_percent"] < CPU_PERCENT, "it takes more of a core than it may")
+    report.require(more_bytes < MORE_BYTES, f"it takes {more_bytes} bytes more than a host without")
+
+
+def cpu_s(pid: int) -> float:
+    """Returns the time that all threads of a process have had of a core."""
+    total_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9

@@ -13,7 +13,7 @@ from modelhost import __version__
 from modelhost.kept import KeptFile
 from modelhost.memory import MemoryManager
 from modelhost.memory.adaptive import Adaptive
-from modelhost.memory.adaptive_learnt import Learnt, count_of
+from modelhost.memory.adaptive_learnt import Floor, Learnt, count_of
 from modelhost.memory.adaptive_words import Decision, Guards, Reading
 from modelhost.memory.thresholds import Thresholds
 from modelhost.pool import Pool
@@ -49,6 +49,7 @@ class Adaptation:
         self._memory, self._pool, self._guards = memory, pool, guards
         self._clock, self._wall_clock = clock, wall_clock
         self._kept_bytes, self._kept_looked_at = 0, clock()
+        self._own = Floor()
         self._last: dict[str, Any] | None = None
         self.changes = 0
         """Changes of the thresholds since the start."""
@@ -134,9 +135,10 @@ class Adaptation:
         usage_bytes, totals, pressure = memory.usage_bytes, memory.ledger.totals, memory.gauge.look()
         claimed_bytes, run_bytes = pool.activations.take_peaks()
         loads, counters = pool.take_load_peaks(), pool.counters
-        # What runs and bodies were seen to take, where claims do not say: predictions may be too low.
-        models_bytes = totals.resident_bytes + totals.leaving_bytes + totals.loading_bytes
-        own_bytes = usage_bytes - models_bytes - memory.thresholds.baseline_bytes
+        # What runs and bodies were seen to take, where claims do not say: predictions may be too low. Loads take more
+        # in between than they hold, so that nothing can be told while they go on.
+        is_steady = not (memory.is_changing or totals.leaving_bytes or totals.loading_bytes)
+        seen_bytes = self._own.above(now, usage_bytes - totals.resident_bytes) if is_steady else 0
         reading = pressure.reading
         return Reading(
             at_s=now,
@@ -144,7 +146,7 @@ class Adaptation:
             resident_bytes=totals.resident_bytes,
             kept_bytes=self._kept_bytes,
             largest_model_bytes=loads.peak_bytes,
-            claimed_bytes=max(claimed_bytes, own_bytes),
+            claimed_bytes=max(claimed_bytes, seen_bytes),
             run_bytes=run_bytes,
             extra_bytes=loads.extra_bytes,
             over_bytes=loads.over_bytes,

@@ -238,13 +238,22 @@ def adaptive(
 
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Starts.")
+@click.option(
+    "--watch",
+    "watch_s",
+    type=click.FloatRange(1),
+    help="Instead: idle for so many seconds, with adaptive thresholds and prediction, and without.",
+)
 @options.limit
 @options.out
-def idle(runs: int, limit_bytes: int, out: Path | None) -> None:
+def idle(runs: int, watch_s: float | None, limit_bytes: int, out: Path | None) -> None:
     """Process start to ready, and the memory of the idle host: min, median, max."""
     from benchmarks import idle as case
 
     with options.report("idle", out, runs=runs, **options.limits(limit_bytes)) as report:
+        if watch_s is not None:
+            case.watch(report, places.ROOT / "models", limit_bytes=limit_bytes, runs=runs, seconds=watch_s)
+            return
         case.run(report, places.ROOT / "models", limit_bytes=limit_bytes, runs=runs)
 
 

@@ -43,6 +43,7 @@ class Outcome:
     requests: int = 0
     cold_starts: int = 0
     evictions: int = 0
+    """Of models that were not loaded ahead."""
     expiries: int = 0
     predicted: int = 0
     hits: int = 0
@@ -99,7 +100,7 @@ def replay(trace: Timed, plan: Plan, *, predictive: bool) -> Outcome:
         if model not in loaded:
             outcome.cold_starts += 1
             if len(loaded) >= plan.room:
-                outcome.evictions += 1
+                outcome.evictions += not guesses
                 leave(next(iter(guesses or loaded)), at_s)  # guesses leave first
         elif model in guesses:
             judge(model, at_s, is_hit=True)

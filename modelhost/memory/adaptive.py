@@ -10,7 +10,8 @@ The rules, in the order in which they are tried at each second:
 1. `room`: runs take more than is kept free for them. At once, as far down as it takes.
 2. `undone`: the last move did not pay: what loads and pages read again cost each run did not fall (after a move down),
    or rose (after one up). Back, and not again for a while, twice as long after each further time.
-3. `cache`: the page cache has been read again for two seconds. A step down, each of which has to prove itself first.
+3. `cache`: the page cache has been read again for two seconds, and that costs more than loads do. A step down, each of
+   which has to prove itself before the next.
 4. `more`: models leave, or are refused, for want of room, and the page cache was calm for half a minute. A step up.
 
 So danger is answered within seconds and room is won back over minutes; a move that is undone is not repeated at the
@@ -48,19 +49,21 @@ _LEAST_MOVE_SHARE: Final = 1 / 64
 #: Between readings that rates are worked out from, and how many are kept.
 _TICK_S: Final = 1.0
 _TICKS_KEPT: Final = 13
-#: Rates are of so many seconds.
+#: Rates are of so many seconds; what a run costs after a move, of so many.
 _RATE_S: Final = 4.0
+_AFTER_S: Final = 8.0
 #: A move is judged after so long: loads that it caused, and pages that are read for the first time, are over by then.
 _JUDGED_AFTER_S: Final = 9.0
 #: Fewer runs in a rate's time say nothing about what a run costs.
 _RUNS_TO_JUDGE: Final = 5
-#: What a move down has to bring at least, and what one up may cost at most.
+#: What a run may cost after a move, as a share of what it cost before: down, where the page cache is still pressed, and
+#: where it is not any more; up.
 _PAYS_BELOW: Final = 0.9
+_AS_MUCH: Final = 1.0
 _COSTS_ABOVE: Final = 1.1
 
-#: Pressed: so much of the page cache would be read again within ten seconds, as in `memory.pressure`, which calls twice
-#: as much thrashing; and calm.
-_PRESSED_SHARE: Final = 0.5
+#: Pressed: so much of the page cache would be read again within ten seconds, as in `memory.pressure`; and calm.
+_PRESSED_SHARE: Final = 1.0
 _CALM_SHARE: Final = 0.1
 _SHARES_OF_S: Final = 10.0
 #: A page cache of less is read again by any host that has been idle.
@@ -78,8 +81,8 @@ _DOWN_AGAIN_S: Final = 60.0
 _UP_AGAIN_S: Final = 300.0
 _AGAIN_MOST_S: Final = 2400.0
 
-#: What reading a file page again costs, where nobody has measured it: a disk of 500 MB/s.
-_S_PER_BYTE: Final = 1 / 500e6
+#: What reading a file page again costs, as nobody has measured it: a disk of 250 MB/s.
+_S_PER_BYTE: Final = 1 / 250e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,7 @@ class Adaptive:
             return None
         self._move = None
         patience = self._up if move.is_up else self._down
-        before_s, after_s = move.cost_s, self._cost_s()
+        before_s, after_s = move.cost_s, self._cost_s(_AFTER_S)
         if not self._has_failed(move, after_s):
             patience.wait_s = 0.0
             return None
@@ -213,16 +216,18 @@ class Adaptive:
         )
 
     def _has_failed(self, move: _Move, cost_s: float | None) -> bool:
-        if not self._is_pressed:
-            return False
         if move.cost_s is None or cost_s is None:
-            return move.is_up
-        return cost_s > move.cost_s * (_COSTS_ABOVE if move.is_up else _PAYS_BELOW)
+            return move.is_up and self._is_pressed
+        if move.is_up:
+            return self._is_pressed and cost_s > move.cost_s * _COSTS_ABOVE
+        return cost_s > move.cost_s * (_PAYS_BELOW if self._is_pressed else _AS_MUCH)
 
     def _give_to_cache(self, reading: Reading) -> Decision | None:
         at_s, now = reading.at_s, self.thresholds
         if self._move is not None or at_s - self._pressed_since < _PRESSED_S or at_s < self._down.next_s:
             return None
+        if self._loads_cost_more():
+            return None  # those that would leave are wanted again
         limit_bytes = now.limit_bytes
         least_bytes = limit_bytes * _LEAST_MOVE_SHARE
         to_bytes = max(
@@ -363,9 +368,15 @@ class Adaptive:
         span_s = last.at_s - first.at_s
         return max(0, last.refaulted_bytes - first.refaulted_bytes) / span_s if span_s > 0 else 0.0
 
-    def _cost_s(self) -> float | None:
+    def _loads_cost_more(self) -> bool:
+        """Whether loads take more time than pages that are read again."""
+        first, last = self._since(_AFTER_S)
+        read_again_s = max(0, last.refaulted_bytes - first.refaulted_bytes) * _S_PER_BYTE
+        return last.load_s - first.load_s > read_again_s
+
+    def _cost_s(self, seconds: float = _RATE_S) -> float | None:
         """Returns what loads, and pages that are read again, cost each run; None where there were too few."""
-        first, last = self._since(_RATE_S)
+        first, last = self._since(seconds)
         runs = last.runs - first.runs
         if runs < _RUNS_TO_JUDGE:
             return None

@@ -14,6 +14,8 @@ _WINDOWS: Final = 60
 #: The largest run is remembered for so many hours of the host's time, so that what comes once a day is expected.
 _HOURS: Final = 24
 _HOUR_S: Final = 3600.0
+#: What stays is the least of so long, and of so long before.
+_FLOOR_S: Final = 30.0
 #: All runs together wait for each other where they want more; what a window in twenty wants is not kept free.
 _QUANTILE: Final = 0.95
 
@@ -129,6 +131,24 @@ class Peaks:
         found = cls()
         found._peaks.extend(map(count_of, values))
         return found
+
+
+class Floor:
+    """What a figure stays above: its least of the last minute, or half of it."""
+
+    def __init__(self) -> None:
+        self._window = -1
+        self._now_bytes = math.inf
+        self._before_bytes = math.inf
+
+    def above(self, at_s: float, size_bytes: int) -> int:
+        """Takes a figure; returns how far it is above."""
+        window = int(at_s // _FLOOR_S)
+        if window != self._window:
+            self._before_bytes = self._now_bytes if window == self._window + 1 else math.inf
+            self._window, self._now_bytes = window, math.inf
+        self._now_bytes = min(self._now_bytes, size_bytes)
+        return int(size_bytes - min(self._now_bytes, self._before_bytes))
 
 
 def count_of(value: Any) -> int:

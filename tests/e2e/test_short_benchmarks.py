@@ -34,6 +34,7 @@ _SHORT = {
     "stress": ["--short", "--models", "3", "--seconds", "1"],
     "density": ["--models", "3", "--limits", "112MB"],
     "cold-start": ["--runs", "1"],
+    "adaptive": ["--short", "--load", "thrash"],
 }
 _PATIENCE_S = 400
 _AT_ONCE = 2

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.commands import simulations
-from benchmarks.policy import traces
+from benchmarks import adaptive
+from benchmarks.commands import memory, simulations
+from benchmarks.policy import ahead, traces
 from benchmarks.policy.fleet import Fleet, mixed_sizes
 from benchmarks.policy.replay import replay
 from benchmarks.policy.rules import RULES, next_uses
@@ -102,3 +103,18 @@ def test_what_is_no_trace_is_told_by_its_line(tmp_path: Path, text: str, said: s
 def test_the_command_line_names_what_there_is() -> None:
     assert set(simulations._TRACES) == set(traces.MADE)
     assert set(simulations._POLICIES) == set(RULES)
+    assert set(simulations._TIMED) == set(ahead.TRACES)
+    assert set(memory._LOADS) == {load.name for load in adaptive.LOADS}
+
+
+@pytest.mark.parametrize("name", ahead.TRACES)
+def test_loading_ahead_costs_no_cold_start_and_evicts_nobody(name: str) -> None:
+    plan = ahead.Plan(models=40, requests=1500, a_second=1.0, room=15, idle_ttl_s=60, seed=3)
+    trace = ahead.TRACES[name](plan)
+    without, with_it = (ahead.replay(trace, plan, predictive=predictive) for predictive in (False, True))
+    assert with_it.cold_starts <= without.cold_starts
+    assert with_it.evictions <= without.evictions
+    assert with_it.hits + with_it.wasted <= with_it.predicted
+    if name == "periodic":
+        assert with_it.hits > 10 * max(1, with_it.wasted)
+    assert without.predicted == 0

@@ -47,7 +47,7 @@ _UP_SHARE: Final = 1 / 32
 _LEAST_MOVE_SHARE: Final = 1 / 64
 
 #: Between readings that rates are worked out from, and how many are kept.
-_TICK_S: Final = 1.0
+_TICK_S: Final = 0.9
 _TICKS_KEPT: Final = 13
 #: Rates are of so many seconds; what a run costs after a move, of so many.
 _RATE_S: Final = 4.0

@@ -116,6 +116,7 @@ async def test_a_limit_that_is_changed_begins_anew(tmp_path: Path) -> None:
         lived = Lived(served)
         lived.live(300)
         served.memory.use_limit(200 * MB)
+        lived.now += 1
         lived.adaptation.look()
         await settled()
         assert served.memory.thresholds == served.memory.fixed_thresholds

@@ -165,13 +165,15 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
     assert served.errors == []
 
 
-def fake_host(directory: Path, scripts: dict[str, FakeScript], **sections: dict[str, Any]) -> Host:
-    """A host of fake models on a fake machine of 256 MB, of which 132 MB are for models."""
+def fake_host(
+    directory: Path, scripts: dict[str, FakeScript], *, machine: FakeMemory | None = None, **sections: dict[str, Any]
+) -> Host:
+    """A host of fake models on a fake machine, by default of 256 MB, of which 132 MB are for models."""
     for name in scripts:
         folder = directory / name / "1"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.onnx").write_bytes(b"never read by the fake runtime")
-    memory = FakeMemory()
+    memory = machine or FakeMemory()
     return Host(
         settings(directory, **sections),
         runtime_factory=lambda settings, budgets: FakeRuntime(memory, scripts),

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import models_for_tests as build
 import numpy as np
 import pytest
 from accessibility import CONTRAST, LABELS
 from browser import Browser, browser, missing
+from host_process import running_host
 from onnx import TensorProto
 from served import MODELS, Served, fake_host, serve, settings
 
 from modelhost.host import Host
 from modelhost.monitor import recorder
-from modelhost.runtime.fake import FakeScript
+from modelhost.runtime.fake import FakeMemory, FakeScript
 from modelhost.security.keys import new_key
 from modelhost.tensors import to_bfloat16
 from modelhost.units import format_bytes, format_duration, format_span
@@ -31,6 +34,8 @@ TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 #: Names that a page which makes markup of them would run, or lose. The last one is of a model that works.
 HOSTILE = ("<img src=x onerror=document.title='run'>", '"><svg onload=alert(1)>', "__proto__", "a b%20c & d")
 KINDS = HOSTILE[-1]
+
+FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 
 ROLES = ("infer", "observe", "manage")
 
@@ -324,6 +329,66 @@ def test_it_fits_a_phone(page: Browser) -> None:
         assert page.run("return document.querySelector('#panel').scrollWidth") <= 390
     finally:
         page.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+# --- what changes ------------------------------------------------------------------------------------
+
+
+def test_levels_and_conditions_are_told_and_read_out(tab: Browser, tmp_path: Path) -> None:
+    machine = FakeMemory()
+    with serve(fake_host(tmp_path, {"plain": FakeScript()}, machine=machine)) as host:
+        tab.open(host.url)
+        tab.until(lambda: tab.text("#level") == "memory normal", "figures")
+        for level, other_bytes in (("warning", 115 << 20), ("critical", 145 << 20), ("normal", 0)):
+            machine.other_bytes = other_bytes
+            tab.until(lambda level=level: tab.text("#level") == f"memory {level}", level)
+            tab.until(lambda level=level: f"Memory is {level}" in tab.text("#announcement"), f"{level}, aloud")
+            assert (tab.run("return document.title") == "modelhost") == (level == "normal")
+        tab.until(lambda: "level warning → critical" in tab.text("#events-list"), "the events")
+        host.on_loop(lambda: host.host.conditions.note("disk_full", "<b>no room</b> for artifacts"))
+        tab.until(lambda: "disk full" in tab.text("#conditions"), "the condition")
+        assert "<b>no room</b> for artifacts" in tab.text("#conditions")
+        host.on_loop(lambda: host.host.conditions.clear("disk_full"))
+        tab.until(lambda: tab.run("return document.querySelector('#conditions').hidden"), "its end")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not FULL, reason="two hosts, one after the other; MODELHOST_TEST_FULL=1 runs it")
+def test_another_process_on_the_same_address_is_taken_for_what_it_is(tab: Browser, tmp_path: Path) -> None:
+    with running_host(tmp_path, MODELS, "--memory-limit", "400MB") as first:
+        tab.open(first.url)
+        tab.until(lambda: "live" in tab.text("#connection"), "figures")
+        for call in ("load", "unload"):
+            httpx.post(f"{first.url}/v2/repository/models/digits/{call}", timeout=60)
+        tab.until(lambda: "digits:1 left" in tab.text("#events-list"), "an event")
+    tab.until(lambda: "No figures come" in tab.text("#banner-text"), "it has gone")
+    port = first.url.rsplit(":", 1)[1]
+    with running_host(tmp_path, MODELS, "--memory-limit", "400MB", "--port", port):
+        tab.click("#try-now")
+        tab.until(lambda: "live" in tab.text("#connection"), "figures of the next one")
+        assert tab.run("return document.querySelector('#banner').hidden")
+        assert tab.text("#events-list") == ""
+        assert tab.text("#readiness") == "ready"
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not FULL, reason="a thousand models; MODELHOST_TEST_FULL=1 runs it")
+def test_a_large_repository_is_searched_and_paged(tab: Browser, tmp_path: Path) -> None:
+    scripts = {f"model-{number:04}": FakeScript(resident_bytes=1000) for number in range(1000)}
+    with serve(fake_host(tmp_path, scripts)) as host:
+        for number in range(250):  # more than a snapshot has
+            assert host.infer(f"model-{number:04}").status_code == 200
+        tab.open(host.url)
+        tab.until(lambda: "1,000 in the repository" in tab.text("#models-count"), "figures")
+        rows = "return document.querySelectorAll('#models-body tr').length"
+        tab.until(lambda: tab.run(rows) == 200, "those of the snapshot")
+        tab.fill("#search", "model-09")
+        tab.until(lambda: tab.run(rows) == 50, "a page of those that fit")
+        tab.click("#models-more")
+        tab.until(lambda: tab.run(rows) == 100, "all of them")
+        assert tab.run("return document.querySelector('#models-more').hidden")
+        tab.run("document.querySelector('[data-key=name] button').click()")
+        assert tab.text("#models-body .name") == "model-0999"
 
 
 # --- keys --------------------------------------------------------------------------------------------

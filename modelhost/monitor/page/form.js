@@ -17,8 +17,8 @@ export class InferForm {
   #send = make("button", { type: "submit", class: "main" }, "Send");
   #problem = make("p", { class: "problem", role: "alert", hidden: true });
   #status = make("p", { class: "status", role: "status" });
-  #answer = make("pre", { tabindex: "0", "aria-label": "Answer", hidden: true });
-  #line = make("pre", { tabindex: "0", "aria-label": "The same request with curl" });
+  #answer = make("pre", { tabindex: "0", role: "region", "aria-label": "Answer", hidden: true });
+  #line = make("pre", { tabindex: "0", role: "region", "aria-label": "The same request with curl" });
   #ending = null;
 
   constructor({ name, versions, inputs, outputs }) {

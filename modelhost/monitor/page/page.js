@@ -119,14 +119,13 @@ function useKey() {
   byId("key").value = "";
   if (key === "") return;
   keepKey(key);
-  byId("forget-key").hidden = false;
+  showKey();
   models.forbidManaging(null);
   stream.start();
 }
 
 function forgetKey() {
   keepKey(null);
-  byId("forget-key").hidden = true;
   location.reload(); // nothing of what the key has shown stays
 }
 
@@ -153,9 +152,15 @@ function togglePause() {
   follow();
 }
 
+/** A link sends no key: where one is used, those at the foot would lead to refusals. */
+function showKey() {
+  byId("forget-key").hidden = keptKey() === null;
+  for (const link of document.querySelectorAll("footer a")) link.hidden = keptKey() !== null;
+}
+
 function open() {
   openNotices();
-  byId("forget-key").hidden = keptKey() === null;
+  showKey();
   byId("pause").addEventListener("click", togglePause);
   byId("try-now").addEventListener("click", () => stream.tryNow());
   byId("forget-key").addEventListener("click", forgetKey);

@@ -26,14 +26,15 @@ serve: $(VENV)/.serve
 
 # Beside each other: installations wait for downloads and the disk, lint only for the processor.
 tested:
-	@$(MAKE) --no-print-directory --jobs=4 lint collected $(CLIENTS) $(VENV)/.browser
+	@$(MAKE) --no-print-directory --jobs=4 lint collected $(CLIENTS)
 
 # Once, so that the workers, which all import all tests at the same time, find the bytecode.
 collected: $(VENV)/.test
 	@$(BIN)/python -m pytest --collect-only -qq > /dev/null || true
 
 # Many tests wait: for processes, threads, clocks. Those with a host in a small group of its own have it to themselves but
-# for one other; those that measure what others would disturb run alone. Status 5: none were selected, by ARGS.
+# for one other; those that measure what others would disturb run alone, and with them those that need a browser: it takes
+# Debian half a minute to install, meanwhile. Status 5: none were selected, by ARGS.
 BESIDE := --dist=loadfile --no-loadscope-reorder --numprocesses
 test: tested
 	@status=5; \
@@ -41,8 +42,10 @@ test: tested
 	  $(BIN)/python -m pytest "$$@" $(ARGS); ended=$$?; \
 	  case $$ended in 5) ;; 0) test $$status != 5 || status=0 ;; *) status=1 ;; esac; \
 	}; \
+	$(MAKE) --no-print-directory $(VENV)/.browser & \
 	part -m "not (serial or cgroup)" $(BESIDE)=logical --maxprocesses=4; \
 	part -m "cgroup and not serial" $(BESIDE)=2; \
+	wait; \
 	part -m serial; \
 	exit $$status
 

@@ -27,7 +27,10 @@ from modelhost.security.keys import new_key
 from modelhost.tensors import to_bfloat16
 from modelhost.units import format_bytes, format_duration, format_span
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()} (apt-get install chromium-driver)")
+pytestmark = [
+    pytest.mark.serial,  # so last: the browser is installed while others run
+    pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()} (apt-get install chromium-driver)"),
+]
 
 TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 

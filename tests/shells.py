@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -49,7 +51,8 @@ class Shell:
     def close(self) -> None:
         """Ends the hosts that were started."""
         for host in self._hosts:
-            host.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGTERM)
         for host in self._hosts:
             host.wait(30)
             if host.stdout is not None:
@@ -90,11 +93,10 @@ class Shell:
         return self._environment | ({} if self.address is None else {"MODELHOST_URL": f"http://{self.address}"})
 
     def _serve(self, text: str, block: Block) -> None:
-        words = shlex.split(text, comments=True)
-        folder = ROOT if "make" in words else self.folder
-        host = subprocess.Popen(
-            ["sh", "-eu", "-c", "\n".join([*self._state, "exec " + shlex.join(words) if _plain(words) else text])],
-            cwd=folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        host = subprocess.Popen(  # in a session of its own, so that all of it ends: shell, make, host
+            ["sh", "-eu", "-c", "\n".join([*self._state, text])],
+            cwd=ROOT if text.startswith("make") else self.folder, env=self._environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self._hosts.append(host)
         assert host.stdout is not None
@@ -115,10 +117,6 @@ def _is_banner(found: str, shown: str) -> bool:
     """Says whether a host says what is shown, on a machine with other figures."""
     parts = re.split(r"\.\.\.|[\d.]+ MB|\([^)]*\)", shown.strip())
     return re.fullmatch(".*".join(map(re.escape, parts)), found.strip()) is not None
-
-
-def _plain(words: list[str]) -> bool:
-    return "=" not in words[0]
 
 
 def _commands_folder(folder: Path) -> Path:

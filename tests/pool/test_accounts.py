@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pool_stage import MB, Stage, soon, until
 
+from modelhost.config import ModelsSettings
 from modelhost.errors import InsufficientMemory, ModelNotFound
 from modelhost.pool import ModelKey
 from modelhost.runtime.fake import FakeScript
@@ -56,7 +57,8 @@ async def test_a_model_that_is_pinned_stays_from_then_on_and_one_that_is_not_any
         assert "b" not in stage.states()
         await stage.memory.attempt_cleanup(everything=True)
         assert list(stage.states()) == ["a"]
-        # A scan compares options with those of the files and settings: the pin goes on.
+        # Options are read again at a reload and compared with at a scan: the pins go on.
+        stage.pool.catalog.use(ModelsSettings(directory=tmp_path, pinned=("b",)))
         await stage.pool.catalog.scan()
         await stage.settled()
         await stage.use("b")

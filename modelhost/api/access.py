@@ -50,8 +50,6 @@ def needs_of(method: str, path: str) -> Needs:
     if is_reading and path in _OPEN:
         return None
     match path.split("/")[1:]:
-        case ["ui", _] if is_reading:  # the page at `/` holds nothing; what it asks for needs a key
-            return None
         case ["v1" | "v2", "models", *_, last] if not is_reading or last.endswith(":predict"):
             return INFER
         case ["v2", "models", *_, "stats"]:
@@ -60,6 +58,8 @@ def needs_of(method: str, path: str) -> Needs:
             return MANAGE
         case ["memory" | "metrics" | "monitor", *_] | ["v2", "logging", *_]:
             return OBSERVE if is_reading else MANAGE
+        case ["ui", _] if is_reading:  # the page at `/` holds nothing; what it asks for needs a key
+            return None
     return ANY if is_reading else MANAGE
 
 

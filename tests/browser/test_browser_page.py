@@ -416,6 +416,9 @@ def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, tmp_pat
     file.chmod(0o600)
     with serve(fake_host(tmp_path, {"plain": FakeScript()}, security={"keys_file": file})) as host:
         tab.open(host.url)
+        tab.until(lambda: tab.run("return document.querySelector('#key-dialog').open"), "the question for a key")
+        tab.click("#key-later")
+        tab.click("#enter-key")
         use_key(tab, "no such key")
         tab.until(lambda: "no API key that is known" in tab.text("#key-reason"), "the refusal")
         use_key(tab, keys["infer"])

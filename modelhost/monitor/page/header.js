@@ -33,6 +33,7 @@ export class Header {
     if (state.kind === "refused") setText(byId("banner-text"), `${sentenceOf(state.refusal.message)} Memory, statistics and events are not shown.`);
     banner.hidden = state.kind !== "waiting" && state.kind !== "refused" && !(state.kind === "connecting" && !banner.hidden);
     byId("try-now").hidden = state.kind !== "waiting";
+    byId("enter-key").hidden = state.kind !== "refused";
     document.body.classList.toggle("old", this.#at !== null && !["live", "connecting"].includes(state.kind));
     if (state.kind === "waiting" && this.#readiness !== "no answer") {
       this.#readiness = "no answer";

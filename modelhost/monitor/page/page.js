@@ -18,6 +18,7 @@ import { isLoaded } from "./states.js";
 import { Stream } from "./stream.js";
 import { counted, formatBytes } from "./units.js";
 
+const NO_KEY = "This host asks for an API key.";
 const ACTIONS = {
   load: host.load,
   unload: host.unload,
@@ -80,7 +81,7 @@ async function loadHistory() {
 function onState(state) {
   header.showState(state);
   if (state.kind !== "refused") return;
-  if (state.refusal.status === 401) askForKey(keptKey() === null ? "This host asks for an API key." : state.refusal.message);
+  if (state.refusal.status === 401) askForKey(keptKey() === null ? NO_KEY : state.refusal.message);
   else showNames();
 }
 
@@ -163,6 +164,7 @@ function open() {
   showKey();
   byId("pause").addEventListener("click", togglePause);
   byId("try-now").addEventListener("click", () => stream.tryNow());
+  byId("enter-key").addEventListener("click", () => askForKey(keptKey() === null ? NO_KEY : "Another key may be for more."));
   byId("forget-key").addEventListener("click", forgetKey);
   byId("cleanup").addEventListener("click", confirmCleanUp);
   byId("cleanup-cancel").addEventListener("click", () => byId("cleanup-dialog").close());

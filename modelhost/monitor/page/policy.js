@@ -13,8 +13,8 @@ export function showPolicy(list, policy) {
 
 function* rows(policy) {
   for (const name of ["warning", "critical"]) {
-    const fixed = formatBytes(policy.fixed[`${name}_bytes`]);
-    yield row(name, `${formatBytes(policy[`${name}_bytes`])}, fixed it would be ${fixed}`);
+    const [found, fixed] = [policy, policy.fixed].map((one) => formatBytes(one[`${name}_bytes`]));
+    yield row(name, found === fixed ? `${found}, as if fixed` : `${found}, if fixed ${fixed}`);
   }
   yield row("warning may be", policy.warning_between.map(formatBytes).join(" to "));
   yield row("room for activations", formatBytes(policy.activation_room_bytes));

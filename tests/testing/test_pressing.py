@@ -12,20 +12,19 @@ import pytest
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory
 from modelhost.memory.thresholds import resolve
-from modelhost.testing import Limited, cgroup, cleanup, memory_limit, pressure, take_snapshot, verify_recovered
+from modelhost.testing import Limited, cgroup, memory_limit, pressure
+from modelhost.testing.plugin_fixtures import MemoryOfTest
 
 MB = 1 << 20
 _REASON = cgroup.available()
 HELD = "held = bytearray(20 << 20); print(); input()"
 
 
-def test_pressure_reaches_its_level_and_gives_everything_back() -> None:
-    cleanup()
-    baseline = take_snapshot(exact=True)
-    level = baseline.committed_bytes + 24 * MB
+def test_pressure_reaches_its_level_and_gives_everything_back(memory_snapshot: MemoryOfTest) -> None:
+    level = memory_snapshot.before.committed_bytes + 24 * MB
     with pressure(level) as held:
         assert abs(held.reached_bytes - level) < MB
-    assert verify_recovered(baseline)
+    assert memory_snapshot.verify_recovered()
 
 
 def test_pressure_above_the_limit_or_below_what_is_there_is_an_error() -> None:

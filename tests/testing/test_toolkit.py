@@ -16,10 +16,12 @@ from sizes import FULL
 
 from modelhost.errors import InsufficientMemory
 from modelhost.slope import theil_sen
-from modelhost.testing import LeakDetector, Place, allocate, cleanup, compare, take_snapshot, verify_recovered
+from modelhost.testing import LeakDetector, Place, allocate, cgroup, compare, take_snapshot
 from modelhost.testing.census import take_census
+from modelhost.testing.plugin_fixtures import MemoryOfTest
 
 MB = 1 << 20
+NO_CGROUP = cgroup.available()
 ROOT = Path(__file__).resolve().parents[2]
 #: The full size, 20 runs of each fault and 100 clean ones, is in portions: each ends within minutes on a busy machine
 #: too, and what was cut off can be asked for by itself (`--last-failed`, `-k`).
@@ -99,20 +101,26 @@ def test_clean_operations_are_no_leaks(portion: int) -> None:
     assert f"clean {CLEAN_RUNS} of {CLEAN_RUNS}" in run_faults(f"clean({CLEAN_RUNS}, {portion})")
 
 
-def test_memory_comes_back_and_what_does_not_is_said() -> None:
-    cleanup()  # what other tests left free in the heap is not to count for what is held here
-    baseline = take_snapshot(exact=True)
+def test_memory_comes_back_and_what_does_not_is_said(memory_snapshot: MemoryOfTest) -> None:
     held = allocate("8MB", step="2MB")
-    found = verify_recovered(baseline)
+    found = memory_snapshot.verify_recovered()
     assert not found
     assert "did not recover" in str(found)
     held.release()
-    assert verify_recovered(baseline), found
+    assert memory_snapshot.verify_recovered(), found
 
 
-def test_more_than_the_limit_leaves_is_refused() -> None:
+def test_more_than_the_machine_leaves_is_refused() -> None:
     with pytest.raises(InsufficientMemory, match="allow_kill"):
         allocate(1 << 50)
+
+
+@pytest.mark.cgroup
+@pytest.mark.skipif(NO_CGROUP is not None, reason=str(NO_CGROUP))
+@pytest.mark.limit_memory("96MB")
+def test_more_than_the_limit_leaves_is_refused() -> None:
+    with pytest.raises(InsufficientMemory, match="allow_kill"):
+        allocate("128MB")
 
 
 def test_steps_are_told() -> None:

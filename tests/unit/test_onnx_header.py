@@ -557,6 +557,7 @@ def nested(levels: int) -> bytes:
     return b"\x08\x08" + length(0x3A, graph)
 
 
+@pytest.mark.no_leaks(iterations=40)
 def test_graphs_within_graphs_are_read_as_deep_as_protobuf_goes(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(nested(34))
@@ -564,7 +565,7 @@ def test_graphs_within_graphs_are_read_as_deep_as_protobuf_goes(tmp_path: Path) 
     assert read_summary(path).node_count == 33
 
 
-@pytest.mark.parametrize("levels", [35, 5000])
+@pytest.mark.parametrize("levels", [pytest.param(35, marks=pytest.mark.no_leaks(iterations=40)), 5000])
 def test_graphs_nested_deeper_are_an_error_and_not_a_recursion(tmp_path: Path, levels: int) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(nested(levels))

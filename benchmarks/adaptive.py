@@ -37,6 +37,10 @@ _BURST_EVERY: Final = 40
 _BURST_LENGTH: Final = 3
 
 
+#: Of small models, of larger ones, and of those on the heap.
+SIZES_MB: Final = (2.0, 20.0, 12.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """One repository of all that is asked."""
@@ -67,15 +71,23 @@ class Load:
     thrashes: bool = False
 
 
-def fleet(cache: Path | None, *, small: int, hot: int, heap: int, progress: Callable[[str], None]) -> Fleet:
-    """Returns the models, made and prepared where that is not done: 2 MB each, 20 MB, and 12 MB on the heap."""
+def fleet(
+    cache: Path | None,
+    *,
+    counts: tuple[int, int, int],
+    sizes_mb: tuple[float, float, float] = SIZES_MB,
+    progress: Callable[[str], None],
+) -> Fleet:
+    """Returns so many small models, larger ones and models on the heap, made and prepared where that is not done.
+
+    Sizes have to differ: those on the heap must not be found prepared.
+    """
     cache = cache or default_cache()
     sets = {
-        "s": conv_nets(small, size_mb=2, cache=cache, progress=progress),
-        "w": conv_nets(hot, size_mb=20, cache=cache, progress=progress),
-        "h": conv_nets(heap, size_mb=12, cache=cache, progress=progress),
+        kind: conv_nets(count, size_mb=size_mb, cache=cache, progress=progress)
+        for kind, count, size_mb in zip("swh", counts, sizes_mb, strict=True)
     }
-    directory = cache / f"adaptive-{small}-{hot}-{heap}"
+    directory = cache / "-".join(map(str, ("adaptive", *counts, *sizes_mb)))
     found: dict[str, tuple[Case, ...]] = {}
     for kind, models in sets.items():
         cases = []
@@ -193,8 +205,9 @@ def run(
     requests: int,
     rounds: int,
     seed: int,
+    hour: bool = True,
 ) -> None:
-    """Measures each load under both policies in turns, and an hour that is made."""
+    """Measures each load under both policies in turns; and, with `hour`, hours that are made."""
     for load in LOADS:
         if load.name not in loads:
             continue
@@ -212,6 +225,11 @@ def run(
         _compare(report, load)
     report.table("load", _COLUMNS)
     report.table("compared", _COMPARED)
+    if hour:
+        _hours(report, seed)
+
+
+def _hours(report: Report, seed: int) -> None:
     for name, made in adaptive_hour.LOADS.items():
         hour = adaptive_hour.live(made, seed=seed)
         report.add("hour", load=name, changes=len(hour.decisions), turns=hour.turns, changes_late=hour.after(1200))

@@ -219,12 +219,13 @@ def adaptive(
     """
     from benchmarks import adaptive as case
 
-    small, hot, heap = (3, 1, 1) if short else (40, 7, 9)
+    counts, sizes_mb = (40, 7, 9), case.SIZES_MB
     if short:
         loads, requests = loads or ("zipf",), min(requests, 40)
+        counts, sizes_mb = (1, 2, 1), (1.0, 2.0, 3.0)
     parameters = {"requests": requests, "rounds": rounds, "seed": seed, **options.limits(limit_bytes)}
     with options.report("adaptive", out, **parameters) as report:
-        models = case.fleet(cache, small=small, hot=hot, heap=heap, progress=report.progress)
+        models = case.fleet(cache, counts=counts, sizes_mb=sizes_mb, progress=report.progress)
         case.run(
             report,
             models,
@@ -233,6 +234,7 @@ def adaptive(
             requests=requests,
             rounds=rounds,
             seed=seed,
+            hour=not short,
         )
 
 

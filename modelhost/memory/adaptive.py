@@ -291,14 +291,13 @@ class Adaptive:
         limit_bytes, fixed_room_bytes = fixed.limit_bytes, fixed.activation_room_bytes
         runs_bytes = max(learnt.largest_run_bytes, learnt.claimed_bytes)
         if not bare:
-            runs_bytes = max(learnt.largest_run_bytes, round(learnt.claimed_bytes * _RUNS_MARGIN))
+            least_bytes = round(limit_bytes * _LEAST_ROOM_SHARE)
+            runs_bytes = max(learnt.largest_run_bytes, round(learnt.claimed_bytes * _RUNS_MARGIN), least_bytes)
             runs_bytes += round(limit_bytes * _MARGIN_SHARE)
             if learnt.runs < _LEAST_RUNS:
                 runs_bytes = fixed_room_bytes
         runs_bytes = min(runs_bytes, self.guards.runs_bytes)
-        room_bytes = max(
-            fixed.min_free_bytes, self.guards.bodies_bytes + runs_bytes, round(limit_bytes * _LEAST_ROOM_SHARE)
-        )
+        room_bytes = max(fixed.min_free_bytes, self.guards.bodies_bytes + runs_bytes)
         return min(room_bytes, fixed_room_bytes)
 
     @property

@@ -76,9 +76,9 @@ async def test_a_change_is_in_force_and_an_event_with_its_reason_and_a_line_in_t
         lived.live(300)
         await settled()
         found = served.memory.thresholds
-        assert found.critical_bytes == 226 * MB
-        assert served.memory.memory_info().critical_bytes == 226 * MB
-        assert served.pool.activations.ceiling_bytes == (30 - 16) * MB
+        assert found.critical_bytes == 216 * MB
+        assert served.memory.memory_info().critical_bytes == 216 * MB
+        assert served.pool.activations.ceiling_bytes == (40 - 16) * MB
         assert served.budgets.decoding_bytes == 16 * MB, "what bodies may take stays"
         events = [event.as_dict() for event in served.memory.history.snapshot() if event.kind == "policy"]
         assert [event["rule"] for event in events] == ["more"] * len(events)
@@ -101,7 +101,7 @@ async def test_a_run_that_wants_more_lowers_critical_as_models_leave_and_not_all
         served.memory.memory_info()
         lived.adaptation.want(60 * MB)
         assert served.memory.thresholds.warning_bytes == 172 * MB
-        assert served.memory.thresholds.critical_bytes == 226 * MB
+        assert served.memory.thresholds.critical_bytes == 216 * MB
         assert served.memory.memory_info().level is Level.WARNING, "at critical all that is idle would leave"
         machine.other_bytes = 100 * MB
         served.memory.memory_info()

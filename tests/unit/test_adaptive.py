@@ -81,8 +81,8 @@ def test_where_models_leave_for_want_of_room_and_runs_are_small_more_is_committe
     assert all(after.at_s - before.at_s >= 15 for before, after in pairwise(steps))
     assert steps[0].at_s >= 30
     found = machine.adaptive.thresholds
-    assert found.critical_bytes == 226 * MB  # min_free
-    assert found.warning_bytes == 206 * MB
+    assert found.critical_bytes == (256 - 16 - 16 - 8) * MB  # bodies, a 16th for runs, a margin
+    assert found.warning_bytes == 196 * MB
     assert "left or were refused for want of room" in steps[0].reason
     assert steps[0].details["departures"] > 0
 
@@ -94,7 +94,7 @@ def test_too_few_runs_are_no_reason_to_keep_less_room_for_them() -> None:
 @pytest.mark.parametrize(
     ("claimed_mb", "run_mb", "critical_mb"),
     [
-        (1, 1, 226),  # min_free
+        (1, 1, 256 - 16 - 16 - 8),  # a 16th at least
         (20, 10, 256 - 16 - 25 - 8),
         (20, 40, 256 - 16 - 40 - 8),
         (60, 60, 192),  # never more than by default
@@ -207,7 +207,7 @@ def test_what_the_user_has_set_is_the_highest() -> None:
 def test_loads_that_overshoot_lower_critical_by_as_much_at_the_next_move() -> None:
     machine = Machine()
     machine.live(300, departures=0.5, over_bytes=6 * MB)
-    assert machine.adaptive.thresholds.critical_bytes == 220 * MB
+    assert machine.adaptive.thresholds.critical_bytes == 210 * MB
 
 
 def test_another_limit_begins_anew_and_keeps_what_is_known_of_runs() -> None:

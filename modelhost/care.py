@@ -12,6 +12,7 @@ from modelhost.conditions import Conditions
 from modelhost.config import Settings
 from modelhost.errors import ConfigError, Overloaded
 from modelhost.memory import Level, MemoryManager
+from modelhost.memory.board import Figure
 from modelhost.outlook import Outlook
 from modelhost.pool import Pool
 from modelhost.units import format_bytes
@@ -68,7 +69,8 @@ class Care:
 
     def look_at_memory(self) -> None:
         """Notes where usage stays critical and nothing is left that could leave; called at every sample."""
-        if self._memory.level is not Level.CRITICAL or self._pool.can_evict:
+        can_evict = self._pool.can_evict or self._memory.siblings.others(Figure.RESTING_SINCE) > 0
+        if self._memory.level is not Level.CRITICAL or can_evict:
             self._critical_since = None
             self._conditions.clear(MEMORY_CRITICAL)
         elif self._critical_since is None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelhost.care import MEMORY_CRITICAL, Care
@@ -21,12 +21,14 @@ from modelhost.conditions import Conditions
 from modelhost.config import ServerSettings, Settings
 from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError, Overloaded
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
+from modelhost.memory.board import Seat, Siblings, most_of
 from modelhost.memory.thresholds import Thresholds, resolve
 from modelhost.outlook import Outlook
 from modelhost.pool import Pool, Runner
 from modelhost.pool.keeper import Keeper, StatisticsKeeper, statistics_file
 from modelhost.repository import Repository
 from modelhost.runtime.base import Runtime
+from modelhost.threads import cores
 from modelhost.units import format_bytes
 
 if TYPE_CHECKING:  # most hosts have fixed thresholds, and need not hold these
@@ -79,6 +81,13 @@ class Budgets:
             )
         return cls(ceiling, decoding, request)
 
+    def shared_by(self, seats: int) -> Budgets:
+        """Returns these for a host of so many processes, of which each may use nearly all of them."""
+        if seats == 1:
+            return self
+        most = most_of(self.decoding_bytes, seats)
+        return replace(self, request_bytes=min(self.request_bytes, most - most // 4))
+
     def within(self, thresholds: Thresholds) -> Budgets:
         """Returns what is left of these where the limit was lowered while the host runs, `thresholds` being the fixed
         ones under it; never more than these."""
@@ -130,8 +139,11 @@ class Host:
         *,
         runtime_factory: RuntimeFactory | None = None,
         probe: MemoryProbe | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.settings = settings or Settings()
+        self.siblings = siblings or Siblings()
+        """The other processes of a host that is several."""
         self.is_accepting = False
         """Whether new work is taken: not before what is to be loaded first has been, and not while draining."""
         self.is_draining = False
@@ -169,9 +181,10 @@ class Host:
         settings = self.settings
         allocator.configure()
         probe = self._probe or Probe(settings.memory.limit)
-        self.budgets = Budgets.resolve(settings, limit_bytes=probe.limit_bytes, usage_bytes=probe.usage().usage_bytes)
+        budgets = Budgets.resolve(settings, limit_bytes=probe.limit_bytes, usage_bytes=probe.usage().usage_bytes)
+        self.budgets = budgets.shared_by(self.siblings.seats)
         self.runtime = self._runtime_factory(settings, self.budgets)
-        self.memory = MemoryManager(settings.memory, probe=probe, conditions=self.conditions)
+        self.memory = MemoryManager(settings.memory, probe=probe, conditions=self.conditions, siblings=self.siblings)
         self.memory.add_trimmer(self.runtime.trim)
         self.memory.read_workers, self.memory.read_booked = self.runtime.workers_bytes, self.runtime.booked_bytes
         repository = Repository(settings.models.directory, settings.models.name)
@@ -196,6 +209,7 @@ class Host:
             # What start-up has left behind is not the baseline.
             gc.collect()
             await self.memory.trim()
+            await self.memory.meet()
             self.memory.set_baseline()
             if settings.memory.policy == "adaptive":
                 await self._adapt()
@@ -231,7 +245,9 @@ class Host:
         which can be set once in a process, and what clients were told. Under the same limit they stay, whatever
         thresholds are learnt, but for what is kept free for runs."""
         fixed = self.memory.fixed_thresholds
-        budgets = at_start if fixed.limit_bytes == limit_bytes else at_start.within(fixed)
+        budgets = (
+            at_start if fixed.limit_bytes == limit_bytes else at_start.within(fixed).shared_by(self.siblings.seats)
+        )
         kept_bytes = None
         if thresholds.activation_room_bytes < fixed.activation_room_bytes:
             kept_bytes = max(_MB, thresholds.activation_room_bytes - budgets.decoding_bytes)
@@ -280,13 +296,19 @@ class Host:
         if state.keep_statistics:
             self._keeper = StatisticsKeeper(
                 self.pool.statistics,
-                statistics_file(self.settings.state_directory),
+                statistics_file(self._state_directory),
                 self.pool.catalog,
                 interval_s=state.interval_s,
                 conditions=self.conditions,
             )
             await self._keeper.restore()
             self._keeper.start()
+
+    @property
+    def _state_directory(self) -> Path:
+        """Each process keeps totals of its own, which add up."""
+        directory, siblings = self.settings.state_directory, self.siblings
+        return directory / f"process-{siblings.number}" if isinstance(siblings, Seat) and siblings.number else directory
 
     @property
     def outlook(self) -> Outlook | None:
@@ -349,6 +371,8 @@ class Host:
             else:
                 log.info("preloaded %s:%s, %s", loaded.name, loaded.version, format_bytes(loaded.committed_bytes))
         self.is_accepting = not self.is_draining
+        if isinstance(self.siblings, Seat):
+            self.siblings.board.has_served = True
 
     def _report_problems(self) -> None:
         for name, reason in self.pool.catalog.problems.items():
@@ -365,11 +389,7 @@ class Host:
 def _runner(server: ServerSettings) -> Runner:
     per_model = server.max_queue_per_model
     return Runner(
-        threads=server.run_threads or _cores(),
+        threads=server.run_threads or cores(),
         max_waiting=server.max_queue,
         max_waiting_per_model=None if per_model == "auto" else per_model,
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from modelhost.conditions import Conditions
 from modelhost.memory import MemoryManager
+from modelhost.memory.board import Figure
 from modelhost.memory.forecast import Forecast, Forecaster, Growth, Times
 from modelhost.pool import Pool
 from modelhost.testing.marks import Marks
@@ -54,7 +55,8 @@ class Outlook:
     def look(self) -> None:
         """Takes a reading, and looks at all of them now and then; called at every sample."""
         now, totals = self._clock(), self._memory.ledger.totals
-        own_bytes = self._memory.usage_bytes - totals.resident_bytes - totals.leaving_bytes
+        others_bytes = self._memory.siblings.others(Figure.RESIDENT, Figure.LEAVING)
+        own_bytes = self._memory.usage_bytes - totals.resident_bytes - totals.leaving_bytes - others_bytes
         if not self._forecaster.note(now, own_bytes) or now - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = now

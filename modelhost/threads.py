@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,11 @@ def take_short_turns() -> None:
     """Has the threads of this process give each other the interpreter after half a millisecond. For a process that is
     a host; one that embeds a host decides for itself."""
     sys.setswitchinterval(_TURN_S)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_thread(name: str) -> ThreadPoolExecutor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +21,13 @@ from modelhost.api.event_stream import IS_HEAD
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
+from modelhost.api.peers import TRUSTED, Peers
 from modelhost.api.shortcut import ShortCut
+from modelhost.api.together import Together
 from modelhost.api.v1 import Predictions, predict_target
 from modelhost.errors import ConfigError, Forbidden, ModelNotFound, Unauthenticated
 from modelhost.host import Host
+from modelhost.memory.board import Seat
 from modelhost.monitor import Feed
 from modelhost.security.ring import KeyRing
 from modelhost.security.secret import read_secret
@@ -57,6 +61,8 @@ class ModelHostApp(FastAPI):
     """Lets in who has a key; None where none is asked for."""
     access_log: AccessLog | None
     """Writes a line for each request; None where none is wanted."""
+    together: Together | None = None
+    """What answers for all processes of a host that is several."""
     rpc: RpcServer | None = None
     """What answers gRPC, once the host is open and where it is asked for."""
 
@@ -80,7 +86,7 @@ class ModelHostApp(FastAPI):
         await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.guard is not None and scope["type"] != "lifespan":
+        if self.guard is not None and scope["type"] != "lifespan" and not self._is_ours(scope):
             try:
                 key = self.guard.check(scope)
             except (Unauthenticated, Forbidden) as refused:
@@ -102,6 +108,25 @@ class ModelHostApp(FastAPI):
             response = await self.predictions.respond(Request(scope, receive), *target)
             await response(scope, receive, send)
             return
+        if self.together is not None and scope["type"] == "http":
+            merge = self.together.merge_for(scope)
+            if merge is not None:
+                try:
+                    await self.together.respond(merge, scope, receive, send)
+                except Exception as error:
+                    await errors.respond_unexpected(scope["method"], scope["path"], error)(scope, receive, send)
+                return
+        await self.route(scope, receive, send)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        """Whether one of the host's own processes asks, for the host."""
+        if self.together is None:
+            return False
+        sent = next((value for name, value in scope["headers"] if name == TRUSTED), None)
+        return sent is not None and hmac.compare_digest(sent, self.together.secret)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers by the framework's routes, for this process alone."""
         await super().__call__(_as_get(scope), receive, send)
 
     def openapi(self) -> dict[str, Any]:
@@ -172,6 +197,9 @@ def create_app(
     errors.install(app)
     _add_routes(app, inference, metrics, infer, predictions, feed)
     app.infer, app.predictions, app.short_cut, app.feed, app.guard = infer, predictions, short_cut, feed, guard
+    if isinstance(host.siblings, Seat):
+        app.together = Together(Peers(host.siblings), app.route, host.settings)
+        feed.whole = app.together.monitor
     app.access_log = AccessLog() if host.settings.logging.access else None
     return app
 

@@ -203,7 +203,7 @@ class Arrivals:
         if budget.waiting:
             return False  # requests that are there go before
         limit = budget.request_limit_bytes if budget.used_bytes else budget.limit_bytes
-        return budget.used_bytes + wanted <= limit
+        return budget.used_bytes + wanted <= limit and budget.may_take(wanted)
 
     def _advance(self) -> None:
         """Grants what can be, in order."""

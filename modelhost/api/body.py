@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelhost.errors import Overloaded, RequestTooLarge
+from modelhost.memory.board import Figure, Portion, Siblings
 from modelhost.units import format_bytes
 
 #: One part in so many of the budget is for answers alone.
@@ -32,8 +33,9 @@ class ByteBudget:
     First come, first served: a large request is not overtaken for ever by small ones.
     """
 
-    def __init__(self, limit_bytes: int, *, max_waiting: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, *, max_waiting: int, siblings: Siblings | None = None) -> None:
+        """`siblings` are the host's other processes, where the bytes are theirs too."""
+        self._portion = Portion.of(limit_bytes, siblings or Siblings(), Figure.BODIES)
         self.used_bytes = 0
         self._max_waiting = max_waiting
         self._waiters: deque[_Waiter] = deque()
@@ -41,6 +43,11 @@ class ByteBudget:
         """Called where bytes are free that nobody waits for."""
         self.on_wait: Callable[[], None] | None = None
         """Called where somebody has begun to wait."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that all requests may hold."""
+        return self._portion.limit_bytes
 
     @property
     def waiting(self) -> int:
@@ -57,9 +64,13 @@ class ByteBudget:
         """What nobody holds; may be read from any thread, as a hint."""
         return self.limit_bytes - self.used_bytes
 
+    def may_take(self, size_bytes: int) -> bool:
+        """Whether so many more may be taken now."""
+        return self._portion.fits(self.used_bytes + size_bytes)
+
     def resize(self, limit_bytes: int) -> None:
         """Changes what all may hold; what is held stays."""
-        self.limit_bytes = limit_bytes
+        self._portion.resize(limit_bytes)
         self._grant()
 
     def hold(self) -> ByteHold:
@@ -76,7 +87,7 @@ class ByteBudget:
         """
         if held_bytes + size_bytes > self.limit_bytes:
             raise RequestTooLarge(what, size_bytes=held_bytes + size_bytes, limit_bytes=self.limit_bytes, advice=advice)
-        if self.used_bytes + size_bytes <= self.limit_bytes and (is_last_step or not self._waiters):
+        if (is_last_step or not self._waiters) and self._portion.fits(self.used_bytes + size_bytes):
             self.used_bytes += size_bytes
             return
         if len(self._waiters) >= self._max_waiting and not is_last_step:
@@ -114,13 +125,19 @@ class ByteBudget:
     def give_back(self, size_bytes: int) -> None:
         """Returns bytes, and hands them to who waits."""
         self.used_bytes -= size_bytes
+        self._portion.use(self.used_bytes)
+        self._grant()
+
+    def look_again(self) -> None:
+        """Grants what may be granted now: the host's other processes may have given something back."""
         self._grant()
 
     def _grant(self) -> None:
         while self._waiters:
             waiter = self._waiters[0]
             limit_bytes = self.limit_bytes if waiter.is_last_step else self.request_limit_bytes
-            if self.used_bytes + waiter.size_bytes > limit_bytes:
+            wanted_bytes = self.used_bytes + waiter.size_bytes
+            if wanted_bytes > limit_bytes or not self._portion.fits(wanted_bytes):
                 return
             self._waiters.popleft()
             if not waiter.granted.done():
@@ -169,7 +186,7 @@ class ByteHold:
 
     def try_grow(self, size_bytes: int) -> bool:
         """Claims more where it is free now, for an answer that is there already; never waits."""
-        is_free = size_bytes <= self._budget.free_bytes
+        is_free = self._budget.may_take(size_bytes)
         if is_free:
             self._budget.used_bytes += size_bytes
             self.size_bytes += size_bytes

@@ -60,6 +60,7 @@ class Connection(HttpToolsProtocol):
         self._keep(0)
         self._sent()
         super().connection_lost(exc)
+        self.door.left()
 
     def resume_writing(self) -> None:
         """Goes on when the client has taken nearly all of what was sent."""

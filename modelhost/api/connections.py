@@ -8,7 +8,7 @@ there is none the newcomer is answered 503. Descriptors are kept back for models
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, Protocol, TypeVar
 
 from modelhost.config import ServerSettings
@@ -52,6 +52,8 @@ class Door:
         self.lingering: set[object] = set()
         """Those that were refused, and wait for their client to read why."""
         self._full_until = 0.0
+        self.left: Callable[[], None] = lambda: None
+        """Called when a connection has gone."""
 
     def has_room(self, connections: Collection[C], newcomer: C, now: float) -> bool:
         """Says whether `newcomer`, one of `connections`, may stay; ends another for it where one can be spared."""

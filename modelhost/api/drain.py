@@ -14,15 +14,18 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 
+from modelhost.api.accepting import Acceptor
 from modelhost.api.app import ModelHostApp
 from modelhost.api.connection import Connection
 from modelhost.api.protocol import protocol_class
 from modelhost.host import Host
+from modelhost.memory.board import Figure, Seat
 
 log = logging.getLogger("modelhost")
 
@@ -38,6 +41,17 @@ _CLOSING_POLL_S: Final = 0.002
 
 #: Runs that were stopped end at their next node. One that does not in so long is left to the end of the process.
 _STOPPING_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What one of several processes listens on."""
+
+    seat: Seat
+    listener: socket.socket
+    """Bound and listening; all processes accept from it."""
+    private: socket.socket
+    """The same, for what the processes ask each other; this one's alone."""
 
 
 def server_config(app: ModelHostApp, connections: int, **more: Any) -> uvicorn.Config:
@@ -69,8 +83,11 @@ class DrainingServer(uvicorn.Server):
         *,
         leave: Callable[[], None] | None = None,
         on_hangup: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        shared: Shared | None = None,
     ) -> None:
+        """`shared`: what it listens on together with the host's other processes, instead of sockets of its own."""
         super().__init__(config)
+        self._shared, self._acceptors = shared, list[Acceptor]()
         self._host, self._app, self._leave, self._on_hangup = host, app, leave, on_hangup
         self._reloads: set[asyncio.Task[None]] = set()
         self._is_signalled = False
@@ -103,7 +120,30 @@ class DrainingServer(uvicorn.Server):
         """Listens, and takes SIGHUP from then on."""
         if self._on_hangup is not None and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
-        await super().startup(sockets)
+        await super().startup(sockets if self._shared is None else [])
+        if self._shared is not None:
+            self._accept(self._shared)
+
+    def _accept(self, shared: Shared) -> None:
+        """Accepts connections of the socket that all processes have, and on the one for what they ask each other."""
+        config, state, app_state = self.config, self.server_state, self.lifespan.state
+        kind: Any = config.http_protocol_class
+
+        def make() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = kind(config=config, server_state=state, app_state=app_state)
+            return protocol
+
+        def connections() -> int:
+            return len(state.connections)
+
+        seat = shared.seat
+        kind.door.left = lambda: seat.publish(Figure.CONNECTIONS, connections())
+        self._acceptors = [
+            Acceptor(shared.listener, make, seat=seat, connections=connections, tls=config.ssl),
+            Acceptor(shared.private, make),
+        ]
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     def _hang_up(self) -> None:
         assert self._on_hangup is not None
@@ -117,7 +157,7 @@ class DrainingServer(uvicorn.Server):
         """Closes the listener, waits for what is under way up to `server.drain_timeout`, and closes the rest."""
         self._host.drain()
         self._app.feed.close()  # views have no end of their own
-        for listener in (*self.servers, *(sockets or ())):
+        for listener in (*self.servers, *(sockets or ()), *self._acceptors):
             listener.close()
         await self._drained(self._host.settings.server.drain_timeout)
         stuck = None

@@ -90,11 +90,14 @@ class Inference:
     def open(self) -> None:
         """Takes the budgets of the host, which has opened."""
         self._statistics = self.host.pool.statistics
-        decoding_bytes = self.host.budgets.decoding_bytes
+        decoding_bytes, siblings = self.host.budgets.decoding_bytes, self.host.siblings
+        own_bytes = decoding_bytes // siblings.seats  # of what is not lent to each other
         max_waiting = self.host.settings.server.max_queue
-        self.budget = ByteBudget(decoding_bytes, max_waiting=max_waiting)
-        self.arrivals = Arrivals(self.budget, pieces_bytes=decoding_bytes // _PIECES_PART, max_waiting=max_waiting)
-        self.buffers = BufferPool(min(decoding_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
+        self.budget = ByteBudget(decoding_bytes, max_waiting=max_waiting, siblings=siblings)
+        self.arrivals = Arrivals(self.budget, pieces_bytes=own_bytes // _PIECES_PART, max_waiting=max_waiting)
+        self.buffers = BufferPool(min(own_bytes // _KEPT_PART, _MAX_KEPT_BYTES))
+        if not siblings.is_alone:
+            self.host.memory.on_change(self.budget.look_again)
         self.host.memory.add_trimmer(self.buffers.clear)
         self.host.on_budgets(self._resize)
 
@@ -103,7 +106,7 @@ class Inference:
 
     def _resize(self, budgets: Budgets) -> None:
         self.budget.resize(budgets.decoding_bytes)
-        self.arrivals.pieces.resize(budgets.decoding_bytes // _PIECES_PART)
+        self.arrivals.pieces.resize(budgets.decoding_bytes // self.host.siblings.seats // _PIECES_PART)
 
     @property
     def max_decoded_bytes(self) -> int:

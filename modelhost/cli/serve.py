@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,16 @@ import click
 from modelhost.cli.options import settings_options
 from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
-from modelhost.threads import take_short_turns
+from modelhost.threads import cores, take_short_turns
 
 if TYPE_CHECKING:
     import uvicorn
 
     from modelhost.api.app import ModelHostApp
-    from modelhost.api.drain import DrainingServer
+    from modelhost.api.drain import DrainingServer, Shared
     from modelhost.host import Host
     from modelhost.security.keys import Key
+    from modelhost.security.ring import KeyRing
 
 log = logging.getLogger("modelhost")
 
@@ -36,6 +38,7 @@ log = logging.getLogger("modelhost")
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one. [default: 8080]")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC; 0 takes a free one. [default: none]")
+@click.option("--workers", metavar="N", help='Processes that serve together; "auto": one for each core. [default: 1]')
 @click.option(
     "--memory-limit", metavar="SIZE", help='Upper bound such as "256MB"; only lowers the kernel\'s own limit.'
 )
@@ -50,6 +53,7 @@ def command(
     host: str | None,
     port: int | None,
     grpc_port: int | None,
+    workers: str | None,
     memory_limit: str | None,
     insecure: bool | None,
     log_level: str | None,
@@ -82,6 +86,7 @@ def command(
         "server.host": host,
         "server.port": port,
         "server.grpc_port": grpc_port,
+        "server.workers": workers,
         "memory.limit": memory_limit,
         "security.insecure": insecure,
         "logging.level": log_level,
@@ -105,12 +110,33 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], secret: bytes | None
     keys = KeyRing.of(settings.security, fixed_keys)
     check_exposure(settings.server.host, has_keys=keys is not None, insecure=settings.security.insecure)
 
+    listener = _bind(settings.server.host, settings.server.port)
+    workers = cores() if settings.server.workers == "auto" else settings.server.workers
+    if workers == 1:
+        _serve_alone(settings, keys, secret, read, listener)
+    else:
+        from modelhost.cli.serve_together import serve_together
+
+        serve_together(workers, settings, listener, partial(_serve_alone, settings, keys, secret, read, listener))
+
+
+def _serve_alone(
+    settings: Settings,
+    keys: KeyRing | None,
+    alerts_secret: bytes | None,
+    read: Callable[[], Settings],
+    listener: socket.socket,
+    shared: Shared | None = None,
+    *,
+    announces: bool = True,
+) -> None:
+    """Serves until a signal ends it. `shared`: as one of several processes. Raises ConfigError."""
     from modelhost.api.app import create_app
     from modelhost.api.drain import DrainingServer
     from modelhost.host import Host
 
-    host, connections = Host(settings), _connections(settings.server)
-    listener = _bind(settings.server.host, settings.server.port)
+    host = Host(settings, siblings=None if shared is None else shared.seat)
+    connections = _connections(settings.server)
     server: DrainingServer
     failure: list[ConfigError] = []
     if keys is not None:
@@ -125,8 +151,8 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], secret: bytes | None
     app = create_app(
         host,
         keys=keys,
-        alerts_secret=secret,
-        on_ready=lambda: _announce(host, server, listener, app),
+        alerts_secret=alerts_secret,
+        on_ready=lambda: _announce(host, server, listener, app, is_quiet=not announces),
         on_failure=on_failure,
     )
     server = DrainingServer(
@@ -135,13 +161,14 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], secret: bytes | None
         app,
         leave=lambda: os._exit(0),
         on_hangup=lambda: _reload(host, read),
+        shared=shared,
     )
-    if settings.models.preload:
+    if settings.models.preload and announces:
         log.info("%s answers; it is ready when models.preload is loaded", _shown(host, listener)[1])
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
         signal.signal(number, server.handle_exit)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=[listener] if shared is None else [])
     except SystemExit:
         if not failure:
             raise
@@ -208,9 +235,13 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-async def _announce(host: Host, server: DrainingServer, listener: socket.socket, app: ModelHostApp) -> None:
+async def _announce(
+    host: Host, server: DrainingServer, listener: socket.socket, app: ModelHostApp, *, is_quiet: bool
+) -> None:
     """Says where the host listens once it really does."""
     gc.freeze()  # what start-up has made stays; collections need not look at it again
+    if is_quiet:
+        return
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event
         await asyncio.sleep(0.005)
     shown, url = _shown(host, listener)

@@ -27,8 +27,10 @@ class ServerSettings(Section):
     """Largest request body, before and after decompression; auto: a sixteenth of the limit, 1 to 64 MB."""
     max_decoding_bytes: SizeOrAuto = "auto"
     """All bodies being received, decoded or answered at one moment; auto: a quarter of the room for activations."""
+    workers: PositiveIntOrAuto = 1
+    """Processes that serve together, within one memory limit; auto: one for each core. Not on Windows."""
     run_threads: int = Field(0, ge=0)
-    """Inference threads; 0: one for each core."""
+    """Inference threads of each process; 0: one for each core."""
     max_connections: PositiveInt = 512
     """Open connections, or fewer where the process may not open as many files; each may hold 32 KB of headers. One
     more takes the place of one that idles, or is answered 503."""

@@ -117,9 +117,12 @@ class History:
     """The last events, oldest first, and how many there were of each kind. Any thread adds: figures that cannot be
     read are found out on the memory thread too."""
 
-    def __init__(self, size: int, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, size: int, *, wall_clock: Callable[[], float] = time.time, first_id: int = 1, id_step: int = 1
+    ) -> None:
+        """Ids begin with `first_id` and go up by `id_step`: those of a host's several processes are all different."""
         self._events: deque[MemoryEvent] = deque(maxlen=size)
-        self._wall_clock = wall_clock
+        self._wall_clock, self._next_id, self._id_step = wall_clock, first_id, id_step
         self._lock = threading.Lock()
         self.counts: dict[str, int] = {}
         self.last_id = 0
@@ -130,7 +133,7 @@ class History:
     ) -> MemoryEvent:
         """Appends an event and returns it; the oldest is forgotten when the history is full."""
         with self._lock:
-            self.last_id += 1
+            self.last_id, self._next_id = self._next_id, self._next_id + self._id_step
             event = MemoryEvent(self._wall_clock(), kind, level, usage_bytes, cause, details or {}, self.last_id)
             self._events.append(event)
             self.counts[kind] = self.counts.get(kind, 0) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -73,8 +74,10 @@ class Reservation:
 class Ledger:
     """Keeps the totals of all open reservations. One thread, the owner's."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """`on_change` is called whenever the totals have changed."""
         self._open: set[Reservation] = set()
+        self._on_change = on_change
         self._sums = dict.fromkeys(Column, 0)
 
     def reserve(self, owner: str, size_bytes: int) -> Reservation:
@@ -84,6 +87,7 @@ class Ledger:
         reservation = Reservation(self, owner, size_bytes)
         self._open.add(reservation)
         self._sums[Column.LOADING] += size_bytes
+        self._on_change()
         return reservation
 
     @property
@@ -107,7 +111,9 @@ class Ledger:
         self._sums[reservation.column] -= reservation.size_bytes
         self._sums[column] += size_bytes
         reservation.column, reservation.size_bytes = column, size_bytes
+        self._on_change()
 
     def _close(self, reservation: Reservation) -> None:
         self._open.discard(reservation)
         self._sums[reservation.column] -= reservation.size_bytes
+        self._on_change()

@@ -18,6 +18,7 @@ from modelhost.conditions import Conditions
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
+from modelhost.memory.board import Figure, Seat, Siblings
 from modelhost.memory.events import (
     NOISE_BYTES,
     History,
@@ -47,6 +48,8 @@ _LIMIT_LOOK_S: Final = 0.05
 #: A critical that was lowered, other than by the limit, waits so long for usage to be below it.
 _LOWERED_AFTER_S: Final = 5.0
 
+_MEETING_LOOK_S: Final = 0.01
+
 #: Less than this free in the heap is not worth a reading before and after each load.
 _WORTH_READING_BYTES: Final = 1 << 20
 
@@ -65,12 +68,17 @@ class MemoryManager:
         *,
         probe: MemoryProbe | None = None,
         conditions: Conditions | None = None,
+        siblings: Siblings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings or MemorySettings()
         self.conditions = conditions or Conditions()
-        self.ledger = Ledger()
-        self.history = History(self.settings.event_history)
+        self.siblings = siblings or Siblings()
+        """The host's other processes, where there are any."""
+        self.ledger = Ledger(self._publish_ledger)
+        self.history = History(
+            self.settings.event_history, first_id=self.siblings.number + 1, id_step=self.siblings.seats
+        )
         self.probe: MemoryProbe = probe or Probe(self.settings.limit)
         self._steady = SteadyProbe(
             self.probe, resident_bytes=lambda: self.ledger.totals.resident_bytes, on_change=self._note_readable
@@ -85,6 +93,8 @@ class MemoryManager:
         """What worker processes hold now; asked where the probe does not see them, on the memory thread."""
         self.read_booked: Callable[[], int] = lambda: 0
         """What of it came with models and goes with them. A short call, on the memory thread."""
+        self.read_idle: Callable[[], tuple[int, float | None]] = lambda: (0, None)
+        """What models hold that could leave, and since when the one rests that has rested longest (monotonic)."""
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._fixed: Thresholds | None = None  # as the settings make them under the limit
@@ -116,10 +126,24 @@ class MemoryManager:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
+    async def meet(self) -> None:
+        """Waits until all processes of the host are there, without a model: the baseline is that of all of them.
+
+        One that starts again finds the baseline that was measured then.
+        """
+        if not isinstance(self.siblings, Seat):
+            return
+        board = self.siblings.board
+        self._usage()  # which the others count
+        self.siblings.publish(Figure.IS_UP, 1)
+        # Whoever does not come ends the host, see the supervisor.
+        while not board.baseline_bytes and not board.is_full:  # noqa: ASYNC110 - the others have no event of ours
+            await asyncio.sleep(_MEETING_LOOK_S)
+
     def set_baseline(self) -> Thresholds:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
         self._look_at_workers()  # nobody is served yet
-        usage = self._usage().usage_bytes
+        usage = self._group_baseline(self._usage().usage_bytes)
         self._fixed = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
         self._thresholds = self._fixed
         self._heap_free_bytes = self.read_heap_free()
@@ -128,11 +152,15 @@ class MemoryManager:
     def start(self) -> None:
         """Starts the sampler."""
         self._sampler = self._spawn(self._sample())
+        if isinstance(self.siblings, Seat):
+            asyncio.get_running_loop().add_reader(self.siblings.board.pokes(self.siblings.number), self._poked)
 
     async def close(self) -> None:
         """Stops the sampler and waits for the change in progress; harmless when closed."""
         if self._sampler is not None:
             self._sampler.cancel()
+            if isinstance(self.siblings, Seat):
+                asyncio.get_running_loop().remove_reader(self.siblings.board.pokes(self.siblings.number))
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._thread.shutdown()
@@ -185,7 +213,7 @@ class MemoryManager:
             limit_source=self._steady.limit_source,
             baseline_bytes=found.baseline_bytes,
             usage_bytes=usage.usage_bytes,
-            reserved_bytes=self.ledger.totals.loading_bytes,
+            reserved_bytes=self.ledger.totals.loading_bytes + self.siblings.others(Figure.LOADING),
             warning_bytes=found.warning_bytes,
             critical_bytes=found.critical_bytes,
             min_free_bytes=found.min_free_bytes,
@@ -435,9 +463,13 @@ class MemoryManager:
         self._look("sample")
         self._lower_critical()
         self.pressure()
+        self._publish_idle()
         marker = self.quiet_marker()
-        if self.is_changing or (self._level is Level.WARNING and self.ledger.totals.loading_bytes):
+        loading_bytes = self.ledger.totals.loading_bytes + self.siblings.others(Figure.LOADING)
+        if self.is_changing or (self._level is Level.WARNING and loading_bytes):
             pass  # the peak of a load, or of a child that opens a model, is no reason to evict for
+        elif self._level is Level.WARNING and not self.siblings.is_my_turn():
+            pass  # who has what has rested longest evicts, and not everybody for the same bytes
         elif self._level is not Level.NORMAL:
             await self.attempt_cleanup(cause=f"level {self._level.label}")
         elif marker is not None and marker != self._trimmed_at:
@@ -512,9 +544,14 @@ class MemoryManager:
     def _usage(self) -> Usage:
         """Reads usage, with the workers in it: those that the probe does not see as they were last looked at."""
         usage = self._steady.usage()
-        if not self._workers_bytes:
+        if not self._workers_bytes and (self.siblings.is_alone or self.probe.sees_children):
             return usage
-        return Usage(usage.usage_bytes + self._workers_bytes, {**usage.raw, "workers_bytes": self._workers_bytes})
+        usage = Usage(usage.usage_bytes + self._workers_bytes, {**usage.raw, "workers_bytes": self._workers_bytes})
+        if self.siblings.is_alone or self.probe.sees_children:
+            return usage
+        self.siblings.publish(Figure.OWN, usage.usage_bytes)
+        others_bytes = self.siblings.others(Figure.OWN)
+        return Usage(usage.usage_bytes + others_bytes, {**usage.raw, "others_bytes": others_bytes})
 
     def _look_at_workers(self) -> None:
         """Reads what workers hold where the probe sees only this process. Takes a millisecond for each."""
@@ -578,6 +615,7 @@ class MemoryManager:
                 self._changes -= 1
                 always()
                 self._notify()
+                self.siblings.poke()  # there may be room now
 
         return await asyncio.shield(self._spawn(run()))
 
@@ -587,7 +625,62 @@ class MemoryManager:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    # --- the host's other processes ------------------------------------------------------------------
+
+    def want(self, size_bytes: int) -> None:
+        """Has the others let go of so much that is idle there; 0: nothing is wanted any more."""
+        if self.siblings.is_alone:
+            return
+        self.siblings.publish(Figure.WANTED, size_bytes)
+        if size_bytes:
+            self.siblings.poke()
+
+    def _group_baseline(self, usage_bytes: int) -> int:
+        """Returns the baseline of all processes: measured once, when all of them are there and none has models."""
+        if not isinstance(self.siblings, Seat):
+            return usage_bytes
+        board = self.siblings.board
+        with board.locked():
+            if not board.baseline_bytes:
+                board.baseline_bytes = usage_bytes
+        return board.baseline_bytes
+
+    def _publish_ledger(self) -> None:
+        if self.siblings.is_alone:
+            return
+        totals = self.ledger.totals
+        self.siblings.publish(Figure.LOADING, totals.loading_bytes)
+        self.siblings.publish(Figure.RESIDENT, totals.resident_bytes)
+        self.siblings.publish(Figure.LEAVING, totals.leaving_bytes)
+
+    def _publish_idle(self) -> None:
+        if self.siblings.is_alone:
+            return
+        evictable_bytes, since = self.read_idle()
+        self.siblings.publish(Figure.EVICTABLE, evictable_bytes)
+        self.siblings.publish(Figure.RESTING_SINCE, 0 if since is None else max(1, int(since * 1e9)))
+
+    def _poked(self) -> None:
+        """Something has changed on the board: what waits here may go, and others may wait for what is idle here."""
+        assert isinstance(self.siblings, Seat)
+        self.siblings.board.hear(self.siblings.number)
+        self.siblings.publish(Figure.WAITS, 0)  # who still has to wait says so again
+        self._publish_idle()
+        if self.siblings.wanted_bytes() and not self.is_changing:
+            self._spawn(self._give_to_others())
+        self._notify()
+
+    async def _give_to_others(self) -> None:
+        wanted_bytes = self.siblings.wanted_bytes()
+        if not wanted_bytes or self.is_changing or self._cleaner is None:
+            return
+        plan = self._cleaner(CleanupGoal(wanted_bytes, everything=False))
+        if plan is not None:
+            await self.recover(plan, cause="another process's load")
+
     def _notify(self) -> None:
+        if not self.siblings.is_alone:
+            self._publish_idle()
         for listener in self._change_listeners:
             try:
                 listener()

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from modelhost.errors import DeadlineExceeded, HostClosed, InsufficientMemory, MemoryRefusal, RunTooLarge
 from modelhost.memory import MemoryManager
+from modelhost.memory.board import Figure, Portion
 from modelhost.pool.bounds import QueueBound
 from modelhost.pool.demand import Demand, Feeds
 from modelhost.pool.key import ModelKey
@@ -106,6 +107,7 @@ class Claim:
         gate.claimed_bytes -= self.size_bytes - size_bytes
         gate._passing_bytes -= (self.size_bytes - size_bytes) * self._passes
         self.size_bytes = size_bytes
+        gate._portion.use(gate.claimed_bytes)
         if gate._line or gate._first:
             gate._pump()
 
@@ -190,9 +192,14 @@ class ActivationGate:
         threads: int = 1,
         preparing_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.maximum_bytes = ceiling_bytes
-        """Hard maximum of the arena; less where the memory limit was lowered since."""
-        self.ceiling_bytes = ceiling_bytes
+        self._portion, self._is_alone = (
+            Portion.of(ceiling_bytes, memory.siblings, Figure.RUNS),
+            memory.siblings.is_alone,
+        )
+        self.maximum_bytes = self._portion.limit_bytes
+        """Hard maximum of the arena; less where the memory limit was lowered since, and where other processes of the
+        host have a part of it."""
+        self.ceiling_bytes = self.maximum_bytes
         """What runs may take together now: all of it, or what is kept free for them; see `resize`."""
         self.wants_room: Callable[[int], None] = lambda size_bytes: None
         """Called with what a run takes that wants more than is kept free for runs."""
@@ -226,8 +233,9 @@ class ActivationGate:
         `kept_bytes`: what is kept free for them, where that is less. A run that wants more gets it, by `wants_room`,
         as idle models leave for it.
         """
-        self.maximum_bytes = maximum_bytes
-        self.ceiling_bytes = maximum_bytes if kept_bytes is None else min(maximum_bytes, kept_bytes)
+        self._portion.resize(maximum_bytes)
+        self.maximum_bytes = most_bytes = self._portion.limit_bytes
+        self.ceiling_bytes = most_bytes if kept_bytes is None else min(most_bytes, kept_bytes)
         self._pump()
 
     def take_peaks(self) -> tuple[int, int]:
@@ -293,7 +301,11 @@ class ActivationGate:
             return False
         if self._line or self._first:
             return self._may_pass(predicted_bytes)
-        return self.claimed_bytes + predicted_bytes <= self.ceiling_bytes
+        return self._fits(self.claimed_bytes + predicted_bytes)
+
+    def _fits(self, together_bytes: int) -> bool:
+        """Whether runs may take so much together now; takes it from what other processes of the host have a part of."""
+        return together_bytes <= self.ceiling_bytes and (self._is_alone or self._portion.fits(together_bytes))
 
     def _size_of(self, predicted_bytes: int | None) -> int | None:
         """Returns what a run claims; None where it would not fit alone."""
@@ -313,7 +325,7 @@ class ActivationGate:
         if self._line or self._first:
             passes = is_short and predicted_bytes is not None and self._may_pass(size_bytes)
             return Claim(self, size_bytes, passes=True) if passes else None
-        return Claim(self, size_bytes) if self.claimed_bytes + size_bytes <= self.ceiling_bytes else None
+        return Claim(self, size_bytes) if self._fits(self.claimed_bytes + size_bytes) else None
 
     def _may_pass(self, size_bytes: int) -> bool:
         """Whether a short run may go before the one whose turn it is, which waits for longer ones in any case."""
@@ -325,6 +337,7 @@ class ActivationGate:
             longer_bytes < self.ceiling_bytes  # else one of them has been promised all of it
             and longer_bytes + self._line.head.size_bytes > self.ceiling_bytes
             and self.claimed_bytes + size_bytes <= room_bytes
+            and (self._is_alone or self._portion.fits(self.claimed_bytes + size_bytes))
         )
 
     async def claim_alone(self, model: LoadedModel, feeds: Feeds, *, deadline: float | None) -> Claim:
@@ -431,7 +444,7 @@ class ActivationGate:
 
     def _may_go(self, entry: _Waiting) -> bool:
         together_bytes = self.claimed_bytes + entry.size_bytes
-        if self._active and together_bytes > self.ceiling_bytes:
+        if not self._fits(together_bytes) and (self._active or self._portion.is_contended):
             self._peak_bytes = max(self._peak_bytes, min(together_bytes, self.maximum_bytes))  # it was wanted
             return False
         return entry.predicted_bytes < _LOOK_FROM_BYTES or self._memory_allows(entry)

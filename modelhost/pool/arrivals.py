@@ -15,6 +15,7 @@ from typing import Any, Final
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, ModelBroken, ModelHostError, ModelNotFound, NeverFits, Overloaded
 from modelhost.memory import MemoryManager
+from modelhost.memory.board import Figure
 from modelhost.pool.accounts import Accounts
 from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
@@ -152,6 +153,8 @@ class Arrivals:
         self._table.queue.remove(slot)
         slot.reservation = self._memory.ledger.reserve(f"preparing {slot.key}", ceiling_bytes)
         child = self._child = _UnderWay(slot, cancel)
+        siblings = self._memory.siblings
+        siblings.publish(Figure.IS_PREPARING, 1)
         file, options = slot.file, slot.options
         log.info("preparing %s, which nobody has opened yet; up to %s", slot.key, format_bytes(ceiling_bytes))
 
@@ -166,7 +169,9 @@ class Arrivals:
                 error = caught
             finally:
                 self._child = None
+                siblings.publish(Figure.IS_PREPARING, 0)
                 self._end_reservation(slot)
+                siblings.poke()
             if child.is_recalled and error is not None and not self._is_closed:
                 slot.looks -= 1
                 self.look_again(slot)

@@ -18,6 +18,7 @@ from typing import Any
 from modelhost.config import PoolSettings
 from modelhost.errors import HostClosed, InsufficientMemory, ModelHostError, NeverFits
 from modelhost.memory import Level, MemoryManager
+from modelhost.memory.board import Figure
 from modelhost.pool.accounts import Accounts
 from modelhost.pool.admission import Decision, Evict, Figures, Load, Refuse, Trim, Wait, decide, fits_beside
 from modelhost.pool.arrivals import Arrivals
@@ -193,6 +194,15 @@ class Scheduler:
         """
         if self._is_acting or self._memory.is_changing or not self._table.queue:
             return
+        siblings = self._memory.siblings
+        with siblings.decision() as is_mine:
+            if is_mine:
+                self._decide()
+        if not siblings.is_alone:
+            waits = [slot for slot in self._table.queue if slot.blocked_since is not None]
+            self._memory.want(max((slot.wanted_bytes for slot in waits), default=0))
+
+    def _decide(self) -> None:
         try:
             figures = self._figures()
         except Exception:  # usage cannot be read: no decision now, the next sample asks again
@@ -227,6 +237,14 @@ class Scheduler:
             return self._carry_out(slot, decision, _loading(slot.key, plan), plan.peak_bytes)
         assert inspection.preparation is not None
         if self._arrivals.is_preparing:
+            return False
+        if self._memory.siblings.others(Figure.IS_PREPARING):
+            slot.waits_for_sibling = True  # which may well be preparing this one
+            return False
+        if slot.waits_for_sibling:
+            slot.waits_for_sibling, slot.inspection = False, None
+            self.faces.forget(slot.key)
+            self.enqueue(slot)
             return False
         figures = _without(figures, slot.predecessor)  # which stays until this one is known to open
         largest = _largest_child(figures)
@@ -272,6 +290,7 @@ class Scheduler:
                 now = self._clock()
                 if slot.blocked_since is None or self._arrivals.is_preparing:  # a child ends for sure
                     slot.blocked_since = now
+                slot.wanted_bytes = max(0, needed_bytes - available_bytes) + 1  # what fits is below critical
                 if now - slot.blocked_since >= self._settings.memory_wait_s:
                     self._refuse(slot, needs, needed_bytes, available_bytes, never=False)
             case Refuse(_, False) if slot.waiters and self._clock() - self._deep_trimmed_at >= _DEEP_TRIM_EVERY_S:
@@ -332,6 +351,8 @@ class Scheduler:
         in_use_bytes += self._memory.ledger.totals.leaving_bytes
         if self._arrivals.is_preparing:
             in_use_bytes += memory.reserved_bytes
+        # What other processes of the host load, hold and can let go of.
+        in_use_bytes += self._memory.siblings.others(Figure.LOADING, Figure.EVICTABLE)
         return Figures(
             usage_bytes=memory.usage_bytes,
             reserved_bytes=memory.reserved_bytes - seen_bytes,

@@ -106,6 +106,10 @@ class Slot:
     """Those at the time that its worth was last worked out."""
     blocked_since: float | None = None
     """Monotonic time since when memory alone keeps it queued."""
+    wanted_bytes: int = 0
+    """What it waits for, where memory alone keeps it queued: other processes of the host may let go of so much."""
+    waits_for_sibling: bool = False
+    """Whether it was to be opened for the first time while another process of the host did so with some model."""
     waiters: list[Waiter[Lease]] = field(default_factory=list)
     """Requests that want a lease."""
     departures: list[Waiter[Recovery | None]] = field(default_factory=list)

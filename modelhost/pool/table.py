@@ -95,6 +95,11 @@ class SlotTable:
         """Notes that these leave to make room."""
         self._order.evicted(slots)
 
+    @property
+    def rests_since(self) -> float | None:
+        """Since when (monotonic) the idle model rests that has rested longest and may leave; None: there is none."""
+        return next((slot.idle_since for slot in self._idle.values() if not slot.is_kept), None)
+
     def resting(self, since: float) -> list[Slot]:
         """The idle models that may leave and that nobody has used after `since` (monotonic), longest first."""
         # The order is that of last use: the first that is too young ends the search.

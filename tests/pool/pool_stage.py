@@ -16,6 +16,7 @@ import numpy as np
 
 from modelhost.config import BatchingSettings, MemorySettings, ModelsSettings, PoolSettings
 from modelhost.memory import MemoryManager
+from modelhost.memory.board import Siblings
 from modelhost.pool import ModelInfo, Pool, Runner
 from modelhost.repository import Repository
 from modelhost.runtime.fake import FakeMemory, FakeRuntime, FakeScript
@@ -79,6 +80,7 @@ class Stage:
         max_queue_per_model: int | None = None,
         ceiling_bytes: int = 64 * MB,
         sampling: bool = False,
+        siblings: Siblings | None = None,
         memory: dict[str, Any] | None = None,
         models: dict[str, Any] | None = None,
         batching: dict[str, Any] | None = None,
@@ -90,7 +92,9 @@ class Stage:
         for name in names:
             self.runtime.scripts.setdefault(name, FakeScript())
         self.directory = put_models(directory, self.runtime.scripts)
-        self.memory = MemoryManager(MemorySettings(sample_interval_s=0.001, **memory or {}), probe=self.machine)
+        self.memory = MemoryManager(
+            MemorySettings(sample_interval_s=0.001, **memory or {}), probe=self.machine, siblings=siblings
+        )
         self.runner = Runner(threads=threads, max_waiting=max_queue, max_waiting_per_model=max_queue_per_model)
         self.pool = Pool(
             repository=Repository(directory),

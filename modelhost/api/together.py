@@ -1,0 +1,156 @@
+"""Requests that are for all processes of a host, whichever of them gets them: asked of all, answered as one.
+
+What a process says of itself is merged (memory, metrics, statistics, the index); what it is told to do, all do (load,
+unload, cleanup, log levels, pins). Everything else is answered by the one that was asked, as in a host of one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from modelhost.api.merging import (
+    merge_history,
+    merge_index,
+    merge_memory,
+    merge_metrics,
+    merge_monitor,
+    merge_statistics,
+)
+from modelhost.api.peers import ALONE, QUICK_S, Peers, Reply
+from modelhost.config import Settings
+
+log = logging.getLogger("modelhost")
+
+Merge: TypeAlias = Callable[[Sequence[tuple[int, bytes]]], bytes]
+
+_PASSED_ON: Final = (b"authorization", b"content-type", b"x-request-id")
+
+#: No request that is everybody's has a larger body.
+_MAX_BODY_BYTES: Final = 64 << 10
+
+
+def _json(merge: Callable[[Sequence[tuple[int, Any]]], Any]) -> Merge:
+    return lambda said: json.dumps(merge([(seat, json.loads(body)) for seat, body in said])).encode()
+
+
+def _metrics(said: Sequence[tuple[int, bytes]]) -> bytes:
+    return merge_metrics([(seat, body.decode()) for seat, body in said]).encode()
+
+
+def _own(said: Sequence[tuple[int, bytes]]) -> bytes:
+    return said[0][1]
+
+
+#: What is done with the answers, by the request.
+_READ: Final[Mapping[str, Merge]] = {
+    "/memory": _json(merge_memory),
+    "/metrics": _metrics,
+    "/monitor": _json(merge_monitor),
+    "/monitor/history": _json(merge_history),
+}
+
+
+class Together:
+    """Answers for all processes. Event-loop thread; `own` is the application of this one."""
+
+    def __init__(self, peers: Peers, own: ASGIApp, settings: Settings) -> None:
+        self._peers, self._own = peers, own
+        self.secret = peers.seat.board.secret
+        self._slow_s = settings.pool.wait_timeout_s + QUICK_S
+
+    def merge_for(self, scope: Scope) -> Merge | None:
+        """Returns what makes one answer of all of them; None for a request that is one process's alone."""
+        if any(name == ALONE for name, _ in scope["headers"]):
+            return None
+        method, path = scope["method"], scope["path"]
+        parts = path.split("/")[1:]
+        if method in ("GET", "HEAD"):
+            if parts[-1] == "stats" and parts[:2] == ["v2", "models"]:
+                return _json(merge_statistics)
+            return _READ.get(path)
+        if parts == ["v2", "repository", "index"]:
+            return _json(merge_index)
+        is_told = parts[:2] in (["v2", "repository"], ["v2", "logging"], ["memory", "cleanup"]) or parts[-1] == "pin"
+        return _own if is_told else None
+
+    async def monitor(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Returns the state of all processes, for those who look at this one's stream."""
+        replies = await self._peers.ask("GET", b"/monitor", is_trusted=True)
+        others = [(reply.seat, json.loads(reply.body)) for reply in replies if reply.status == 200]
+        whole: dict[str, Any] = merge_monitor([(self._peers.seat.number, own), *others])
+        return whole
+
+    async def respond(self, merge: Merge, scope: Scope, receive: Receive, send: Send) -> None:
+        """Asks everybody, this process too, and answers."""
+        body = await _body(receive)
+        is_load = scope["path"].endswith("/load")
+        if is_load:  # prepared here, once, and found by the others
+            own = await self._ask_own(scope, body)
+            replies = await self._ask_others(scope, body) if own.status < 400 else []
+        else:
+            own, replies = await asyncio.gather(self._ask_own(scope, body), self._ask_others(scope, body))
+        for reply in replies:
+            if merge is _own and reply.status >= 400 > own.status:
+                log.warning("process %d of the host answers %d: %s", reply.seat, reply.status, reply.body[:500])
+        good = [(reply.seat, reply.body) for reply in replies if reply.status == own.status]
+        answer = own.body if own.status >= 400 else merge([(self._peers.seat.number, own.body), *good])
+        await own.send(send, answer)
+
+    async def _ask_own(self, scope: Scope, body: bytes) -> _Captured:
+        captured = _Captured()
+        await self._own(scope, _once(body), captured.take)
+        return captured
+
+    async def _ask_others(self, scope: Scope, body: bytes) -> list[Reply]:
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        headers = [(name, value) for name, value in scope["headers"] if name in _PASSED_ON]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        timeout_s = QUICK_S if method == "GET" else self._slow_s
+        return await self._peers.ask(method, target, headers, body, timeout_s=timeout_s)
+
+
+class _Captured:
+    """An answer of this process's own."""
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.body = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    async def take(self, message: Message) -> None:
+        """The `send` of an application."""
+        if message["type"] == "http.response.start":
+            self.status, self._headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+    async def send(self, send: Send, body: bytes) -> None:
+        """Sends it with another body."""
+        headers = [(name, value) for name, value in self._headers if name.lower() != b"content-length"]
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _once(body: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def _body(receive: Callable[[], Awaitable[Message]]) -> bytes:
+    """Reads a body, as far as any such request may have one: what is over is for the routes to refuse."""
+    body = b""
+    while len(body) <= _MAX_BODY_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or not message.get("more_body"):
+            break
+    return body

@@ -1,0 +1,234 @@
+"""A host of several processes, as its clients and its operator meet it: one port, one state, one limit."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host_process import COMMAND, MODELS, HostProcess, environment, running_host
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork")
+
+WINE = {"inputs": [{"name": "measurements", "datatype": "FP32", "shape": [1, 13], "data": [13.0] * 13}]}
+
+
+class Client:
+    """One connection, which stays with the process that accepted it."""
+
+    def __init__(self, host: HostProcess) -> None:
+        self._connection = http.client.HTTPConnection(host.address, timeout=30)
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body)
+        self._connection.request(method, path, data, headers)
+        response = self._connection.getresponse()
+        text = response.read()
+        return response.status, json.loads(text) if text[:1] in b"[{" else text.decode()
+
+    def infer(self, model: str = "wine") -> int:
+        return self.ask("POST", f"/v2/models/{model}/infer", WINE)[0]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    with running_host(
+        tmp_path_factory.mktemp("together"), MODELS, "--workers", "2", "--memory-limit", "500MB"
+    ) as found:
+        yield found
+
+
+def workers(client: Client) -> dict[int, int]:
+    """Returns the process of each worker."""
+    return {row["worker"]: row["pid"] for row in client.ask("GET", "/monitor")[1]["host"]["workers"]}
+
+
+def has_both(client: Client) -> bool:
+    return len(workers(client)) == 2
+
+
+def is_back(client: Client, gone: int) -> bool:
+    """Whether another process sits where one was killed; whoever asks may be answered by nobody for a moment."""
+    try:
+        found = workers(client)
+    except (OSError, http.client.HTTPException):
+        client.close()
+        return False
+    return len(found) == 2 and gone not in found.values()
+
+
+def eventually(condition: Any, *, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_connections_are_shared_out_and_everything_counts_for_the_host(host: HostProcess) -> None:
+    clients = [Client(host) for _ in range(8)]
+    before = clients[0].ask("GET", "/v2/models/wine/stats")[1]["model_stats"][0]["inference_count"]
+    assert [client.infer() for client in clients * 3] == [200] * 24
+    after = clients[0].ask("GET", "/v2/models/wine/stats")[1]["model_stats"][0]
+    assert after["inference_count"] - before == 24
+    assert sum(batch["compute_infer"]["count"] for batch in after["batch_stats"]) == after["execution_count"]
+    alone = [
+        client.ask("GET", "/v2/models/wine/stats", **{"x-modelhost-alone": "1"})[1]["model_stats"][0]["execution_count"]
+        for client in clients
+    ]
+    assert len(set(workers(clients[0]).values())) == 2
+    assert min(alone) > 0, "each has run some"
+    memory = clients[0].ask("GET", "/memory")[1]
+    assert {(row["name"], row["worker"]) for row in memory["models"]} >= {("wine", 0), ("wine", 1)}
+    metrics = clients[0].ask("GET", "/metrics")[1]
+    assert 'modelhost_loads_total{worker="0"}' in metrics
+    assert 'modelhost_loads_total{worker="1"}' in metrics
+    assert metrics.count("\nmodelhost_memory_usage_bytes ") == 1
+    shown = clients[0].ask("GET", "/monitor")[1]
+    row = next(row for row in shown["models"] if row["name"] == "wine")
+    assert sorted(row["workers"]) == [0, 1]
+    assert row["requests"] >= 24
+    assert len({event["id"] for event in shown["events"]}) == len(shown["events"])
+    parts = sum(shown["bar"][name] for name in ("host_bytes", "models_bytes", "loading_bytes", "activations_bytes"))
+    assert parts == shown["memory"]["usage_bytes"]
+    for client in clients:
+        client.close()
+
+
+def test_what_one_is_told_all_do(host: HostProcess) -> None:
+    clients = [Client(host) for _ in range(4)]
+    status, loaded = clients[0].ask("POST", "/v2/repository/models/digits/load", {})
+    assert (status, loaded["state"]) == (200, "ready")
+    held = clients[1].ask("GET", "/memory")[1]["models"]
+    assert sorted(row["worker"] for row in held if row["name"] == "digits") == [0, 1]
+    index = clients[2].ask("POST", "/v2/repository/index", {})[1]
+    assert [(row["name"], row["state"]) for row in index if row["name"] == "digits"] == [("digits", "READY")]
+    assert clients[3].ask("POST", "/v2/repository/models/digits/unload", {})[0] == 200
+    assert not [row for row in clients[0].ask("GET", "/memory")[1]["models"] if row["name"] == "digits"]
+    for client in clients:
+        assert (
+            client.ask("GET", "/v2/models/digits/ready")[0] == 400
+            or client.ask("GET", "/v2/models/digits/ready")[0] == 503
+        )
+        client.close()
+    clients = [Client(host)]
+    assert clients[0].ask("POST", "/memory/cleanup", {})[0] == 200
+    assert clients[0].ask("GET", "/memory")[1]["models"] == []
+    assert clients[0].ask("POST", "/v2/repository/models/nosuch/load", {})[0] == 404
+    clients[0].close()
+
+
+def test_the_end_of_one_fails_what_it_was_answering_and_nothing_else(host: HostProcess) -> None:
+    watcher = Client(host)
+    eventually(lambda: has_both(watcher))
+    outcomes: Counter[str] = Counter()
+    ends = threading.Event()
+
+    def ask() -> None:
+        client = Client(host)
+        while not ends.is_set():
+            try:
+                outcomes[str(client.infer())] += 1
+            except (OSError, http.client.HTTPException):
+                outcomes["lost"] += 1  # it was answered by the one that was killed; on a new connection it goes on
+                client.close()
+                client = Client(host)
+        client.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    kills = 3
+    for _ in range(kills):
+        watcher.close()
+        watcher = Client(host)
+        eventually(lambda client=watcher: outcomes["200"] and has_both(client))
+        found = workers(watcher)
+        victim = found[max(found)]
+        before = outcomes["200"]
+        os.kill(victim, signal.SIGKILL)
+        watcher.close()
+        eventually(lambda before=before: outcomes["200"] > before + 20)
+        watcher = Client(host)
+        eventually(lambda victim=victim, client=watcher: is_back(client, victim))
+    ends.set()
+    for thread in threads:
+        thread.join(30)
+    assert set(outcomes) <= {"200", "lost"}, outcomes
+    assert outcomes["lost"] <= kills * 4, "only what the one that was killed was answering"
+    memory = watcher.ask("GET", "/memory")[1]
+    assert memory["reserved_bytes"] == 0
+    assert watcher.infer() == 200
+    assert "was ended by SIGKILL; it is started again" in host.log
+    watcher.close()
+
+
+def test_a_signal_ends_all_of_them_after_their_work_and_no_request_fails(tmp_path: Path) -> None:
+    with running_host(tmp_path, MODELS, "--workers", "2", "--memory-limit", "500MB") as host:
+        client = Client(host)
+        assert client.infer() == 200
+        pids = list(workers(client).values())
+        outcomes: list[int] = []
+
+        def ask() -> None:
+            mine = Client(host)
+            try:
+                while True:
+                    outcomes.append(mine.infer())
+            except (OSError, http.client.HTTPException):
+                mine.close()
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(outcomes) > 50)
+        assert host.stop() == 0
+        for thread in threads:
+            thread.join(20)
+        client.close()
+        assert set(outcomes) <= {200, 503}
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+def test_what_cannot_start_ends_the_host_with_its_reason(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "serve", "--models", str(MODELS), "--port", "0", "--workers", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(MODELHOST_MODELS_PRELOAD='["nosuch"]'),
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "models.preload: 'nosuch' could not be loaded" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_grpc_beside_several_processes_is_refused_in_words(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "serve", "--models", str(MODELS), "--port", "0", "--workers", "2", "--grpc-port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(),
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "server.workers = 2 is for HTTP only" in ended.stderr
+    assert sys.platform != "win32"

@@ -1,0 +1,190 @@
+"""A host that is two processes: two pools, here on one event loop, with one machine's memory and one board."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_stage import MB, Stage, soon, turns, until
+
+from modelhost.errors import InsufficientMemory, ModelHostError, NeverFits
+from modelhost.memory.board import Board, Figure, Seat
+from modelhost.runtime.fake import FakeMemory, FakeScript
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork"),
+]
+
+CRITICAL = 192 * MB
+
+
+@asynccontextmanager
+async def two(
+    directory: Path, first: dict[str, FakeScript], second: dict[str, FakeScript], **settings: Any
+) -> AsyncIterator[tuple[Stage, Stage]]:
+    """Two processes of a host of 256 MB; each has its own scripts of the same models, as each loads its own."""
+    machine, board = FakeMemory(256 * MB), Board(2)
+    seats = [Seat(board, number) for number in range(2)]
+    for seat in seats:
+        seat.sit()
+    settings = {"memory_wait_s": 0.2, "sampling": True, **settings}
+    async with (
+        Stage(directory, first, machine=machine, siblings=seats[0], **settings) as one,
+        Stage(directory, second, machine=machine, siblings=seats[1], **settings) as other,
+    ):
+        yield one, other
+
+
+def large(size_mb: int = 80, **more: Any) -> FakeScript:
+    return FakeScript(resident_bytes=size_mb * MB, **more)
+
+
+def waits(stage: Stage) -> bool:
+    """Whether it has told the others that it waits for memory."""
+    seat = stage.memory.siblings
+    assert isinstance(seat, Seat)
+    return seat.board.read(seat.number, Figure.WANTED) > 0
+
+
+async def test_two_that_want_the_last_megabytes_do_not_both_get_them(tmp_path: Path) -> None:
+    gate = threading.Event()
+    async with two(tmp_path, {"a": large(load_may_end=gate)}, {"b": large()}) as (one, other):
+        first = one.begin(one.pool.acquire("a"))
+        await until(one.script("a").load_started.is_set)
+        second = other.begin(other.pool.acquire("b"))
+        await until(lambda: waits(other))
+        assert other.script("b").loads == 0
+        gate.set()
+        lease = await soon(first)
+        other.clock.now += 1  # its patience is over: what is in use there does not leave
+        with pytest.raises(InsufficientMemory):
+            await soon(second)
+        lease.end()
+        assert one.machine.highest_bytes < CRITICAL
+
+
+async def test_what_rests_in_one_leaves_for_what_the_other_wants(tmp_path: Path) -> None:
+    async with two(tmp_path, {"a": large()}, {"b": large()}) as (one, other):
+        await one.use("a")
+        (await soon(other.pool.acquire("b"))).end()
+        assert one.loaded == []
+        assert other.loaded == ["b"]
+        assert one.machine.highest_bytes < CRITICAL
+        assert other.memory.siblings.wanted_bytes() == 0
+        await until(lambda: one.memory.siblings.wanted_bytes() == 0)
+
+
+async def test_what_is_pinned_in_one_does_not_leave_for_the_other(tmp_path: Path) -> None:
+    async with two(tmp_path, {"a": large()}, {"b": large()}, models={"pinned": ("a",)}) as (one, other):
+        await one.use("a")
+        with pytest.raises(InsufficientMemory):
+            await soon(other.pool.acquire("b"))
+        assert one.loaded == ["a"]
+
+
+async def test_at_warning_the_one_lets_go_whose_model_has_rested_longest(tmp_path: Path) -> None:
+    names = {name: FakeScript() for name in "abc"}
+    async with two(tmp_path, names, {name: FakeScript() for name in "xyz"}) as (one, other):
+        other.clock.now = one.clock.now + 10
+        await one.use("a", "b", "c")
+        await other.use("x")
+        one.machine.other_bytes = 50 * MB  # 190 MB: warning
+        await until(lambda: len(one.loaded) < 3)
+        await one.settled()
+        await other.settled()
+        assert other.loaded == ["x"]
+        assert one.loaded in (["c"], ["b", "c"])
+
+
+async def test_never_is_said_where_it_would_not_fit_with_nothing_loaded_anywhere(tmp_path: Path) -> None:
+    async with two(tmp_path, {"a": large()}, {"b": large(140)}) as (one, other):
+        await one.use("a")
+        with pytest.raises(NeverFits):
+            await soon(other.pool.acquire("b"))
+        assert one.loaded == ["a"]
+
+
+async def test_a_child_opens_a_model_while_the_other_process_waits_with_its_own(tmp_path: Path) -> None:
+    gate = threading.Event()
+    first = {"new": FakeScript(child_bytes=20 * MB, prepare_may_end=gate)}
+    async with two(tmp_path, first, {"new": FakeScript(child_bytes=20 * MB)}) as (one, other):
+        a = one.begin(one.pool.acquire("new"))
+        await until(one.script("new").prepare_started.is_set)
+        b = other.begin(other.pool.acquire("new"))
+        await until(lambda: other.states().get("new") == "queued")
+        await turns(50)
+        assert other.script("new").ceilings == []
+        gate.set()
+        (await soon(a)).end()
+        (await soon(b)).end()
+
+
+async def test_runs_of_both_have_one_room(tmp_path: Path) -> None:
+    async with two(tmp_path, {"a": FakeScript()}, {"a": FakeScript()}) as (one, other):
+        gates = [stage.pool.activations for stage in (one, other)]
+        assert [gate.ceiling_bytes for gate in gates] == [60 * MB, 60 * MB]
+        first = gates[0].try_claim(3 * MB)
+        assert first is not None
+        claims = []
+        while (claim := gates[1].try_claim(3 * MB)) is not None:
+            claims.append(claim)
+        assert sum(claim.size_bytes for claim in claims) + first.size_bytes <= 64 * MB
+        assert len(claims) == 20
+        first.run_ended()
+        for claim in claims:
+            claim.run_ended()
+
+
+async def test_what_a_process_had_claimed_is_free_when_it_has_died(tmp_path: Path) -> None:
+    async with two(tmp_path, {"a": large()}, {"b": large()}) as (one, other):
+        seat = other.memory.siblings
+        assert isinstance(seat, Seat)
+        seat.publish(Figure.LOADING, 100 * MB)
+        request = one.begin(one.pool.acquire("a"))
+        await until(lambda: waits(one))
+        assert one.script("a").loads == 0
+        seat.board.clear(seat.number)
+        (await soon(request)).end()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_both_are_asked_usage_stays_below_critical(tmp_path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    sizes = {f"m{number}": choose.randrange(1, 90) for number in range(8)}
+
+    def scripts() -> dict[str, FakeScript]:
+        return {name: large(size) for name, size in sizes.items()}
+
+    async with two(tmp_path, scripts(), scripts(), memory_wait_s=0.01) as stages:
+
+        async def ask(stage: Stage, name: str) -> bool:
+            try:
+                async with stage.pool.lease(name) as lease:
+                    await turns(choose.randrange(20))
+                    await lease.run({"x": np.ones(2, np.float32)})
+            except ModelHostError:
+                return False
+            return True
+
+        answered = 0
+        for _ in range(25):
+            asked = [ask(choose.choice(stages), choose.choice(list(sizes))) for _ in range(choose.randrange(1, 6))]
+            tasks = [stages[0].begin(one) for one in asked]
+            for task in tasks:
+                answered += await soon(task)
+            for stage in stages:
+                stage.clock.now += choose.random()
+                stage.check()
+        assert answered > 30
+        assert stages[0].machine.highest_bytes < CRITICAL
+        for stage in stages:
+            await stage.settled()
+            assert stage.memory.ledger.totals == stage.memory.ledger.reconcile()

@@ -12,7 +12,8 @@ The rules, in the order in which they are tried at each second:
    or rose (after one up). Back, and not again for a while, twice as long after each further time.
 3. `cache`: the page cache has been read again for two seconds, and that costs more than loads do. A step down, each of
    which has to prove itself before the next.
-4. `more`: models leave, or are refused, for want of room, and the page cache was calm for half a minute. A step up.
+4. `more`: models leave, or are refused, for want of room, and the page cache was calm for half a minute, or
+   what is read again is little beside what loads cost. A step up.
 
 So danger is answered within seconds and room is won back over minutes; a move that is undone is not repeated at the
 same pace, which is what keeps it from swinging.
@@ -66,6 +67,8 @@ _COSTS_ABOVE: Final = 1.1
 _PRESSED_SHARE: Final = 1.0
 _CALM_SHARE: Final = 0.1
 _SHARES_OF_S: Final = 10.0
+#: Or as good as calm: less than pressed, and loads cost so many times as much.
+_LOADS_COST: Final = 4.0
 #: A page cache of less is read again by any host that has been idle.
 _LEAST_CACHE_BYTES: Final = 32 << 20
 _PRESSED_PSI: Final = 10.0
@@ -350,7 +353,9 @@ class Adaptive:
             self._pressed_since, self._calm_since = min(self._pressed_since, reading.at_s), math.inf
         else:
             self._pressed_since = math.inf
-            self._calm_since = min(self._calm_since, reading.at_s) if share <= _CALM_SHARE else math.inf
+            # Loads read files that were read before: what they cost goes with them, where there is more room.
+            is_calm = share <= _CALM_SHARE or self._loads_cost_more(_LOADS_COST)
+            self._calm_since = min(self._calm_since, reading.at_s) if is_calm else math.inf
 
     @property
     def _is_pressed(self) -> bool:
@@ -367,11 +372,11 @@ class Adaptive:
         span_s = last.at_s - first.at_s
         return max(0, last.refaulted_bytes - first.refaulted_bytes) / span_s if span_s > 0 else 0.0
 
-    def _loads_cost_more(self) -> bool:
-        """Whether loads take more time than pages that are read again."""
+    def _loads_cost_more(self, times: float = 1.0) -> bool:
+        """Whether loads take more than so many times the time of pages that are read again."""
         first, last = self._since(_AFTER_S)
         read_again_s = max(0, last.refaulted_bytes - first.refaulted_bytes) * _S_PER_BYTE
-        return last.load_s - first.load_s > read_again_s
+        return last.load_s - first.load_s > read_again_s * times
 
     def _cost_s(self, seconds: float = _RATE_S) -> float | None:
         """Returns what loads, and pages that are read again, cost each run; None where there were too few."""

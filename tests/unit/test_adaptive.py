@@ -87,6 +87,13 @@ def test_where_models_leave_for_want_of_room_and_runs_are_small_more_is_committe
     assert steps[0].details["departures"] > 0
 
 
+def test_what_loads_read_again_is_no_reason_to_hold_back() -> None:
+    machine = Machine()
+    steps = machine.live(120, departures=1.0, load_s=0.4, refaulted=6 * MB)
+    assert {step.rule for step in steps} == {"more"}
+    assert Machine().live(120, departures=1.0, load_s=0.05, refaulted=6 * MB) == []
+
+
 def test_too_few_runs_are_no_reason_to_keep_less_room_for_them() -> None:
     assert Machine().live(300, runs=0, departures=0.5) == []
 

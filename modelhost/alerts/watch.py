@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from modelhost.alerts.alert import Alert, Severity, State
+from modelhost.care import MEMORY_CRITICAL
 from modelhost.conditions import Condition
 from modelhost.host import Host
 from modelhost.memory import Level, MemoryEvent
@@ -118,7 +119,9 @@ class Watch:
                 yield self._condition(condition, "ended", now, f"it is over, after {lasted_s:.0f} s")
 
     def _condition(self, condition: Condition, state: State, at: float, text: str) -> Alert:
-        severity: Severity = "warning" if state == "begun" else "info"
+        severity: Severity = "info"
+        if state == "begun":
+            severity = "critical" if condition.name == MEMORY_CRITICAL else "warning"
         if condition.name == MEMORY_GROWS:
             return Alert("growth", "", severity, state, text, at)
         return Alert("condition", condition.name, severity, state, f"{condition.name}: {text}", at)

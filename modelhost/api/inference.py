@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from modelhost.api.arrivals import Arrivals
 from modelhost.api.body import ByteBudget, ByteHold
@@ -72,6 +72,23 @@ class Encoding(Protocol[A]):
 
     def size_bytes(self, answer: A) -> int:
         """Returns what the answer holds."""
+
+
+class Counted(Protocol):
+    """A model whose requests are counted, such as what runs it."""
+
+    @property
+    def key(self) -> ModelKey:
+        """Which it is."""
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """Where they are counted."""
+
+
+class _Of(NamedTuple):
+    key: ModelKey
+    statistics: ModelStatistics
 
 
 class Inference:
@@ -293,16 +310,16 @@ class Inference:
         """Counts a request that is over; `outcome` is `ok` or the error's code, `file` the model it was for."""
         if outcome == "ok" and file is not None:
             key = ModelKey.of(file)
-            self.note_success(timing, key, self._statistics.of(key))
+            self.note_success(timing, _Of(key, self._statistics.of(key)))
             return
         took_ns = time.perf_counter_ns() - timing.arrived_ns
         self.metrics.observe(outcome, took_ns * 1e-9)
         reason = _REASONS.get(outcome, "OTHER")
         self._statistics.note_failure(None if file is None else ModelKey.of(file), took_ns, reason)
 
-    def note_success(self, timing: Timing, key: ModelKey, statistics: ModelStatistics) -> None:
-        """Counts a request that was answered, with the statistics of its model."""
-        self._statistics.note_success(statistics, timing, time.perf_counter_ns() - timing.arrived_ns)
+    def note_success(self, timing: Timing, of: Counted) -> None:
+        """Counts a request that was answered."""
+        self._statistics.note_success(of.statistics, timing, time.perf_counter_ns() - timing.arrived_ns)
 
     def closed(self) -> HostClosed:
         """Returns the refusal of a host that shuts down."""

@@ -133,7 +133,7 @@ class ShortCut:
         encoded = self._encode(exchange, runs, decoded, encoding, arrays)
         timing.output_ns = time.perf_counter_ns() - began_ns
         pool.touch(slot)
-        self.inference.note_success(timing, runs.key, runs.statistics)
+        self.inference.note_success(timing, runs)
         self._send(exchange, encoded)
         return True
 

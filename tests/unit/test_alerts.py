@@ -139,6 +139,10 @@ async def test_conditions_are_told_when_they_begin_and_end_and_growth_by_its_own
         assert begun["condition"].topic == ("condition", "artifacts_unwritten")
         assert begun["condition"].text == "artifacts_unwritten: models is full"
         assert (begun["growth"].text, begun["growth"].state) == ("it grows", "begun")
+        host.conditions.note("memory_critical", "nothing can leave")
+        assert [found.severity for found in watch.look()] == ["critical"]
+        host.conditions.clear("memory_critical")
+        assert [found.severity for found in watch.look()] == ["info"]
         host.conditions.note("memory_grows", "it grows faster")
         assert list(watch.look()) == []
         host.conditions.clear("artifacts_unwritten")

@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final, Protocol
 
-from modelhost.api.inference import Inference
+from modelhost.api.inference import Counted, Inference
 from modelhost.api.metrics import Metrics
 from modelhost.api.traces import Asked, trace_of
 from modelhost.api.tracing.spans import Spans, batching, unix_offset_ns
 from modelhost.host import Host
 from modelhost.pool import ModelKey, Timing
-from modelhost.pool.statistics import ModelStatistics
 from modelhost.repository import ModelFile
 
 log = logging.getLogger("modelhost")
@@ -134,7 +133,7 @@ class TracedInference(Inference):
             key = None if file is None else ModelKey.of(file)
             self._tracing.add(Asked.of(timing, key, outcome, time.perf_counter_ns()))
 
-    def note_success(self, timing: Timing, key: ModelKey, statistics: ModelStatistics) -> None:
+    def note_success(self, timing: Timing, of: Counted) -> None:
         """See Inference."""
-        super().note_success(timing, key, statistics)
-        self._tracing.add(Asked.of(timing, key, "ok", time.perf_counter_ns()))
+        super().note_success(timing, of)
+        self._tracing.add(Asked.of(timing, of.key, "ok", time.perf_counter_ns()))

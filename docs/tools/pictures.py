@@ -33,6 +33,8 @@ text.critical { fill: var(--critical); } text.warning { fill: var(--warning); }
   stroke-width: 1.4; fill: none; marker-end: url(#tip); } .tip { fill: var(--faint); }
 .at-warning { stroke: var(--warning); stroke-width: 1.6; stroke-dasharray: 4 3; }
 .at-critical { stroke: var(--critical); stroke-width: 1.6; stroke-dasharray: 7 3; }
+.usage { fill: none; stroke: var(--s0); stroke-width: 1.8; stroke-linejoin: round; }
+.area { fill: var(--s0); stroke: none; opacity: .18; }
 .at-limit { stroke: var(--ink); stroke-width: 1.8; }
 """
 
@@ -152,6 +154,43 @@ def prepared(figures: dict[str, Any]) -> str:
     return picture(top + 28, f"Committed memory plain, with malloc threshold, prepared. {label}", parts)
 
 
+def timeline(figures: dict[str, Any]) -> str:
+    """Usage of a host with more models than fit, as it was read."""
+    found = figures["timeline"]
+    left, right, top, bottom = 60.0, 640.0, 48.0, 248.0
+    limit: float = found["limit_mb"]
+
+    def across(at_s: float) -> float:
+        return left + (right - left) * at_s / float(found["seconds"])
+
+    def up(size_mb: float) -> float:
+        return bottom - (bottom - top) * size_mb / limit
+
+    parts = [svg.text(24, 30, "Usage while more models are wanted than fit", "title")]
+    for name, style in (
+        ("baseline", "mark"),
+        ("warning", "at-warning"),
+        ("critical", "at-critical"),
+        ("limit", "at-limit"),
+    ):
+        size = found[f"{name}_mb"]
+        parts += [svg.line(left, up(size), right, up(size), style)]
+        parts += [svg.text(right + 8, up(size) + 4, f"{name} {size:.0f} MB", "faint")]
+    points = [(across(at_s), up(size)) for at_s, size in found["usage_mb"]]
+    parts += [svg.band([(x, bottom) for x, _ in points], points, "area"), svg.path(points, "usage")]
+    for at, (name, style) in enumerate((("opened_s", "other"), ("loads_s", "ours"))):
+        for began_s, ended_s in found[name]:
+            parts.append(svg.rect(across(began_s), bottom + 6 + 16 * at, across(ended_s) - across(began_s), 10, style))
+    parts += [svg.rect(across(at_s) - 2, bottom + 38, 4, 10, "plain") for at_s in found["leaves_s"]]
+    for at, words in enumerate(("a child opens it", "loads", "idle ones leave")):
+        parts.append(svg.text(right + 8, bottom + 15 + 16 * at, words, "faint"))
+    parts += [svg.line(left, bottom, right, bottom, "axis"), svg.text(left - 8, bottom + 4, "0", "faint", "end")]
+    parts += [svg.text(right, bottom + 64, f"{found['seconds']:.0f} s", "faint", "end")]
+    parts += [svg.text(24, bottom + 84 + 16 * at, words, "faint") for at, words in enumerate(found["notes"])]
+    label = "it rises while a child opens a model and at loads, falls as idle models leave, and stays below critical"
+    return picture(bottom + 116, f"Usage over {found['seconds']:.0f} s: {label}", parts)
+
+
 def admission(figures: dict[str, Any]) -> str:
     """The way of a request whose model is not loaded."""
     parts = [
@@ -213,6 +252,7 @@ PICTURES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "density": density,
     "levels": levels,
     "prepared": prepared,
+    "timeline": timeline,
     "admission": admission,
     "floors": floors,
 }

@@ -127,18 +127,36 @@ def browser(directory: Path) -> Iterator[Browser]:
         "goog:chromeOptions": options,
         "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
     }
-    driver = subprocess.Popen(
-        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=directory
-    )
-    assert driver.stdout is not None
+    driver, port = _driver(directory)
     try:
-        port = next(line.rsplit(" ", 1)[1].strip(".\n") for line in driver.stdout if "started successfully" in line)
         tab = Browser(f"http://127.0.0.1:{port}", capabilities)
         try:
             yield tab
         finally:
             tab.close()
     finally:
-        driver.terminate()
-        driver.wait(20)
-        driver.stdout.close()
+        _end(driver)
+
+
+def _driver(directory: Path) -> tuple[subprocess.Popen[str], int]:
+    """Starts the driver on a free port. It takes one for IPv4 and wants the same for IPv6, where it may be taken: then
+    it ends at once, and another try finds another."""
+    for _ in range(5):
+        driver = subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory
+        )
+        assert driver.stdout is not None
+        said = []
+        for line in driver.stdout:
+            said.append(line)
+            if "started successfully on port" in line:
+                return driver, int(line.rsplit(" ", 1)[1].strip(".\n"))
+        _end(driver)
+    raise AssertionError("chromedriver does not start: " + "".join(said))
+
+
+def _end(driver: subprocess.Popen[str]) -> None:
+    driver.terminate()
+    driver.wait(20)
+    assert driver.stdout is not None
+    driver.stdout.close()

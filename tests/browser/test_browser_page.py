@@ -264,11 +264,17 @@ def test_the_form_says_what_is_wrong_here_and_what_the_host_finds_wrong(page: Br
     assert json.loads(page.text(".infer pre[aria-label=Answer]"))["code"] == "invalid_tensor"
 
 
-def test_what_nobody_looks_at_is_not_sent(page: Browser) -> None:
+def test_what_nobody_looks_at_is_not_made(page: Browser, host: Served) -> None:
+    def viewers() -> int:
+        return host.on_loop(lambda: len(host.app.feed.viewers))
+
+    assert viewers() == 1
     page.click("#pause")
     assert "paused" in page.text("#connection")
+    page.until(lambda: viewers() == 0, "the host knows that nobody looks")
     page.click("#pause")
     page.until(lambda: "live" in page.text("#connection"), "it goes on")
+    assert viewers() == 1
 
 
 # --- other people's words ----------------------------------------------------------------------------
@@ -323,13 +329,14 @@ def test_everything_has_a_name_and_words_can_be_read(page: Browser) -> None:
         page.devtools("Emulation.setEmulatedMedia", features=[])
 
 
-def test_it_fits_a_phone(page: Browser) -> None:
+@pytest.mark.parametrize("width", [320, 390, 820])
+def test_it_fits_small_screens(page: Browser, width: int) -> None:
     try:
-        page.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
-        page.until(lambda: page.run("return innerWidth") == 390, "the phone")
-        assert page.run("return document.documentElement.scrollWidth") == 390
+        page.devtools("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=True)
+        page.until(lambda: page.run("return innerWidth") == width, f"{width} pixels")
+        assert page.run("return document.documentElement.scrollWidth") == width
         open_panel(page, "digits")
-        assert page.run("return document.querySelector('#panel').scrollWidth") <= 390
+        assert page.run("return document.querySelector('#panel').scrollWidth") <= width
     finally:
         page.devtools("Emulation.clearDeviceMetricsOverride")
 

@@ -105,12 +105,14 @@ export class Stream {
 
   #wait(ms, ended) {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
-      this.#tryNow = () => {
+      const over = () => {
         clearTimeout(timer);
+        ended.removeEventListener("abort", over);
         resolve();
       };
-      ended.addEventListener("abort", this.#tryNow, { once: true });
+      const timer = setTimeout(over, ms);
+      ended.addEventListener("abort", over);
+      this.#tryNow = over;
     });
   }
 }

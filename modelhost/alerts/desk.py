@@ -110,6 +110,7 @@ class Alerts:
         return {
             "name": socket.gethostname(),
             "version": __version__,
+            "worker": self._host.siblings.number,
             "ready": self._host.is_ready,
             "level": memory.level.label,
             "usage_bytes": memory.usage_bytes,

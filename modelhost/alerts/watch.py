@@ -28,6 +28,9 @@ REFUSALS: Final = (
     "forbidden",
 )
 
+#: Kinds that are about the memory of all processes of a host.
+_OF_ALL: Final = frozenset({"memory_level", "thrashing", "growth"})
+
 _SEVERITIES: Final[Mapping[Level, Severity]] = {
     Level.NORMAL: "info",
     Level.WARNING: "warning",
@@ -51,9 +54,10 @@ class Watch:
         self._failed_loads = host.pool.accounts.counters.load_failures
 
     def look(self) -> Iterator[Alert]:
-        """Yields what has happened since the last look."""
-        yield from self._look_at_events()
-        yield from self._look_at_conditions()
+        """Yields what has happened since the last look; of what all processes of a host see, the first one tells."""
+        for alert in (*self._look_at_events(), *self._look_at_conditions()):
+            if self._host.siblings.number == 0 or not _is_of_all(alert):
+                yield alert
         yield from self._look_at_refusals()
         yield from self._look_at_loads()
 
@@ -154,6 +158,11 @@ class Watch:
         names = tuple(str(key) for key, _ in last)
         text = without_paths(last[-1][1])
         yield Alert("load_failed", "", "warning", "happened", text, self._wall_clock(), {}, names, count=more)
+
+
+def _is_of_all(alert: Alert) -> bool:
+    """Says whether all processes of a host see the same, as it is about memory of all of them."""
+    return alert.kind in _OF_ALL or alert.subject.startswith("memory_")
 
 
 def _figures(event: MemoryEvent) -> dict[str, object]:

@@ -30,6 +30,7 @@ _OF_THE_HOST: Final = (
     "modelhost_models_known",
     "modelhost_page_cache_refaulted",
     "modelhost_page_cache_thrashing",
+    "modelmesh_instance_capacity",
     "modelmesh_models_managed",
     "nv_cpu_memory",
 )

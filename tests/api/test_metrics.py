@@ -21,6 +21,7 @@ from served import MB, fake_host
 
 from modelhost.api.access import Guard
 from modelhost.api.families import FAMILIES
+from modelhost.api.merging import merge_metrics
 from modelhost.api.metrics import Metrics
 from modelhost.api.model_metrics import used_last
 from modelhost.config import AlertsSettings, MetricsSettings
@@ -135,6 +136,17 @@ def test_labels_are_those_that_are_declared(whole: str) -> None:
         found = re.findall(r'(\w+)="', labels or "")
         assert [label for label in found if label != "le"] == list(BY_SAMPLE[name].labels), line
         assert ("le" in found) == name.endswith("_bucket"), line
+
+
+def test_pages_of_several_processes_are_one_page_without_a_sample_twice(whole: str) -> None:
+    merged = merge_metrics([(0, whole), (1, whole)])
+    heads = re.findall(r"^# TYPE (\S+) (\w+)$", merged, re.MULTILINE)
+    assert heads == re.findall(r"^# TYPE (\S+) (\w+)$", whole, re.MULTILINE)
+    lines = [line.rpartition(" ")[0] for line in merged.splitlines() if not line.startswith("#")]
+    assert len(set(lines)) == len(lines)
+    assert list(text_string_to_metric_families(merged))
+    assert 'nv_inference_request_success{worker="1",model="a",version="1"}' in lines
+    assert "modelhost_memory_usage_bytes" in lines
 
 
 def test_texts_are_sentences_and_ours_have_names_as_prometheus_wants_them() -> None:

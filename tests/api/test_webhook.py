@@ -138,7 +138,16 @@ def test_refusals_reach_the_webhook_signed_once_with_a_count_and_the_rest_at_the
         "details",
         "host",
     }
-    assert first["host"].keys() == {"name", "version", "ready", "level", "usage_bytes", "limit_bytes", "conditions"}
+    assert first["host"].keys() == {
+        "name",
+        "version",
+        "worker",
+        "ready",
+        "level",
+        "usage_bytes",
+        "limit_bytes",
+        "conditions",
+    }
     assert first["text"] == "requests are refused: never_fits"
 
 

@@ -112,6 +112,22 @@ async def test_levels_are_told_with_their_figures_and_when_they_end(tmp_path: Pa
 
 
 @pytest.mark.anyio
+async def test_of_several_processes_one_tells_what_all_of_them_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host_of(tmp_path) as host:
+        watch = Watch(host, dict)
+        monkeypatch.setattr(host.siblings, "number", 1)
+        memory = host.memory.probe
+        assert isinstance(memory, FakeMemory)
+        memory.other_bytes = 150 * MB
+        host.memory.memory_info()
+        for name in ("memory_critical", "memory_grows", "descriptors_used_up"):
+            host.conditions.note(name, "it holds")
+        assert [found.subject for found in watch.look()] == ["descriptors_used_up"]
+
+
+@pytest.mark.anyio
 async def test_memory_that_does_not_come_back_thrashing_and_crashes_are_told(tmp_path: Path) -> None:
     async with host_of(tmp_path) as host:
         watch = Watch(host, dict)

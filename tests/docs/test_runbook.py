@@ -84,6 +84,14 @@ def test_every_condition_has_its_section() -> None:
     assert names - sections()["Conditions"] == set(), "write down what it says, and what to do about it"
 
 
+def test_every_alert_has_its_line() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    part = PAGE.read_text().split("## Alerts")[1].split("## Events")[0]
+    assert alerts == set(re.findall(r"`(Modelhost\w+)`", part))
+    assert "ModelhostDown" in alerts
+
+
 def subclasses(kind: type) -> Iterator[type]:
     yield kind
     for below in kind.__subclasses__():

@@ -198,7 +198,7 @@ def test_history_is_drawn_and_read_out_by_its_slider(page: Browser) -> None:
     page.run("document.querySelector('#moment').focus()")
     page.press("\ue012")  # left
     assert "MB in use" in page.run("return document.querySelector('#moment').getAttribute('aria-valuetext')")
-    assert page.run("return document.querySelector('#moment').value < document.querySelector('#moment').max")
+    assert page.run("const { value, max } = document.querySelector('#moment'); return Number(value) < Number(max)")
 
 
 # --- what can be done --------------------------------------------------------------------------------

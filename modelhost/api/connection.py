@@ -6,6 +6,7 @@ What comes on it is protocol.py's. The server's own class, which this extends, h
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -120,7 +121,9 @@ class Connection(HttpToolsProtocol):
             if self._is_beginning:
                 patience_s = self._read_timeout_s
             if idle_s >= patience_s:
-                self.transport.close()
+                # A machine that stood still, or was busy, may have what came meanwhile in its buffers: it is read next.
+                if not self.has_unread():
+                    self.transport.close()
                 idle_s = 0.0
         self._idle_check = self.loop.call_later(patience_s - idle_s, self._check_idle)
 
@@ -142,6 +145,15 @@ class Connection(HttpToolsProtocol):
             return self._arrival.slow_s(now)
         is_slow = self._in_head and self._head_bytes and self._refusal is None and not self.is_busy
         return now - self._active_at if is_slow else 0.0
+
+    def has_unread(self) -> bool:
+        """See Spareable."""
+        end = self.transport.get_extra_info("socket")
+        if end is None or not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(end.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def spare(self) -> None:
         """See Spareable. No longer counts from here on; without a word where nothing was asked, since clients take

@@ -36,6 +36,9 @@ class Spareable(Protocol):
     def slow_s(self, now: float) -> float:
         """Returns how long it has been sending one request at a pace that nobody would wait for; else 0."""
 
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has read yet, as the process had no time to: it has not idled."""
+
     def spare(self) -> None:
         """Ends it."""
 
@@ -77,7 +80,7 @@ def _sparest(connections: Collection[C], newcomer: C, now: float) -> C | None:
         if one is newcomer:
             continue
         one_s = one.idle_s(now)
-        if one_s >= idle_s:
+        if one_s >= idle_s and not one.has_unread():
             idle, idle_s = one, one_s
         elif idle is None and (one_s := one.slow_s(now)) >= slow_s:
             slow, slow_s = one, one_s

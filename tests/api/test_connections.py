@@ -53,6 +53,25 @@ def test_a_newcomer_takes_the_place_of_the_one_that_has_idled_the_longest(
                 assert one.must().data == [2]
 
 
+def test_what_came_while_the_host_stood_still_keeps_its_connection(serve_fake) -> None:
+    """As after a pause of the machine: both time-outs are long over, and the request is in the socket's buffer."""
+    served = bounded(serve_fake({"a": quick_script()}), 1)
+    with ExitStack() as stack:
+        (client,) = opened(served, stack, b"")
+        client.send(infer("a"))
+        assert client.must().data == [2]
+
+        def stand_still() -> tuple[float, bool]:
+            (connection,) = served.server.server_state.connections
+            client.send(infer("a"))
+            connection._active_at = float("-inf")
+            connection._check_idle()
+            return connection.idle_s(served.loop.time()), connections._sparest([connection], None, 0.0) is None
+
+        assert served.on_loop(stand_still) == (float("inf"), True)
+        assert client.must().data == [2]
+
+
 def test_a_newcomer_takes_the_place_of_a_head_that_does_not_end(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SPARE_AFTER_S", 0)
     served = bounded(serve_fake({"a": quick_script()}), 1)

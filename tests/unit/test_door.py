@@ -15,6 +15,7 @@ from modelhost.errors import ConfigError
 class FakeConnection:
     def __init__(self, idle_s: float = 0, slow_s: float = 0) -> None:
         self._idle_s, self._slow_s, self.is_spared, self.looks = idle_s, slow_s, False, 0
+        self.unread = False
 
     def idle_s(self, now: float) -> float:
         self.looks += 1
@@ -22,6 +23,9 @@ class FakeConnection:
 
     def slow_s(self, now: float) -> float:
         return self._slow_s
+
+    def has_unread(self) -> bool:
+        return self.unread
 
     def spare(self) -> None:
         self.is_spared = True
@@ -43,6 +47,12 @@ def test_nobody_goes_while_there_is_room() -> None:
 
 def test_the_one_that_has_idled_the_longest_goes_first() -> None:
     assert spared([FakeConnection(idle_s=2), FakeConnection(idle_s=5), FakeConnection(idle_s=3)]) == [1]
+
+
+def test_one_whose_request_has_come_and_was_not_read_yet_has_not_idled() -> None:
+    others = [FakeConnection(idle_s=2), FakeConnection(idle_s=9)]
+    others[1].unread = True
+    assert spared(others) == [0]
 
 
 def test_one_that_is_slow_goes_where_none_idles() -> None:

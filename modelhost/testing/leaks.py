@@ -25,8 +25,14 @@ _SUSPECT_COUNT: Final = 0.2
 _MIN_ITERATIONS: Final = 40
 #: Rounds of iterations that all have to grow: a cache that fills slowly is full by then.
 _ROUNDS: Final = 3
-#: Iterations that are traced where something was found.
-_TRACED: Final = 60
+#: Growth that falls below this share of the last round's is slowing down, and is given more rounds to end, so many in
+#: all: the C library keeps freed blocks of each size at hand, which count as in use, and in a fresh process are more
+#: with each round, by a third as many as in the one before.
+_SLOWING: Final = 0.8
+_MOST_ROUNDS: Final = 8
+#: Iterations that are traced where something was found, and as many before: of what is replaced meanwhile, only the new
+#: is traced.
+_TRACED: Final = 50
 #: Mapped memory that grows by less than this share of Python's small objects is the memory that they lie in.
 _ARENA_SHARE: Final = 0.5
 _OWN_DIRECTORY: Final = os.path.dirname(__file__)
@@ -104,9 +110,9 @@ class LeakDetector:
 
     Counts exact figures of the allocators and the kernel, not pages: 1 KB per iteration is found within 500,
     warm-up and confirmation included. Growth counts where the whole interval of its slope is above
-    `min_bytes`, in a round of `iterations`, in its second half, and in two rounds after it: what fills up
-    and ends is none. Threads and open files that stay are leaks too, with what belongs to them.
-    Collects garbage after each iteration.
+    `min_bytes`, in a round of `iterations`, in its second half, and in two rounds after it, and in more
+    of them while it slows down: what fills up and ends is none. Threads and open files that stay are
+    leaks too, with what belongs to them. Collects garbage after each iteration.
     """
 
     def __init__(self, iterations: int = 120, *, warm_up: int | None = None, min_bytes: int = 128) -> None:
@@ -130,16 +136,15 @@ class LeakDetector:
             gc.collect()
             if freezes:
                 gc.freeze()
-            growing, measured = self._round(operation), self.iterations
-            for _ in range(_ROUNDS - 1):
-                if not growing:
-                    break
-                again = self._round(operation)
-                growing = {name: slope for name, slope in again.items() if name in growing}
-                measured += self.iterations
+            growing, rounds, is_slowing = self._round(operation), 1, False
+            while growing and (rounds < _ROUNDS or (is_slowing and rounds < _MOST_ROUNDS)):
+                before, again = growing, self._round(operation)
+                growing = {name: slope for name, slope in again.items() if name in before}
+                is_slowing = all(slope.value < _SLOWING * before[name].value for name, slope in growing.items())
+                rounds += 1
             if not growing:
-                return LeakReport(measured)
-            return self._located(operation, measured, growing, freezes=freezes)
+                return LeakReport(rounds * self.iterations)
+            return self._located(operation, rounds * self.iterations, growing, freezes=freezes)
         finally:
             if freezes:
                 gc.unfreeze()
@@ -167,12 +172,14 @@ class LeakDetector:
         self, operation: Callable[[], object], measured: int, growing: dict[str, Slope], *, freezes: bool
     ) -> LeakReport:
         """Runs some more iterations with tracing, for what is Python's, which lines made it, and what it belongs to."""
-        things, objects = look(), _count(freezes)
         was_tracing = tracemalloc.is_tracing()
         if not was_tracing:
             tracemalloc.start()
         try:
-            before = _Traced.now()
+            for _ in range(_TRACED):
+                operation()
+            gc.collect()
+            things, objects, before = look(), _count(freezes), _Traced.now()
             traced = array("q", bytes(8 * _TRACED))
             for index in range(_TRACED):
                 operation()

@@ -63,6 +63,16 @@ def needs_of(method: str, path: str) -> Needs:
     return ANY if is_reading else MANAGE
 
 
+def check_origin(scope: Scope) -> None:
+    """Refuses to change anything for a page of another site: a browser that can reach the host sends what any page
+    wants sent, and says so. Raises Forbidden.
+
+    Those are `POST`s that need no consent of ours (a form's). What is read, a page of elsewhere does not get to see.
+    """
+    if scope["method"] not in _READING and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+        raise Forbidden("a page of another site (Sec-Fetch-Site: cross-site) changes nothing here", key_name="")
+
+
 def needs_of_call(method: str) -> Needs:
     """Returns what a gRPC call needs, by the last part of its name."""
     return _CALLS.get(method, MANAGE)

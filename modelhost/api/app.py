@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from modelhost import __version__
 from modelhost.api import errors, memory, models, monitor, page, repository, request_ids, server, v1
-from modelhost.api.access import Guard
+from modelhost.api.access import Guard, check_origin
 from modelhost.api.access_log import KEY_NAME, AccessLog
 from modelhost.api.event_stream import IS_HEAD
 from modelhost.api.infer import InferRoutes, infer_target
@@ -108,6 +108,12 @@ class ModelHostApp(FastAPI):
             response = await self.predictions.respond(Request(scope, receive), *target)
             await response(scope, receive, send)
             return
+        if scope["type"] == "http":
+            try:
+                check_origin(scope)
+            except Forbidden as refused:
+                await errors.respond(refused)(scope, receive, send)
+                return
         if self.together is not None and scope["type"] == "http":
             merge = self.together.merge_for(scope)
             if merge is not None:

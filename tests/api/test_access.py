@@ -502,3 +502,14 @@ def test_no_other_origin_is_let_in(serve_fake) -> None:
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 405, 200]
     assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/memory/cleanup", "/v2/repository/models/a/unload", "/monitor/models/a/pin", "/nowhere"]
+)
+def test_a_page_of_another_site_changes_nothing(serve_fake, path: str) -> None:
+    served = serve_fake({"a": quick_script()})
+    assert served.http.post(path, headers={"Sec-Fetch-Site": "cross-site"}).json()["code"] == "forbidden"
+    for site in ("same-origin", "same-site", "none"):
+        assert served.http.post(path, headers={"Sec-Fetch-Site": site}).status_code != 403
+    assert served.http.get("/memory", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200

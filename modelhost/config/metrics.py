@@ -11,5 +11,5 @@ class MetricsSettings(Section):
     """What `GET /metrics` has."""
 
     max_models: int = Field(200, ge=0)
-    """Models that have samples of their own, some 24 each: those used last. The others are counted by
+    """Models that have samples of their own, some 20 each: those used last. The others are counted by
     `modelhost_models_not_shown`, and are in the figures of all."""

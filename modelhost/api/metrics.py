@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 import os
@@ -107,13 +108,14 @@ class Metrics:
         at_most = host.settings.metrics.max_models
         weights = await host.memory.page_cache.read(host.pool.mapped_files())
         asked = host.pool.statistics.asked()
-        used = await used_last(asked, at_most)
+        used = await used_last(asked, host.pool.statistics.answered_at, at_most)
         page, snapshot = Page(), host.pool.snapshot()
         self._add_host(page, snapshot)
         _add_memory(page, host)
         _add_page_cache(page, host, weights.total)
         _add_pool(page, host, snapshot)
         _add_process(page)
+        await asyncio.sleep(0)
         # What is said of models is of one moment; only the writing takes turns.
         shown = look(host.pool, snapshot.models, used, weights, at_most)
         loaded = {ModelKey(model.name, model.version) for model in snapshot.models}

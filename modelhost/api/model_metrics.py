@@ -13,7 +13,7 @@ from modelhost.api.exposition import Family, Page, quoted
 from modelhost.memory import Weights, WeightsInCache
 from modelhost.pool import ModelInfo, ModelKey, Pool
 from modelhost.pool.accounts import Account
-from modelhost.pool.statistics import REASONS, ModelStatistics, Sums
+from modelhost.pool.statistics import REASONS, Sums
 
 #: Models that are looked at in one turn of the event loop for who was used last: some 0.3 ms.
 _LOOKED_AT_A_TURN: Final = 1000
@@ -54,14 +54,14 @@ _COUNTS: Final[tuple[tuple[Family, Callable[[Shown], float]], ...]] = (
 )
 
 
-async def used_last(asked: Sequence[tuple[ModelKey, ModelStatistics]], at_most: int) -> list[ModelKey]:
+async def used_last(asked: Sequence[ModelKey], answered_at: Callable[[ModelKey], int], at_most: int) -> list[ModelKey]:
     """Returns the models that answered last, the last one first; others have a turn of the event loop meanwhile."""
-    best: list[tuple[ModelKey, ModelStatistics]] = []
+    best: list[ModelKey] = []
     for start in range(0, len(asked), _LOOKED_AT_A_TURN):
         if start:
             await asyncio.sleep(0)
-        best = heapq.nlargest(at_most, (*best, *asked[start : start + _LOOKED_AT_A_TURN]), key=_answered_at)
-    return [key for key, _ in best]
+        best = heapq.nlargest(at_most, (*best, *asked[start : start + _LOOKED_AT_A_TURN]), key=answered_at)
+    return best
 
 
 async def add_models(page: Page, shown: Sequence[Shown]) -> None:
@@ -125,10 +125,6 @@ def _shown(pool: Pool, key: ModelKey, committed_bytes: int, last_used: float | N
         pending=pool.pending(key),
         load_s=pool.load_seconds(key),
     )
-
-
-def _answered_at(model: tuple[ModelKey, ModelStatistics]) -> int:
-    return model[1].last_inference_ms
 
 
 def _used_at(model: ModelInfo) -> float:

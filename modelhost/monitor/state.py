@@ -211,7 +211,8 @@ def _held(models: Iterable[ModelInfo], weights: WeightsInCache[ModelKey]) -> dic
 
 def _asked_for(host: Host, held: Mapping[ModelKey, object], most: int) -> list[ModelKey]:
     """Returns the models that are not loaded and were asked for since the start, the last ones first."""
-    asked = [(found.last_inference_ms, key) for key, found in host.pool.statistics.asked() if key not in held]
+    statistics = host.pool.statistics
+    asked = [(statistics.answered_at(key), key) for key in statistics.asked() if key not in held]
     if len(asked) > most:  # without putting ten thousand in order
         times_ms = sorted((time_ms for time_ms, _ in asked), reverse=True)
         asked = [one for one in asked if one[0] >= times_ms[most - 1]]

@@ -301,9 +301,13 @@ class Statistics:
             self._asked[key] = found.sums()
         return found
 
-    def asked(self) -> list[tuple[ModelKey, ModelStatistics]]:
-        """Returns the models that were loaded or asked for since the start, with their totals."""
-        return [(key, self._models[key]) for key in self._asked]
+    def asked(self) -> list[ModelKey]:
+        """Returns the models that were loaded or asked for since the start."""
+        return list(self._asked)
+
+    def answered_at(self, key: ModelKey) -> int:
+        """Returns when one of them answered last, as `last_inference_ms`."""
+        return self._models[key].last_inference_ms
 
     def was_asked(self, key: ModelKey) -> bool:
         """Says whether `asked` has a model."""

@@ -4,7 +4,7 @@ The rule: a variant is as slow as its worst run against the fastest of all varia
 rows. Of the variants whose outputs agree, those that fit into the room that there is, where any does;
 of these, those within 10 % (and 0.2 ms) of the least slow one; of these, the one that holds the least
 memory; where two are within 128 KB, the one that loads faster. Unless that one takes a multiple of
-another's memory for a little time: what takes less than half, and 32 MB less, is served where it is not
+another's memory for a little time: what takes less than half, and 8 MB less, is served where it is not
 slower by half. The machine's other work gets into times, and not into bytes.
 """
 
@@ -25,7 +25,7 @@ _SAME_BYTES: Final = 128 << 10
 #: How much slower may be what takes so much less, as a share of it and by itself.
 _MUCH_SLOWER: Final = 1.5
 _MUCH_LESS: Final = 0.5
-_MUCH_LESS_BYTES: Final = 32 << 20
+_MUCH_LESS_BYTES: Final = 8 << 20
 
 
 def footprint(

@@ -111,6 +111,7 @@ class MemoryManager:
         self._change_listeners: list[Callable[[], None]] = []
         self._threshold_listeners: list[Callable[[Thresholds], None]] = []
         self._changes = 0
+        self._is_wanting = False  # something of the host's other processes
         self._trimmed_at: object | None = None
         self._thread = one_thread("modelhost-memory")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -464,6 +465,7 @@ class MemoryManager:
         self._lower_critical()
         self.pressure()
         self._publish_idle()
+        self._help_others()
         marker = self.quiet_marker()
         loading_bytes = self.ledger.totals.loading_bytes + self.siblings.others(Figure.LOADING)
         if self.is_changing or (self._level is Level.WARNING and loading_bytes):
@@ -628,11 +630,17 @@ class MemoryManager:
     # --- the host's other processes ------------------------------------------------------------------
 
     def want(self, size_bytes: int) -> None:
-        """Has the others let go of so much that is idle there; 0: nothing is wanted any more."""
+        """Has the others let go of so much that is idle there; 0: nothing is wanted any more.
+
+        They are told when it begins, and look again at each sample: two that wait for each other, and told each other
+        of each look, would do nothing else.
+        """
         if self.siblings.is_alone:
             return
+        is_new = size_bytes > 0 and not self._is_wanting
+        self._is_wanting = size_bytes > 0
         self.siblings.publish(Figure.WANTED, size_bytes)
-        if size_bytes:
+        if is_new:
             self.siblings.poke()
 
     def _group_baseline(self, usage_bytes: int) -> int:
@@ -666,9 +674,12 @@ class MemoryManager:
         self.siblings.board.hear(self.siblings.number)
         self.siblings.publish(Figure.WAITS, 0)  # who still has to wait says so again
         self._publish_idle()
-        if self.siblings.wanted_bytes() and not self.is_changing:
-            self._spawn(self._give_to_others())
+        self._help_others()
         self._notify()
+
+    def _help_others(self) -> None:
+        if not self.siblings.is_alone and self.siblings.wanted_bytes() and not self.is_changing:
+            self._spawn(self._give_to_others())
 
     async def _give_to_others(self) -> None:
         wanted_bytes = self.siblings.wanted_bytes()

@@ -192,7 +192,10 @@ class Scheduler:
         to end does not hold up one behind it that fits. Raises nothing: whoever ends a lease comes here too, and
         is not to blame for what is wrong with a model in the queue.
         """
-        if self._is_acting or self._memory.is_changing or not self._table.queue:
+        if not self._table.queue:
+            self._memory.want(0)  # nobody waits here any more, however that ended
+            return
+        if self._is_acting or self._memory.is_changing:
             return
         siblings = self._memory.siblings
         with siblings.decision() as is_mine:

@@ -82,6 +82,21 @@ async def test_what_rests_in_one_leaves_for_what_the_other_wants(tmp_path: Path)
         await until(lambda: one.memory.siblings.wanted_bytes() == 0)
 
 
+async def test_who_gives_up_wants_nothing_of_the_others_any_more(tmp_path: Path) -> None:
+    gate = threading.Event()
+    async with two(tmp_path, {"a": large(load_may_end=gate), "c": FakeScript()}, {"b": large()}) as (one, other):
+        await one.use("c")
+        first = one.begin(one.pool.acquire("a"))
+        await until(one.script("a").load_started.is_set)
+        second = other.begin(other.pool.acquire("b"))
+        await until(lambda: waits(other))
+        second.cancel()
+        await until(lambda: not waits(other))
+        gate.set()
+        (await soon(first)).end()
+        assert "c" in one.loaded
+
+
 async def test_what_is_pinned_in_one_does_not_leave_for_the_other(tmp_path: Path) -> None:
     async with two(tmp_path, {"a": large()}, {"b": large()}, models={"pinned": ("a",)}) as (one, other):
         await one.use("a")

@@ -105,7 +105,7 @@ def test_objects_that_are_only_replaced_take_no_part_in_a_leak(leaked: list[int]
         cache[next(numbers) % 16] = bytes(1000)
         leaked.append(libc.malloc(1024))
 
-    report = LeakDetector(40).run(work)
+    report = LeakDetector(100).run(work)
     assert report.kinds == {Leak.NATIVE}, report
     assert 900 < report.native_bytes < 1200, report
 

@@ -36,6 +36,8 @@ class ByteBudget:
     def __init__(self, limit_bytes: int, *, max_waiting: int, siblings: Siblings | None = None) -> None:
         """`siblings` are the host's other processes, where the bytes are theirs too."""
         self._portion = Portion.of(limit_bytes, siblings or Siblings(), Figure.BODIES)
+        self.limit_bytes = self._portion.limit_bytes
+        """The most that all requests may hold."""
         self.used_bytes = 0
         self._max_waiting = max_waiting
         self._waiters: deque[_Waiter] = deque()
@@ -43,11 +45,6 @@ class ByteBudget:
         """Called where bytes are free that nobody waits for."""
         self.on_wait: Callable[[], None] | None = None
         """Called where somebody has begun to wait."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The most that all requests may hold."""
-        return self._portion.limit_bytes
 
     @property
     def waiting(self) -> int:
@@ -71,6 +68,7 @@ class ByteBudget:
     def resize(self, limit_bytes: int) -> None:
         """Changes what all may hold; what is held stays."""
         self._portion.resize(limit_bytes)
+        self.limit_bytes = self._portion.limit_bytes
         self._grant()
 
     def hold(self) -> ByteHold:

@@ -682,12 +682,8 @@ class MemoryManager:
             self._spawn(self._give_to_others())
 
     async def _give_to_others(self) -> None:
-        wanted_bytes = self.siblings.wanted_bytes()
-        if not wanted_bytes or self.is_changing or self._cleaner is None:
-            return
-        plan = self._cleaner(CleanupGoal(wanted_bytes, everything=False))
-        if plan is not None:
-            await self.recover(plan, cause="another process's load")
+        if not self.is_changing:
+            await self.free(self.siblings.wanted_bytes(), cause="another process's load")
 
     def _notify(self) -> None:
         if not self.siblings.is_alone:

@@ -12,13 +12,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from modelhost.conditions import Conditions
 from modelhost.config import MemorySettings
 from modelhost.errors import InsufficientMemory, NeverFits
 from modelhost.memory import allocator
-from modelhost.memory.board import Figure, Seat, Siblings
+from modelhost.memory.board import Figure, Siblings
 from modelhost.memory.events import (
     NOISE_BYTES,
     History,
@@ -32,6 +33,7 @@ from modelhost.memory.ledger import Ledger, Reservation
 from modelhost.memory.page_cache import PageCache
 from modelhost.memory.pressure import KernelPressure, PressureGauge, PressureInfo
 from modelhost.memory.probe import MemoryProbe, Probe, Usage
+from modelhost.memory.sharing import Sharing
 from modelhost.memory.steady import SteadyProbe
 from modelhost.memory.thresholds import Thresholds, follow, resolve
 from modelhost.memory.words import Cleaner, CleanupGoal, CleanupPlan, Measured, MemoryInfo
@@ -47,8 +49,6 @@ _LIMIT_LOOK_S: Final = 0.05
 
 #: A critical that was lowered, other than by the limit, waits so long for usage to be below it.
 _LOWERED_AFTER_S: Final = 5.0
-
-_MEETING_LOOK_S: Final = 0.01
 
 #: Less than this free in the heap is not worth a reading before and after each load.
 _WORTH_READING_BYTES: Final = 1 << 20
@@ -75,7 +75,14 @@ class MemoryManager:
         self.conditions = conditions or Conditions()
         self.siblings = siblings or Siblings()
         """The host's other processes, where there are any."""
-        self.ledger = Ledger(self._publish_ledger)
+        self.sharing = Sharing(
+            self.siblings,
+            free=partial(self.free, cause="another process's load"),
+            look_again=self._notify,
+            is_changing=lambda: self.is_changing,
+            spawn=self._spawn,
+        )
+        self.ledger = Ledger(lambda: self.sharing.publish_claims(self.ledger.totals))
         self.history = History(
             self.settings.event_history, first_id=self.siblings.number + 1, id_step=self.siblings.seats
         )
@@ -93,8 +100,6 @@ class MemoryManager:
         """What worker processes hold now; asked where the probe does not see them, on the memory thread."""
         self.read_booked: Callable[[], int] = lambda: 0
         """What of it came with models and goes with them. A short call, on the memory thread."""
-        self.read_idle: Callable[[], tuple[int, float | None]] = lambda: (0, None)
-        """What models hold that could leave, and since when the one rests that has rested longest (monotonic)."""
         self.shortfall_bytes_total = 0
         self._clock = clock
         self._fixed: Thresholds | None = None  # as the settings make them under the limit
@@ -111,7 +116,6 @@ class MemoryManager:
         self._change_listeners: list[Callable[[], None]] = []
         self._threshold_listeners: list[Callable[[Thresholds], None]] = []
         self._changes = 0
-        self._is_wanting = False  # something of the host's other processes
         self._trimmed_at: object | None = None
         self._thread = one_thread("modelhost-memory")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,23 +132,15 @@ class MemoryManager:
         await self.close()
 
     async def meet(self) -> None:
-        """Waits until all processes of the host are there, without a model: the baseline is that of all of them.
-
-        One that starts again finds the baseline that was measured then.
-        """
-        if not isinstance(self.siblings, Seat):
-            return
-        board = self.siblings.board
-        self._usage()  # which the others count
-        self.siblings.publish(Figure.IS_UP, 1)
-        # Whoever does not come ends the host, see the supervisor.
-        while not board.baseline_bytes and not board.is_full:  # noqa: ASYNC110 - the others have no event of ours
-            await asyncio.sleep(_MEETING_LOOK_S)
+        """Waits until all processes of the host are there, see Sharing."""
+        if not self.siblings.is_alone:
+            self._usage()  # which the others count
+        await self.sharing.meet()
 
     def set_baseline(self) -> Thresholds:
         """Measures the baseline and derives the thresholds from it. Raises ConfigError."""
         self._look_at_workers()  # nobody is served yet
-        usage = self._group_baseline(self._usage().usage_bytes)
+        usage = self.sharing.group_baseline(self._usage().usage_bytes)
         self._fixed = resolve(self.settings, limit_bytes=self._steady.limit_bytes, baseline_bytes=usage)
         self._thresholds = self._fixed
         self._heap_free_bytes = self.read_heap_free()
@@ -153,15 +149,13 @@ class MemoryManager:
     def start(self) -> None:
         """Starts the sampler."""
         self._sampler = self._spawn(self._sample())
-        if isinstance(self.siblings, Seat):
-            asyncio.get_running_loop().add_reader(self.siblings.board.pokes(self.siblings.number), self._poked)
+        self.sharing.open()
 
     async def close(self) -> None:
         """Stops the sampler and waits for the change in progress; harmless when closed."""
         if self._sampler is not None:
             self._sampler.cancel()
-            if isinstance(self.siblings, Seat):
-                asyncio.get_running_loop().remove_reader(self.siblings.board.pokes(self.siblings.number))
+            self.sharing.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._thread.shutdown()
@@ -214,7 +208,7 @@ class MemoryManager:
             limit_source=self._steady.limit_source,
             baseline_bytes=found.baseline_bytes,
             usage_bytes=usage.usage_bytes,
-            reserved_bytes=self.ledger.totals.loading_bytes + self.siblings.others(Figure.LOADING),
+            reserved_bytes=self.ledger.totals.loading_bytes + self.sharing.loading_bytes,
             warning_bytes=found.warning_bytes,
             critical_bytes=found.critical_bytes,
             min_free_bytes=found.min_free_bytes,
@@ -464,10 +458,10 @@ class MemoryManager:
         self._look("sample")
         self._lower_critical()
         self.pressure()
-        self._publish_idle()
-        self._help_others()
+        self.sharing.publish_idle()
+        self.sharing.help()
         marker = self.quiet_marker()
-        loading_bytes = self.ledger.totals.loading_bytes + self.siblings.others(Figure.LOADING)
+        loading_bytes = self.ledger.totals.loading_bytes + self.sharing.loading_bytes
         if self.is_changing or (self._level is Level.WARNING and loading_bytes):
             pass  # the peak of a load, or of a child that opens a model, is no reason to evict for
         elif self._level is Level.WARNING and not self.siblings.is_my_turn():
@@ -627,67 +621,8 @@ class MemoryManager:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # --- the host's other processes ------------------------------------------------------------------
-
-    def want(self, size_bytes: int) -> None:
-        """Has the others let go of so much that is idle there; 0: nothing is wanted any more.
-
-        They are told when it begins, and look again at each sample: two that wait for each other, and told each other
-        of each look, would do nothing else.
-        """
-        if self.siblings.is_alone:
-            return
-        is_new = size_bytes > 0 and not self._is_wanting
-        self._is_wanting = size_bytes > 0
-        self.siblings.publish(Figure.WANTED, size_bytes)
-        if is_new:
-            self.siblings.poke()
-
-    def _group_baseline(self, usage_bytes: int) -> int:
-        """Returns the baseline of all processes: measured once, when all of them are there and none has models."""
-        if not isinstance(self.siblings, Seat):
-            return usage_bytes
-        board = self.siblings.board
-        with board.locked():
-            if not board.baseline_bytes:
-                board.baseline_bytes = usage_bytes
-        return board.baseline_bytes
-
-    def _publish_ledger(self) -> None:
-        if self.siblings.is_alone:
-            return
-        totals = self.ledger.totals
-        self.siblings.publish(Figure.LOADING, totals.loading_bytes)
-        self.siblings.publish(Figure.RESIDENT, totals.resident_bytes)
-        self.siblings.publish(Figure.LEAVING, totals.leaving_bytes)
-
-    def _publish_idle(self) -> None:
-        if self.siblings.is_alone:
-            return
-        evictable_bytes, since = self.read_idle()
-        self.siblings.publish(Figure.EVICTABLE, evictable_bytes)
-        self.siblings.publish(Figure.RESTING_SINCE, 0 if since is None else max(1, int(since * 1e9)))
-
-    def _poked(self) -> None:
-        """Something has changed on the board: what waits here may go, and others may wait for what is idle here."""
-        assert isinstance(self.siblings, Seat)
-        self.siblings.board.hear(self.siblings.number)
-        self.siblings.publish(Figure.WAITS, 0)  # who still has to wait says so again
-        self._publish_idle()
-        self._help_others()
-        self._notify()
-
-    def _help_others(self) -> None:
-        if not self.siblings.is_alone and self.siblings.wanted_bytes() and not self.is_changing:
-            self._spawn(self._give_to_others())
-
-    async def _give_to_others(self) -> None:
-        if not self.is_changing:
-            await self.free(self.siblings.wanted_bytes(), cause="another process's load")
-
     def _notify(self) -> None:
-        if not self.siblings.is_alone:
-            self._publish_idle()
+        self.sharing.publish_idle()
         for listener in self._change_listeners:
             try:
                 listener()

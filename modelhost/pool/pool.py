@@ -105,7 +105,7 @@ class Pool:
             is_unwanted=self._table.unloaded.__contains__,
         )
         self._scheduler.watch = self._restarts.watch
-        memory.read_idle = lambda: (self.evictable_bytes, self._table.rests_since)
+        memory.sharing.read_idle = lambda: (self.evictable_bytes, self._table.rests_since)
         if settings.predictive:
             self._predict()
         self._is_closed = False

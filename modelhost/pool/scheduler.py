@@ -193,7 +193,7 @@ class Scheduler:
         is not to blame for what is wrong with a model in the queue.
         """
         if not self._table.queue:
-            self._memory.want(0)  # nobody waits here any more, however that ended
+            self._memory.sharing.want(0)  # nobody waits here any more, however that ended
             return
         if self._is_acting or self._memory.is_changing:
             return
@@ -203,7 +203,7 @@ class Scheduler:
                 self._decide()
         if not siblings.is_alone:
             waits = [slot for slot in self._table.queue if slot.blocked_since is not None]
-            self._memory.want(max((slot.wanted_bytes for slot in waits), default=0))
+            self._memory.sharing.want(max((slot.wanted_bytes for slot in waits), default=0))
 
     def _decide(self) -> None:
         try:

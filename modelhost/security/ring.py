@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
-import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
@@ -13,6 +11,7 @@ from typing import Final
 from modelhost.config import SecuritySettings
 from modelhost.errors import ConfigError
 from modelhost.security.keys import Key, digest_of, is_long_enough, parse_file, parse_variable, unambiguous
+from modelhost.security.private_file import read_private
 
 log = logging.getLogger("modelhost")
 
@@ -79,19 +78,7 @@ def take_from(environ: MutableMapping[str, str]) -> tuple[Key, ...]:
 
 
 def _read_file(file: Path) -> tuple[Key, ...]:
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"security.keys_file {file} is not a regular file")
-            data = stream.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read security.keys_file {file}: {error.strerror}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise ConfigError(f"security.keys_file {file} has more than {_MAX_FILE_BYTES} bytes")
-    others = [word for bits, word in ((0o044, "read"), (0o022, "change")) if status.st_mode & bits]
-    if others:
-        log.warning("security.keys_file %s: others may %s it; chmod 600 it", file, " and ".join(others))
+    data = read_private(file, setting="security.keys_file", max_bytes=_MAX_FILE_BYTES)
     try:
         return parse_file(data.decode(), where=str(file))
     except UnicodeDecodeError:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
 from modelhost.errors import ConfigError
-
-log = logging.getLogger("modelhost")
+from modelhost.security.private_file import read_private
 
 VARIABLE: Final = "MODELHOST_ALERTS_SECRET"
 
@@ -27,17 +23,8 @@ def take_secret(environ: MutableMapping[str, str]) -> bytes | None:
 
 
 def read_secret(file: Path) -> bytes:
-    """Returns the text of a file without its line end. Raises ConfigError."""
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"alerts.secret_file {file} is not a regular file")
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read alerts.secret_file {file}: {error.strerror}") from None
-    if status.st_mode & 0o077:
-        log.warning("alerts.secret_file %s: others may read or change it; chmod 600 it", file)
+    """Returns the text of a file without its line end; see `read_private`. Raises ConfigError."""
+    data = read_private(file, setting="alerts.secret_file", max_bytes=_MAX_BYTES)
     return _checked(data.strip(), f"alerts.secret_file {file}")
 
 

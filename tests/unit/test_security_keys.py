@@ -11,9 +11,11 @@ import pytest
 
 from modelhost.config import SecuritySettings
 from modelhost.errors import ConfigError
+from modelhost.security import private_file
 from modelhost.security.exposure import check_exposure
 from modelhost.security.keys import Key, Role, key_of, new_key, parse_file, parse_variable
 from modelhost.security.ring import VARIABLE, KeyRing, take_from
+from modelhost.security.secret import read_secret
 
 LONG = "k" * 32
 
@@ -146,14 +148,33 @@ def test_the_same_name_in_the_file_and_the_environment_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"), [(0o600, []), (0o644, ["others may read it"]), (0o666, ["others may read and change it"])]
+    ("mode", "words"),
+    [
+        (0o600, None),
+        (0o400, None),
+        (0o440, "others may read it"),
+        (0o644, "others may read it"),
+        (0o620, "others may change it"),
+        (0o666, "others may read and change it"),
+        (0o711, "others may run it"),
+    ],
 )
-def test_a_file_that_others_may_read_or_change_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, said: list[str]
+@pytest.mark.parametrize("reader", ["keys", "secret"])
+def test_a_file_that_is_not_its_owners_alone_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reader: str, mode: int, words: str | None
 ) -> None:
-    KeyRing(file_of(tmp_path, new_key("app", ["infer"])[1], mode=mode))
-    assert len(caplog.messages) == len(said)
-    assert all(words in message for words, message in zip(said, caplog.messages, strict=True))
+    file = file_of(tmp_path, new_key("app", ["infer"])[1], mode=mode)
+    setting = "security.keys_file" if reader == "keys" else "alerts.secret_file"
+    KeyRing(file) if reader == "keys" else read_secret(file)
+    assert caplog.messages == ([] if words is None else [f"{setting} {file}: {words}; chmod 600 it"])
+
+
+def test_where_files_have_no_modes_nothing_is_said_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_file, "_HAS_MODES", False)
+    assert private_file.read_private(file_of(tmp_path, mode=0o666), setting="a.file", max_bytes=100)
+    assert caplog.messages == []
 
 
 def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
@@ -161,12 +182,8 @@ def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
         KeyRing(tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    descriptor = os.open(pipe, os.O_RDWR)  # else opening it would wait
-    try:
-        with pytest.raises(ConfigError, match="is not a regular file"):
-            KeyRing(pipe)
-    finally:
-        os.close(descriptor)
+    with pytest.raises(ConfigError, match="is not a regular file"):  # and nobody is waited for
+        KeyRing(pipe)
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not text"):

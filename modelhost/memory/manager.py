@@ -78,7 +78,7 @@ class MemoryManager:
         self.sharing = Sharing(
             self.siblings,
             free=partial(self.free, cause="another process's load"),
-            look_again=self._notify,
+            look_again=self._tell_listeners,
             is_changing=lambda: self.is_changing,
             spawn=self._spawn,
         )
@@ -623,6 +623,9 @@ class MemoryManager:
 
     def _notify(self) -> None:
         self.sharing.publish_idle()
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
         for listener in self._change_listeners:
             try:
                 listener()

@@ -126,6 +126,6 @@ class Sharing:
         assert isinstance(self.siblings, Seat)
         self.siblings.board.hear(self.siblings.number)
         self.siblings.publish(Figure.WAITS, 0)  # who still has to wait says so again
-        self.publish_idle()
+        self.publish_idle()  # whether it helps goes by that, too
         self.help()
         self._look_again()

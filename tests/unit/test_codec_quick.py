@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sizes import examples
 
 from modelhost.api.codec import InferRequest, OutputRequest, QuickCodec, decode_request, encode_response
 from modelhost.errors import ModelHostError, UnrepresentableOutput
@@ -160,7 +161,7 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, TensorSpec], bytes, int | None]
 
 
 @given(requests(), st.booleans())
-@settings(max_examples=800)
+@examples(800)
 def test_what_is_decoded_quickly_is_what_the_general_way_decodes(
     drawn: tuple[dict[str, TensorSpec], bytes, int | None], as_view: bool
 ) -> None:
@@ -169,7 +170,7 @@ def test_what_is_decoded_quickly_is_what_the_general_way_decodes(
 
 
 @given(VALUES, st.binary(max_size=12), st.none() | st.integers(-3, 40), models())
-@settings(max_examples=500)
+@examples(500)
 def test_any_json_and_any_header_length_raise_nothing(
     document: Any, raw: bytes, length: int | None, inputs: dict[str, TensorSpec]
 ) -> None:
@@ -273,7 +274,7 @@ def answers(draw: st.DrawFn) -> tuple[str, list[tuple[OutputRequest, TensorSpec,
 
 
 @given(answers(), st.randoms(use_true_random=False))
-@settings(max_examples=500)
+@examples(500)
 def test_what_is_answered_quickly_is_what_the_general_way_answers(
     drawn: tuple[str, list[tuple[OutputRequest, TensorSpec, np.ndarray]]], random: Any
 ) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+import probes
 import pytest
 
-import modelhost
 from modelhost.api.codec import OutputRequest, encode_response, json_texts, json_values
 from modelhost.errors import UnrepresentableOutput
 from modelhost.runtime.structured import StructuredSession, as_elements
@@ -89,26 +87,25 @@ def test_a_session_hands_out_elements_only_for_those_outputs() -> None:
 
 # --- the bound -------------------------------------------------------------------------------------------
 
-#: Prints by how many bytes making the elements and encoding them makes the process grow, and the bound.
+#: By how many bytes making the elements and encoding them makes a process grow at its peak, and the bound.
 PROBE = """
-import os, sys
 import numpy as np
 from modelhost.api.codec import OutputRequest, encode_cost_bytes, encode_response
 from modelhost.runtime.structured import as_elements
 from modelhost.tensors import TensorSpec
 from modelhost.testing.running import read_status
 
-def encode(elements):
-    outputs = [(OutputRequest("y", sys.argv[2] == "True"), TensorSpec.structured("y"), elements)]
+def encode(elements, binary):
+    outputs = [(OutputRequest("y", binary), TensorSpec.structured("y"), elements)]
     cost = encode_cost_bytes(outputs)
     encode_response(model_name="m", model_version="1", request_id="", outputs=outputs)
     return cost
 
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-encode(as_elements([{"a": 1.0}, np.zeros((2, 2)), np.array(["a"], object)]))
-before = read_status("VmRSS")
-cost = encode(as_elements(eval(sys.argv[1])))
-print(read_status("VmHWM") - before, cost)
+def measure(text, binary):
+    encode(as_elements([{"a": 1.0}, np.zeros((2, 2)), np.array(["a"], object)]), binary)
+    before = read_status("VmRSS")
+    cost = encode(as_elements(eval(text)), binary)
+    return read_status("VmHWM") - before, cost
 """
 
 HOSTILE = {
@@ -130,17 +127,16 @@ HOSTILE = {
 }
 
 
+@pytest.fixture(scope="module")
+def grown() -> Iterator[Callable[..., list[str]]]:
+    with probes.forking(probes.ONE_PROCESSOR + PROBE) as ask:
+        yield ask
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_elements_take_more_than_the_bound(name: str, binary: bool) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, HOSTILE[name], str(binary)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(modelhost.__file__).parents[1])},
-    )
-    used, bound = map(int, done.stdout.split())
+def test_no_elements_take_more_than_the_bound(name: str, binary: bool, grown: Callable[..., list[str]]) -> None:
+    used, bound = map(int, grown(HOSTILE[name], binary))
     assert used <= bound + (1 << 20)  # the kernel counts resident pages in batches per processor
     assert bound <= 12 * used

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import base64
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import probes
 import pytest
 
-import modelhost
 from modelhost.api.codec.v1 import predict_cost_bytes
 
 N = 100_000
 #: The kernel counts resident pages in batches per processor (the probe stays on one).
 COUNTING_ERROR_BYTES = 1 << 20
 
-#: Prints by how many bytes decoding the body in the file makes the process grow at its peak.
+#: By how many bytes decoding the body in the file makes the process grow at its peak.
 PROBE = """
-import os, sys
 from modelhost.api.codec.v1 import decode_predict
 from modelhost.errors import ModelHostError
 from modelhost.tensors import TensorSpec
 from modelhost.testing.running import read_status
 
-def decode(body):
+def decode(body, inputs):
     try:
         return decode_predict(body, inputs=inputs, outputs={}, max_decoded_bytes=1 << 40)
     except ModelHostError as error:
         return error
 
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-path, datatype, names = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
-inputs = {name: TensorSpec(name, datatype, None) for name in names}
-decode(b'{"instances":["' + b"a" * 300_000 + b'", 1]}')  # what runs for the first time is read from its file
-with open(path, "rb", buffering=0) as file:
-    body = file.read()
-before = read_status("VmRSS")
-result = decode(body)
-print(read_status("VmHWM") - before, type(result).__name__)
+def measure(path, datatype, names):
+    inputs = {name: TensorSpec(name, datatype, None) for name in names}
+    # What runs for the first time is read from its file.
+    decode(b'{"instances":["' + b"a" * 300_000 + b'", 1]}', inputs)
+    with open(path, "rb", buffering=0) as file:
+        body = file.read()
+    before = read_status("VmRSS")
+    result = decode(body, inputs)
+    return read_status("VmHWM") - before, type(result).__name__
 """
 
 
@@ -74,19 +70,18 @@ BODIES: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def grown() -> Iterator[Callable[..., list[str]]]:
+    with probes.forking(probes.ONE_PROCESSOR + PROBE) as ask:
+        yield ask
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("name", BODIES)
-def test_no_body_takes_more_than_the_bound(name: str, tmp_path: Path) -> None:
+def test_no_body_takes_more_than_the_bound(name: str, tmp_path: Path, grown: Callable[..., list[str]]) -> None:
     make, datatype, inputs, kind = BODIES[name]
     body = make()
     (tmp_path / "body").write_bytes(body)
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(tmp_path / "body"), datatype, inputs],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(modelhost.__file__).parents[1])},
-    )
-    used, got = done.stdout.split()
+    used, got = grown(str(tmp_path / "body"), datatype, inputs.split(","))
     assert got == kind
     assert int(used) <= predict_cost_bytes(body) + COUNTING_ERROR_BYTES

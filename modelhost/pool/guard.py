@@ -28,6 +28,7 @@ class RunGuard:
         self._token = CancelToken()
         self._runs = 0
         self._running = 0  # the number of the run in progress, 0 where there is none
+        self._seen = self._idle_looks = 0  # the run of the last look, and how many looks have found none
         self._thread: threading.Thread | None = None
         self._is_asleep = False
         self._is_closed = False
@@ -40,10 +41,7 @@ class RunGuard:
             token = self._token = CancelToken()
         self._runs = self._running = self._runs + 1
         if self._thread is None:
-            thread = threading.Thread(target=self._watch, name="modelhost-guard", daemon=True)
-            with contextlib.suppress(RuntimeError):  # none is to be had: the run goes unwatched, the next one tries
-                thread.start()
-                self._thread = thread
+            self._start()
         elif self._is_asleep:
             self._wake.set()
         return token
@@ -62,17 +60,29 @@ class RunGuard:
         if self._thread is not None:
             self._thread.join()
 
+    def look(self) -> bool:
+        """Stops a run that the last look has seen, too; returns False where there has been none for many looks.
+
+        The thread's, or of who has none.
+        """
+        token, running = self._token, self._running
+        if running and running == self._seen:
+            # Should it end just now, the next run is stopped in its place, and is made again on a thread.
+            token.cancel()
+        self._seen, self._idle_looks = running, 0 if running else self._idle_looks + 1
+        return self._idle_looks < _IDLE_LOOKS
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._watch, name="modelhost-guard", daemon=True)
+        with contextlib.suppress(RuntimeError):  # none is to be had: the run goes unwatched, the next one tries
+            thread.start()
+            self._thread = thread
+
     def _watch(self) -> None:
-        seen = idle_looks = 0
         while not self._is_closed:
-            token, running = self._token, self._running
-            if running and running == seen:
-                # Should it end just now, the next run is stopped in its place, and is made again on a thread.
-                token.cancel()
-            seen, idle_looks = running, 0 if running else idle_looks + 1
-            if idle_looks >= _IDLE_LOOKS:
+            if not self.look():
                 self._sleep()
-                idle_looks = 0
+                self._idle_looks = 0
             time.sleep(self._period_s)
 
     def _sleep(self) -> None:

@@ -36,8 +36,18 @@ class Runner:
     threads are plain ones: a future and an executor for each run cost more than some runs do.
     """
 
-    def __init__(self, *, threads: int, max_waiting: int, max_waiting_per_model: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        max_waiting: int,
+        max_waiting_per_model: int | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        guard: RunGuard | None = None,
+    ) -> None:
         self.threads, self.max_waiting = threads, max_waiting
+        self.clock_ns = clock_ns
+        """What the time of jobs, and of runs on the event loop itself, is read from."""
         self.max_waiting_per_model = max_waiting_per_model
         """None: a share of `max_waiting`."""
         self._bound = QueueBound(max_waiting, max_waiting_per_model)
@@ -47,13 +57,13 @@ class Runner:
         self._is_closed = False
         self._admitted = 0  # runs that wait and are no job of their own, as far as is known
         self._begun: deque[tuple[Lane, int]] = deque()  # how many of them have begun since; the threads append
-        self._queue = FairQueue(threads)
+        self._queue = FairQueue(threads, clock_ns=clock_ns)
         self._lanes: dict[str, Lane] = {}
         self._common = self.lane("")
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_place_ns = 0  # of runs on the event loop itself in this turn of it, and perhaps in some before
-        self.guard = RunGuard()
+        self.guard = guard or RunGuard()
         """Stops runs on the event loop itself that turn out to be long."""
 
     def lane(self, name: str) -> Lane:
@@ -177,9 +187,9 @@ class Runner:
     def _serve(self) -> None:
         """One thread: takes jobs until it is told to end."""
         while (taken := self._queue.take()) is not None:
-            job, lane, began_ns = taken.job, taken.lane, time.perf_counter_ns()
+            job, lane, began_ns = taken.job, taken.lane, self.clock_ns()
             job.work()
-            self._queue.done(taken, time.perf_counter_ns() - began_ns)
+            self._queue.done(taken, self.clock_ns() - began_ns)
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._ended, job, lane)

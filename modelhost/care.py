@@ -48,20 +48,23 @@ class Care:
         self._clock = clock
         self.outlook = Outlook(memory, pool, conditions, clock=clock)
         self._critical_since: float | None = None
+        self._looked_again_at = clock()
+        self._looking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins."""
         self._memory.on_change(self.look_at_memory)
         self._memory.on_change(self.outlook.look)
-        loop = asyncio.get_running_loop()
-        self._tasks.append(loop.create_task(self._look_again()))
+        self._memory.on_change(self.look_again)
         if self._settings.watch:
-            self._tasks.append(loop.create_task(self._watch()))
+            self._tasks.append(asyncio.get_running_loop().create_task(self._watch()))
 
     async def stop(self) -> None:
         """Ends; harmless when it has."""
         tasks, self._tasks = self._tasks, []
+        if self._looking is not None:
+            tasks.append(self._looking)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -83,12 +86,17 @@ class Care:
                 f"{format_bytes(found.limit_bytes)}) and no model is left that could leave",
             )
 
-    async def _look_again(self) -> None:
-        """Asks now and then whether what is not as it should be is over."""
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            if self._conditions.has_checks:
-                await self._pool.catalog.on_disk(self._conditions.look_again)
+    def look_again(self) -> None:
+        """Asks now and then whether what is not as it should be is over; called at every sample.
+
+        A timer of its own would be another wake-up of an idle host.
+        """
+        if not self._conditions.has_checks or self._clock() - self._looked_again_at < _LOOK_AGAIN_S:
+            return
+        if self._looking is None or self._looking.done():
+            self._looked_again_at = self._clock()
+            looking = self._pool.catalog.on_disk(self._conditions.look_again)
+            self._looking = asyncio.get_running_loop().create_task(looking)
 
     async def _watch(self) -> None:
         took_s = 0.0

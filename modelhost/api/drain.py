@@ -13,8 +13,10 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from email.utils import formatdate
 from types import FrameType
 from typing import Any, Final
 
@@ -28,9 +30,6 @@ from modelhost.host import Host
 from modelhost.memory.board import Figure, Seat
 
 log = logging.getLogger("modelhost")
-
-#: How often the date in the answers' heads is made anew, while nobody asks for the end.
-_DATE_S: Final = 1.0
 
 _POLL_S: Final = 0.02
 
@@ -93,6 +92,7 @@ class DrainingServer(uvicorn.Server):
         self._is_signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end_asked = asyncio.Event()
+        self._dated_s = -1
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes SIGTERM and SIGINT: the first has the host drain, the second ends the process as by itself."""
@@ -110,11 +110,22 @@ class DrainingServer(uvicorn.Server):
                 self._loop.call_soon_threadsafe(self._end_asked.set)
 
     async def main_loop(self) -> None:
-        """Serves until `end`, and goes on from there at once: uvicorn looks ten times a second."""
+        """Serves until `end`, and goes on from there at once: uvicorn looks ten times a second.
+
+        The date in the heads of answers is looked at when memory is: an idle host wakes up for both.
+        """
         self._loop = asyncio.get_running_loop()
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end_asked.wait(), _DATE_S)
+        self._set_date()
+        self._host.memory.on_change(self._set_date)
+        await self._end_asked.wait()
+
+    def _set_date(self) -> None:
+        now_s = int(time.time())
+        if now_s != self._dated_s:
+            self._dated_s = now_s
+            date = (b"date", formatdate(now_s, usegmt=True).encode())
+            # A new list: that is how answers know of it.
+            self.server_state.default_headers = [date, *self.config.encoded_headers]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, and takes SIGHUP from then on."""

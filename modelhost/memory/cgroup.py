@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from modelhost.memory.figures import figure, read_file
+
 #: v1 writes "no limit" as the largest multiple of the page size below 2**63.
 _NO_LIMIT_FROM: Final = 1 << 60
+
+#: In memory.stat, by version: v1 counts the groups below under names of their own, and so does the limit.
+_STAT_NAMES: Final = {
+    1: (b"total_inactive_file", b"total_active_file", b"total_shmem"),
+    2: (b"inactive_file", b"active_file", b"shmem"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +57,23 @@ class LevelUsage:
         """What the kernel cannot take back: all but file pages (shmem and kernel memory stay in)."""
         return max(0, self.current_bytes - self.reclaimable_bytes)
 
+    def as_dict(self) -> dict[str, int]:
+        """Returns the figures by name."""
+        return {
+            "current_bytes": self.current_bytes,
+            "inactive_file_bytes": self.inactive_file_bytes,
+            "active_file_bytes": self.active_file_bytes,
+        }
+
 
 def read_usage(path: Path, version: int) -> tuple[LevelUsage, int]:
     """Reads what a group uses now, and the bytes of it that are shared memory and files in memory.
 
     Raises OSError where it is gone.
     """
-    if version == 2:
-        current = int((path / "memory.current").read_bytes())
-        prefix = b""
-    else:
-        current = int((path / "memory.usage_in_bytes").read_bytes())
-        prefix = b"total_"  # with the groups below it, as the limit counts them
-    stat = dict(line.split() for line in (path / "memory.stat").read_bytes().splitlines())
-    inactive, active, shmem = (int(stat.get(prefix + name, 0)) for name in (b"inactive_file", b"active_file", b"shmem"))
+    current = int(read_file(f"{path}/{'memory.current' if version == 2 else 'memory.usage_in_bytes'}"))
+    stat = read_file(f"{path}/memory.stat")
+    inactive, active, shmem = (figure(stat, name) or 0 for name in _STAT_NAMES[version])
     return LevelUsage(current, inactive, active), shmem
 
 
@@ -169,7 +180,7 @@ def _unescaped(field: str) -> str:
 def _has_limit(group: Group) -> bool:
     """The root group of v2 has no such file."""
     try:
-        (group.path / _limit_files(group)[0]).read_bytes()
+        read_file(f"{group.path}/{_limit_files(group)[0]}")
     except OSError:
         return False
     return True
@@ -185,12 +196,12 @@ def _limit_bytes(group: Group) -> int | None:
     limits = []
     for name in _limit_files(group):
         try:
-            text = (group.path / name).read_text().strip()
+            text = read_file(f"{group.path}/{name}").strip()
         except FileNotFoundError:
             if name == "memory.high":
                 continue
             raise
-        if text != "max" and int(text) < _NO_LIMIT_FROM:
+        if text != b"max" and int(text) < _NO_LIMIT_FROM:
             limits.append(int(text))
     return min(limits, default=None)
 

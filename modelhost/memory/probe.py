@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from modelhost.errors import ConfigError
 from modelhost.memory.cgroup import Level, find_limiting, read_levels
+from modelhost.memory.figures import read_file
 
 LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
 
@@ -146,7 +147,7 @@ class Probe:
                 own_bytes = figures.unreclaimable_bytes
             left = level.limit_bytes - figures.unreclaimable_bytes
             if room_bytes is None or left < room_bytes:
-                room_bytes, raw = left, {"level_limit_bytes": level.limit_bytes, **asdict(figures)}
+                room_bytes, raw = left, {"level_limit_bytes": level.limit_bytes, **figures.as_dict()}
         assert room_bytes is not None
         if self.limit_source == "setting":
             own_bytes = own_bytes or self._process_usage().usage_bytes
@@ -154,7 +155,7 @@ class Probe:
         return Usage(max(0, self.limit_bytes - room_bytes), raw)
 
     def _process_usage(self) -> Usage:
-        resident, shared = ((self._proc / "statm").read_bytes().split())[1:3]
+        resident, shared = read_file(f"{self._proc}/statm").split()[1:3]
         anonymous = (int(resident) - int(shared)) * _PAGE_BYTES
         return Usage(anonymous, {"resident_bytes": int(resident) * _PAGE_BYTES, "anonymous_bytes": anonymous})
 

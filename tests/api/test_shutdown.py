@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,10 +167,22 @@ def test_a_shutdown_without_requests_is_immediate(serve_short) -> None:
         assert silent.answer() is used.answer() is plain.answer() is None
 
 
-def test_an_end_that_was_asked_for_waits_for_no_tick(serve_short, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "_DATE_S", 3600.0)
+def test_an_end_that_was_asked_for_waits_for_nothing(serve_short) -> None:
     served = serve_short({"a": quick_script()})
     served.eventually(lambda _: served.server.started)
     served.server.end()
     served.thread.join(10)
     assert not served.thread.is_alive()
+
+
+def test_the_date_in_answers_follows_the_clock(serve_short, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve_short({"a": quick_script()})
+    warm(served, "a")
+    monkeypatch.setattr(drain, "time", SimpleNamespace(time=lambda: 784111777.5))
+    with wire(served) as connection:
+
+        def dated(_: object) -> bool:
+            connection.send(infer("a"))
+            return connection.must().header("date") == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+        served.eventually(dated)

@@ -26,7 +26,7 @@ from benchmarks.holding import REFUSALS
 from benchmarks.models import Case, ModelSet, conv_nets, repeat
 from benchmarks.percentiles import percentile
 from benchmarks.places import default_cache
-from benchmarks.process import Meter, running_host
+from benchmarks.process import HostProcess, Meter, running_host
 from benchmarks.report import Report
 
 POLICIES: Final = ("fixed", "adaptive")
@@ -237,14 +237,20 @@ def _hours(report: Report, seed: int) -> None:
     report.table("hour", _HOUR)
 
 
+def open_once(host: HostProcess, asked: Sequence[Request]) -> None:
+    """Loads what will be asked, and lets it go: a child opens models on the heap first, which is not measured."""
+    with Client(host.url) as client:
+        for name in sorted({case.name for case, _ in asked}):
+            client.load(name)
+        client.cleanup()
+
+
 def _measure(report: Report, models: Fleet, asked: Sequence[Request], policy: str, limit_bytes: int) -> dict[str, Any]:
     models.files.forget_pages()
     settings = {"MEMORY_POLICY": policy, "STATE_KEEP_LEARNT": "false", "MEMORY_EVENT_HISTORY": "1000"}
     with running_host(models.directory, limit_bytes=limit_bytes, settings=settings) as host:
+        open_once(host, asked)
         with Client(host.url) as client:
-            for name in sorted({case.name for case, _ in asked}):
-                client.load(name)  # a child opens those on the heap first, which is not what is measured
-            client.cleanup()
             before = client.metrics()
         with Meter(host) as meter:
             began = time.monotonic()

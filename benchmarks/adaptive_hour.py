@@ -26,6 +26,7 @@ _RUNS_A_SECOND: Final = 100
 #: What a run on a mapped model reads of it.
 _READ_MB: Final = 5
 _LOAD_S: Final = 0.05
+_PHASE_S: Final = 300
 
 #: The default thresholds of 256 MB.
 FIXED: Final = Thresholds(256 * _MB, _BASELINE_MB * _MB, 172 * _MB, 192 * _MB, 30 * _MB)
@@ -45,6 +46,12 @@ class Load:
     noise: float = 0.3
     shift_mb: float = 0.0
     """By so much the hot weights grow and shrink over the hour."""
+    other: Load | None = None
+    """What is asked every other five minutes."""
+
+    def at(self, second: float) -> Load:
+        """Returns what is asked then."""
+        return self.other if self.other is not None and second // _PHASE_S % 2 else self
 
 
 #: By name: the same shapes that real hosts are measured with, and what lies between.
@@ -56,6 +63,7 @@ LOADS: Final[Mapping[str, Load]] = {
     "little": Load(hot_mb=60, heap_mb=40, heap_share=0.3),
     "mapped": Load(hot_mb=400, heap_mb=0, heap_share=0.0),
     "diurnal": Load(hot_mb=90, heap_mb=120, heap_share=0.05, noise=0.2, shift_mb=80),
+    "phases": Load(hot_mb=140, heap_mb=108, heap_share=0.003, other=Load(hot_mb=0, heap_mb=108, heap_share=1.0)),
 }
 
 
@@ -76,12 +84,13 @@ class Hour:
 
 
 def live(
-    load: Load, *, seed: int, seconds: int = 3600, check: Callable[[Decision], None] = lambda decision: None
+    whole: Load, *, seed: int, seconds: int = 3600, check: Callable[[Decision], None] = lambda decision: None
 ) -> Hour:
     """Lives through it, a reading a second; `check` sees each decision."""
     rng, adaptive, decisions = random.Random(seed), Adaptive(GUARDS), []
     runs = refaulted_mb = departures = load_s = 0.0
     for second in range(1, seconds + 1):
+        load = whole.at(second)
         hot_mb = load.hot_mb + load.shift_mb * math.sin(second / 3600 * 2 * math.pi)
         held_mb = min(load.heap_mb, max(0.0, adaptive.thresholds.warning_bytes / _MB - _BASELINE_MB))
         cache_mb = 256 - _BASELINE_MB - held_mb

@@ -36,6 +36,16 @@ _WINDOWS: Final = 200
 _LOADED: Final = re.compile(r"^loaded (\S+) in (\d+) ms")
 _PREPARED: Final = re.compile(r"^prepared (\S+) in ([\d.]+) s")
 _LEAVE: Final = re.compile(r"^(.+?) leave\b")
+#: Of a change of thresholds.
+_CHANGED: Final = (
+    "rule",
+    "reason",
+    "from_warning_bytes",
+    "warning_bytes",
+    "from_critical_bytes",
+    "critical_bytes",
+    "usage_bytes",
+)
 #: Of the percentile curve: dense where the tail is.
 _SHARES: Final = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1)
 
@@ -75,7 +85,8 @@ class Recording:
 
     def __init__(self, report: Report, host: HostProcess, name: str) -> None:
         self._report, self._host, self._name = report, host, name
-        self._began = time.time()
+        self.began = time.time()
+        """Unix time from which all other moments count."""
         self._usage = Series()
         self._marks: list[tuple[float, str]] = []
         self._requests: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
@@ -83,18 +94,20 @@ class Recording:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._memory: dict[str, Any] = {}
         self._levels: dict[float, str] = {}
+        self._changes: dict[int, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         self._look()
         self._levels.clear()
-        self._began = time.time()
+        self._changes.clear()
+        self.began = time.time()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        took_s = time.time() - self._began
+        took_s = time.time() - self.began
         self._look()
         self._report.add(
             "recorded",
@@ -106,10 +119,11 @@ class Recording:
                 "low_bytes": self._usage.low,
                 "high_bytes": self._usage.high,
             },
-            levels=[[self._since(at), level] for at, level in sorted(self._levels.items()) if at >= self._began],
+            levels=[[self._since(at), level] for at, level in sorted(self._levels.items()) if at >= self.began],
+            thresholds=[self._changed(event) for _, event in sorted(self._changes.items())],
             marks=[[self._since(at), text] for at, text in self._marks],
             requests={name: _summed(asked, took_s) for name, asked in self._requests.items()},
-            **_log(self._host.log, self._began),
+            **_log(self._host.log, self.began),
         )
 
     def mark(self, text: str) -> None:
@@ -118,13 +132,13 @@ class Recording:
 
     def request(self, phase: str, latency_ms: float, result: str = "ok") -> None:
         """Notes a request that has just ended: ok, or in a word what became of it."""
-        self._requests[phase].append((time.time() - self._began, latency_ms, result))
+        self._requests[phase].append((time.time() - self.began, latency_ms, result))
 
     def _watch(self) -> None:
         looked = time.monotonic()
         while not self._stop.wait(_INTERVAL_S):
             with contextlib.suppress(OSError, RequestFailed):  # it is gone; whoever drives it will notice
-                self._usage.add(time.time() - self._began, self._host.usage_bytes())
+                self._usage.add(time.time() - self.began, self._host.usage_bytes())
             if time.monotonic() - looked > _EVENTS_S:
                 self._look()
                 looked = time.monotonic()
@@ -136,9 +150,18 @@ class Recording:
             self._levels |= {
                 float(event["at"]): event["level"] for event in self._memory["events"] if event["kind"] == "level"
             }
+            self._changes |= {
+                event["id"]: event
+                for event in self._memory["events"]
+                if event["kind"] == "policy" and event["at"] >= self.began
+            }
+
+    def _changed(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a change of thresholds as it is recorded."""
+        return {"at_s": self._since(event["at"]), **{key: event[key] for key in _CHANGED}}
 
     def _since(self, at: float) -> float:
-        return round(at - self._began, 3)
+        return round(at - self.began, 3)
 
 
 def _summed(asked: list[tuple[float, float, str]], took_s: float) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def churn(cycles: int, count: int, prepared: str, limit_bytes: int, cache: Path 
         case.run(report, models, limit_bytes=limit_bytes, cycles=cycles, is_prepared=wanted[prepared])
 
 
+_RATE = "Requests a second with --minutes; half as many where models are loaded all the time."
 _LOADS = ("zipf", "heavy", "bursts", "thrash", "diurnal")
 
 
@@ -196,6 +197,12 @@ _LOADS = ("zipf", "heavy", "bursts", "thrash", "diurnal")
 @click.option("--requests", type=click.IntRange(20), default=3000, show_default=True, help="Of each load, about.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Times, in turns.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the requests.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Instead: one host for so long, under loads that follow each other in phases of five minutes and come back.",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=4, show_default=True, help=_RATE)
 @click.option("--short", is_flag=True, help="One load, few models, 40 requests.")
 @options.limit
 @options.cache
@@ -205,6 +212,8 @@ def adaptive(
     requests: int,
     rounds: int,
     seed: int,
+    minutes: float | None,
+    rate: float,
     short: bool,
     limit_bytes: int,
     cache: Path | None,
@@ -216,13 +225,24 @@ def adaptive(
     Loads: zipf (small mapped models), heavy (more models on the heap than fit), bursts (large batches
     beside them), thrash (hot weights beside models that are idle), diurnal (one, then the other). Real
     hosts, and an hour of readings that are made, for the same controller.
+
+    \b
+    Does a real one swing? An hour on a fifth of a core:
+      python -m benchmarks adaptive --minutes 60 --html hour.html
     """
     from benchmarks import adaptive as case
+    from benchmarks import adaptive_phases
 
     counts, sizes_mb = (40, 7, 9), case.SIZES_MB
     if short:
         loads, requests = loads or ("zipf",), min(requests, 40)
         counts, sizes_mb = (1, 2, 1), (1.0, 2.0, 3.0)
+    if minutes is not None:
+        asked = {"minutes": minutes, "rate": rate, "seed": seed}
+        with options.report("adaptive", out, **asked, **options.limits(limit_bytes)) as report:
+            models = case.fleet(cache, counts=counts, sizes_mb=sizes_mb, progress=report.progress)
+            adaptive_phases.run(report, models, minutes=minutes, rate=rate, limit_bytes=limit_bytes, seed=seed)
+        return
     parameters = {"requests": requests, "rounds": rounds, "seed": seed, **options.limits(limit_bytes)}
     with options.report("adaptive", out, **parameters) as report:
         models = case.fleet(cache, counts=counts, sizes_mb=sizes_mb, progress=report.progress)

@@ -48,12 +48,23 @@ def _memory(recorded: Mapping[str, Any], x: scales.Scale, top: float, bottom: fl
     yield svg.band(low, high, "fill-s0")
     yield svg.path(high, "s0")
     for name, value in bounds.items():
-        yield svg.line(x.start, y.at(value), x.to, y.at(value), name)
+        yield svg.path([(x.at(at_s), y.at(size)) for at_s, size in _steps(recorded, name, value)], name)
     named = [(y.at(value), f"{name} {scales.shown(value, 'bytes')}", name) for name, value in bounds.items()]
     if high:
         peak = scales.shown(max(usage["high_bytes"]), "bytes")
         named.append((high[-1][1], f"usage, most {peak}", "s0"))
     yield from labels(named, x.to + 12, top, bottom, from_x=x.to)
+
+
+def _steps(recorded: Mapping[str, Any], name: str, last: float) -> Iterator[tuple[float, float]]:
+    """Yields the corners of a bound over time: level but where adaptive thresholds have moved it."""
+    changes, end_s = recorded.get("thresholds", ()), max(recorded["took_s"], 0.1)
+    moved = [change for change in changes if f"from_{name}_bytes" in change]
+    yield 0.0, moved[0][f"from_{name}_bytes"] if moved else last
+    for change in moved:
+        yield change["at_s"], change[f"from_{name}_bytes"]
+        yield change["at_s"], change[f"{name}_bytes"]
+    yield end_s, moved[-1][f"{name}_bytes"] if moved else last
 
 
 _EDGES: Final = ("low_bytes", "high_bytes")

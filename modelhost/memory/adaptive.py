@@ -10,13 +10,15 @@ The rules, in the order in which they are tried at each second:
 1. `room`: runs take more than is kept free for them. At once, as far down as it takes.
 2. `undone`: the last move did not pay: what loads and pages read again cost each run did not fall (after a move down),
    or rose (after one up). Back, and not again for a while, twice as long after each further time.
-3. `cache`: the page cache has been read again for two seconds, and that costs more than loads do. A step down, each of
+3. `cache`: the page cache has been read again for four seconds, and that costs more than loads do. A step down, each of
    which has to prove itself before the next.
 4. `more`: models leave, or are refused, for want of room, and the page cache was calm for half a minute, or
-   what is read again is little beside what loads cost. A step up.
+   what is read again is little beside what loads cost. A step up; a larger one on the way back to where fixed
+   thresholds are. After a step down that paid it waits for some minutes.
 
 So danger is answered within seconds and room is won back over minutes; a move that is undone is not repeated at the
-same pace, which is what keeps it from swinging.
+same pace, which is what keeps it from swinging. A load that costs each run far more than the one for which something
+was found not to pay, or to pay, is another load: for that one it is not known, and tried.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ _LEAST_ROOM_SHARE: Final = 1 / 16
 
 #: A step down, as a share of the limit: 21 MB at 256 MB, so that a model of some size leaves.
 _DOWN_SHARE: Final = 1 / 12
-#: A step up: 8 MB at 256 MB.
+#: A step up: 8 MB at 256 MB. As large as one down on the way back to where fixed thresholds are, where models are
+#: loaded for so much of the time.
 _UP_SHARE: Final = 1 / 32
+_LOADING_SHARE: Final = 0.1
 #: Less than this share of the limit is no move.
 _LEAST_MOVE_SHARE: Final = 1 / 64
 
@@ -53,6 +57,8 @@ _TICKS_KEPT: Final = 13
 #: Rates are of so many seconds; what a run costs after a move, of so many.
 _RATE_S: Final = 4.0
 _AFTER_S: Final = 8.0
+#: All that is kept.
+_LONG_S: Final = 13.0
 #: A move is judged after so long: loads that it caused, and pages that are read for the first time, are over by then.
 _JUDGED_AFTER_S: Final = 9.0
 #: Fewer runs in a rate's time say nothing about what a run costs.
@@ -72,17 +78,19 @@ _LOADS_COST: Final = 4.0
 #: A page cache of less is read again by any host that has been idle.
 _LEAST_CACHE_BYTES: Final = 32 << 20
 _PRESSED_PSI: Final = 10.0
-#: Pressed for so long before anything is done about it.
-_PRESSED_S: Final = 2.0
+#: Pressed for so long before anything is done about it: what a run costs by then is of this load alone.
+_PRESSED_S: Final = _RATE_S
 #: Calm for so long before more is committed, with so long between two steps …
 _CALM_S: Final = 30.0
 _UP_EVERY_S: Final = 15.0
 #: … and after a step down.
 _UP_AFTER_DOWN_S: Final = 120.0
-#: A move that was undone is not tried again for so long, twice as long after each further time, at most …
+#: A move that was undone is not tried again for so long, twice as long after each further time, at most so long …
 _DOWN_AGAIN_S: Final = 60.0
 _UP_AGAIN_S: Final = 300.0
 _AGAIN_MOST_S: Final = 2400.0
+#: … unless a run costs so many times what it cost then: that is another load, of which nothing is known.
+_ANOTHER_LOAD: Final = 1.5
 
 #: What reading a file page again costs, as nobody has measured it: a disk of 250 MB/s.
 _S_PER_BYTE: Final = 1 / 250e6
@@ -115,10 +123,26 @@ class _Patience:
     least_s: float
     next_s: float = -math.inf
     wait_s: float = 0.0
+    cost_s: float = 0.0
+    """The most that a run cost where that was found; 0 where it is not known."""
 
-    def fail(self, at_s: float) -> None:
+    def fail(self, at_s: float, *costs_s: float | None) -> None:
+        """Waits longer than the last time."""
         self.wait_s = min(_AGAIN_MOST_S, max(self.least_s, self.wait_s * 2))
-        self.next_s = at_s + self.wait_s
+        self.hold(at_s, self.wait_s, *costs_s)
+
+    def hold(self, at_s: float, wait_s: float, *costs_s: float | None) -> None:
+        """Waits for so long."""
+        self.next_s = max(self.next_s, at_s + wait_s)
+        self.cost_s = max(self.cost_s, *(cost_s or 0.0 for cost_s in costs_s))
+
+    def succeed(self) -> None:
+        """Forgets how often it has failed."""
+        self.wait_s = self.cost_s = 0.0
+
+    def may_try(self, at_s: float, cost_s: float | None) -> bool:
+        """Says whether the wait is over, or what a run costs now is of another load."""
+        return at_s >= self.next_s or (cost_s is not None and 0 < self.cost_s * _ANOTHER_LOAD < cost_s)
 
 
 class Adaptive:
@@ -206,9 +230,11 @@ class Adaptive:
         patience = self._up if move.is_up else self._down
         before_s, after_s = move.cost_s, self._cost_s(_AFTER_S)
         if not self._has_failed(move, after_s):
-            patience.wait_s = 0.0
+            if not move.is_up:  # one up has to stand for longer, see `_give_to_cache`
+                patience.succeed()
+                self._up.hold(at_s, _UP_AGAIN_S, before_s)  # nor is what has just paid taken back for a little
             return None
-        patience.fail(at_s)
+        patience.fail(at_s, before_s, after_s)
         return self._change(
             at_s,
             min(max(move.from_bytes, self._lowest_bytes), self._highest_bytes),
@@ -227,7 +253,9 @@ class Adaptive:
 
     def _give_to_cache(self, reading: Reading) -> Decision | None:
         at_s, now = reading.at_s, self.thresholds
-        if self._move is not None or at_s - self._pressed_since < _PRESSED_S or at_s < self._down.next_s:
+        if self._move is not None or at_s - self._pressed_since < _PRESSED_S:
+            return None
+        if not self._down.may_try(at_s, self._cost_s(_LONG_S)):
             return None
         if self._loads_cost_more():
             return None  # those that would leave are wanted again
@@ -240,7 +268,9 @@ class Adaptive:
         if leaving_bytes < least_bytes or now.warning_bytes - to_bytes < least_bytes:
             return None  # there is nothing that could leave to it
         if at_s - self._moved_up_s < _UP_AFTER_DOWN_S:  # it came of that, although it was not seen at once
-            self._up.fail(at_s)
+            self._up.fail(at_s, self._cost_s())
+        elif self._moved_up_s > self._moved_down_s:
+            self._up.succeed()
         self._move = _Move(at_s, now.warning_bytes, is_up=False, cost_s=self._cost_s())
         self._moved_down_s = at_s
         return self._change(
@@ -254,13 +284,18 @@ class Adaptive:
 
     def _take_more(self, reading: Reading) -> Decision | None:
         at_s, now = reading.at_s, self.thresholds
-        if self._move is not None or at_s < self._up.next_s or at_s - self._calm_since < _CALM_S:
+        if self._move is not None or at_s - self._calm_since < _CALM_S:
             return None
         if at_s - self._moved_up_s < _UP_EVERY_S or at_s - self._moved_down_s < _UP_AFTER_DOWN_S:
             return None
         wanted, limit_bytes = self._departures(), now.limit_bytes
         least_bytes, highest_bytes = limit_bytes * _LEAST_MOVE_SHARE, self._highest_bytes
+        if not self._up.may_try(at_s, self._cost_s(_LONG_S)):
+            return None
         to_bytes = now.warning_bytes + round(limit_bytes * _UP_SHARE)
+        if self._loading_share() >= _LOADING_SHARE:
+            fixed_bytes = self.guards.fixed.warning_bytes
+            to_bytes = max(to_bytes, min(fixed_bytes, now.warning_bytes + round(limit_bytes * _DOWN_SHARE)))
         if highest_bytes - to_bytes < least_bytes:
             to_bytes = highest_bytes
         if not wanted or to_bytes - now.warning_bytes < least_bytes:
@@ -386,6 +421,12 @@ class Adaptive:
             return None
         read_again_s = max(0, last.refaulted_bytes - first.refaulted_bytes) * _S_PER_BYTE
         return (last.load_s - first.load_s + read_again_s) / runs
+
+    def _loading_share(self) -> float:
+        """Returns for how much of the time models were loaded."""
+        first, last = self._since(_LONG_S)
+        span_s = last.at_s - first.at_s
+        return (last.load_s - first.load_s) / span_s if span_s > 0 else 0.0
 
     def _departures(self) -> int:
         return self._ticks[-1].departures - self._ticks[0].departures

@@ -51,7 +51,7 @@ def _recorded(tmp_path: Path, report: Report) -> None:
     log = tmp_path / "host.log"
     log.write_text("\n".join(["no JSON", *lines]))
     recording = Recording(report, _Host(log), "a run")  # type: ignore[arg-type]
-    recording._began = 1795860000.0  # 2026-11-28 10:00:00 UTC
+    recording.began = 1795860000.0  # 2026-11-28 10:00:00 UTC
     recording._memory = {
         **{f"{name}_bytes": at * _MB for name, at in (("baseline", 57), ("warning", 172), ("critical", 192))},
         "limit_bytes": 256 * _MB,

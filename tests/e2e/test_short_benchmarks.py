@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,16 @@ def test_one_page_has_all(runs: dict[str, Record]) -> None:
     assert text.count("<h2>") == len(_SHORT)
     assert "<h3>held against needed</h3>" in text
     assert "<h3>models held at once, for each limit</h3>" in text
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.environ.get("MODELHOST_TEST_FULL") != "1", reason="takes ten seconds; MODELHOST_TEST_FULL=1")
+def test_a_host_lives_through_phases(tmp_path: Path) -> None:
+    out, page_file = tmp_path / "phases.jsonl", tmp_path / "phases.html"
+    command = [sys.executable, "-m", "benchmarks", "adaptive", "--short", "--minutes", "0.1"]
+    command += ["--cache", str(tmp_path), "--out", str(out), "--html", str(page_file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (record,) = records.read([out])
+    assert [row["shape"] for row in record.of_kind("phase")] == ["thrash", "heavy", "bursts", "diurnal"]
+    assert "<h3>adaptive thresholds, phase by phase</h3>" in page_file.read_text()

@@ -1,4 +1,4 @@
-"""One host with adaptive thresholds for real minutes, under a load whose shape changes in phases that come back.
+"""One host for real minutes, under a load whose shape changes in phases that come back: do adaptive thresholds settle?
 
 Requests are due at random moments of their phase, at a rate that leaves the machine to others, and are sent then,
 whether those before them were answered or not; a time counts from the moment at which one was due. Does it settle in
@@ -38,8 +38,7 @@ _PHASE_S: Final = 300.0
 MOST_TURNS: Final = 3
 #: A host that answers more slowly than is asked has so many requests at once, the others are sent late.
 _CLIENTS: Final = 24
-_RUN: Final = "adaptive thresholds, phase by phase"
-_SETTINGS: Final = {**RECORDED, "MEMORY_POLICY": "adaptive", "STATE_KEEP_LEARNT": "false"}
+_SETTINGS: Final = {**RECORDED, "STATE_KEEP_LEARNT": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +86,18 @@ def _together(moments: Sequence[float], asked: Sequence[Request]) -> Iterator[tu
         yield at_s, request
 
 
-def run(report: Report, models: Fleet, *, minutes: float, rate: float, limit_bytes: int, seed: int) -> None:
+def run(
+    report: Report, models: Fleet, *, policy: str, minutes: float, rate: float, limit_bytes: int, seed: int
+) -> None:
     """Lives through it, and judges."""
     phases = plan(models, minutes=minutes, rate=rate, seed=seed)
     models.files.forget_pages()
     found: list[dict[str, Any]] = []
-    with running_host(models.directory, limit_bytes=limit_bytes, settings=_SETTINGS) as host:
+    with running_host(
+        models.directory, limit_bytes=limit_bytes, settings={**_SETTINGS, "MEMORY_POLICY": policy}
+    ) as host:
         open_once(host, [request for phase in phases for _, request in phase.due])
-        with Recording(report, host, _RUN) as recording:
+        with Recording(report, host, f"{policy} thresholds, phase by phase") as recording:
             for number, phase in enumerate(phases, 1):
                 report.progress(f"{number} of {len(phases)}: {phase.name}, {phase.length_s:.0f} s")
                 recording.mark(phase.name)

@@ -202,6 +202,9 @@ _LOADS = ("zipf", "heavy", "bursts", "thrash", "diurnal")
     type=click.FloatRange(min=0, min_open=True),
     help="Instead: one host for so long, under loads that follow each other in phases of five minutes and come back.",
 )
+@click.option(
+    "--policy", type=click.Choice(["adaptive", "fixed"]), default="adaptive", show_default=True, help="With --minutes."
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=4, show_default=True, help=_RATE)
 @click.option("--short", is_flag=True, help="One load, few models, 40 requests.")
 @options.limit
@@ -213,6 +216,7 @@ def adaptive(
     rounds: int,
     seed: int,
     minutes: float | None,
+    policy: str,
     rate: float,
     short: bool,
     limit_bytes: int,
@@ -238,10 +242,10 @@ def adaptive(
         loads, requests = loads or ("zipf",), min(requests, 40)
         counts, sizes_mb = (1, 2, 1), (1.0, 2.0, 3.0)
     if minutes is not None:
-        asked = {"minutes": minutes, "rate": rate, "seed": seed}
+        asked: dict[str, Any] = {"minutes": minutes, "policy": policy, "rate": rate, "seed": seed}
         with options.report("adaptive", out, **asked, **options.limits(limit_bytes)) as report:
             models = case.fleet(cache, counts=counts, sizes_mb=sizes_mb, progress=report.progress)
-            adaptive_phases.run(report, models, minutes=minutes, rate=rate, limit_bytes=limit_bytes, seed=seed)
+            adaptive_phases.run(report, models, limit_bytes=limit_bytes, **asked)
         return
     parameters = {"requests": requests, "rounds": rounds, "seed": seed, **options.limits(limit_bytes)}
     with options.report("adaptive", out, **parameters) as report:

@@ -7,7 +7,8 @@ sake: that is why warning pays for it, not critical.
 
 The rules, in the order in which they are tried at each second:
 
-1. `room`: runs take more than is kept free for them. At once, as far down as it takes.
+1. `room`: runs take more than is kept free for them, or would reach critical from above the fixed warning. At once, as
+   far down as it takes.
 2. `undone`: the last move did not pay: what loads and pages read again cost each run did not fall (after a move down),
    or rose (after one up). Back, and not again for a while, twice as long after each further time.
 3. `cache`: the page cache has been read again for four seconds, and that costs more than loads do. A step down, each of
@@ -209,16 +210,21 @@ class Adaptive:
     def _make_room(self, at_s: float) -> Decision | None:
         now = self.thresholds
         is_kept_full = self._is_kept_full and now.critical_bytes > self.guards.fixed.critical_bytes
-        if now.activation_room_bytes >= self._room_bytes(bare=True) and not is_kept_full:
+        learnt, to_bytes = self.learnt, min(now.warning_bytes, self._highest_bytes)
+        is_narrow = now.critical_bytes - now.warning_bytes < learnt.together_bytes
+        if now.activation_room_bytes < self._room_bytes(bare=True) or is_kept_full:
+            kept = f"{format_bytes(now.activation_room_bytes)} were kept for them and for bodies"
+        elif is_narrow and now.warning_bytes - to_bytes >= now.limit_bytes * _LEAST_MOVE_SHARE:
+            kept = f"{format_bytes(learnt.together_bytes)} at the most, which would reach critical"
+        else:
             return None
         self._move = None
-        learnt = self.learnt
         return self._change(
             at_s,
-            min(now.warning_bytes, self._highest_bytes),
+            to_bytes,
             "room",
             f"runs take up to {format_bytes(learnt.largest_run_bytes)}, and {format_bytes(learnt.claimed_bytes)} "
-            f"together; {format_bytes(now.activation_room_bytes)} were kept for them and for bodies",
+            f"together; {kept}",
             learnt.as_dict(),
         )
 
@@ -320,7 +326,7 @@ class Adaptive:
     def _at(self, warning_bytes: int) -> Thresholds:
         """Returns the thresholds that go with a warning."""
         fixed = self.guards.fixed
-        critical = min(self._critical_bytes, max(fixed.critical_bytes, warning_bytes + self._gap_bytes))
+        critical = min(self._critical_bytes, max(fixed.critical_bytes, warning_bytes + self._apart_bytes))
         return replace(fixed, warning_bytes=min(warning_bytes, critical - 1), critical_bytes=critical)
 
     def _room_bytes(self, *, bare: bool = False) -> int:
@@ -364,9 +370,16 @@ class Adaptive:
         return fixed_bytes if not extra_bytes else min(fixed_bytes, max(least_bytes, extra_bytes))
 
     @property
+    def _apart_bytes(self) -> int:
+        """The same above the fixed warning: runs together do not reach critical, where all that is idle leaves."""
+        return max(self._gap_bytes, self.learnt.together_bytes)
+
+    @property
     def _highest_bytes(self) -> int:
         """The highest that warning may be now."""
-        found, highest_bytes = self._critical_bytes - self._gap_bytes, self.guards.highest_warning_bytes
+        critical_bytes, highest_bytes = self._critical_bytes, self.guards.highest_warning_bytes
+        fixed_bytes = min(self.guards.fixed.warning_bytes, critical_bytes - self._gap_bytes)
+        found = max(fixed_bytes, critical_bytes - self._apart_bytes)
         return found if highest_bytes is None else min(found, highest_bytes)
 
     @property

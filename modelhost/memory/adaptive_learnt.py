@@ -54,6 +54,11 @@ class Learnt:
         return self._claimed.quantile(_QUANTILE)
 
     @property
+    def together_bytes(self) -> int:
+        """The most that runs held together in those windows."""
+        return self._claimed.quantile(1.0)
+
+    @property
     def load_extra_bytes(self) -> int:
         """What a load takes at its highest beyond what the model holds afterwards."""
         return self._extra.quantile(_QUANTILE)

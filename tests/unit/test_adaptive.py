@@ -126,6 +126,25 @@ def test_a_run_that_wants_more_has_it_at_once_and_for_a_day() -> None:
     assert {step.rule for step in machine.live(25 * 3600, departures=0.5, claimed_bytes=4 * MB, every_s=20)} == {"more"}
 
 
+def test_runs_together_do_not_reach_critical_where_warning_has_gone_up() -> None:
+    machine = Machine()
+    machine.live(400, departures=0.5, claimed_bytes=4 * MB, extra_bytes=10 * MB)
+    raised = machine.adaptive.thresholds
+    assert (raised.warning_bytes, raised.critical_bytes) == (206 * MB, 216 * MB)
+    (burst,) = machine.live(1, claimed_bytes=24 * MB)
+    assert burst.rule == "room"
+    assert burst.thresholds.warning_bytes == 192 * MB
+    assert burst.thresholds.critical_bytes == 216 * MB
+    assert "24.0 MB at the most, which would reach critical" in burst.reason
+    assert machine.live(400, departures=0.5, claimed_bytes=4 * MB) == []  # ten minutes of work
+    assert {step.rule for step in machine.live(400, departures=0.5, claimed_bytes=4 * MB)} == {"more"}
+
+
+def test_what_runs_take_together_is_no_reason_to_go_below_the_fixed_warning() -> None:
+    machine = Machine()
+    assert machine.live(400, departures=0.5, claimed_bytes=50 * MB) == []
+
+
 def test_a_page_cache_that_is_read_again_is_given_room_within_seconds_and_warning_pays_not_critical() -> None:
     machine = Machine()
     machine.live(60)

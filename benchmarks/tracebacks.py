@@ -1,4 +1,5 @@
-"""Tracebacks in a host's log, in each form that it may have: ours in text and in JSON, and the interpreter's own."""
+"""Tracebacks in a host's log, in each form that it may have: ours in text and in JSON, the interpreter's own, and those
+that a library has made the text of a message."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Final
 
 #: Ours are frames without a heading, below a line of text or in the object's `exception`: see `modelhost.api.logs`.
 _FRAMES: Final = re.compile(
-    r'^Traceback \(most recent call last\)|^  File "[^"\n]*", line \d+|"exception":"', re.MULTILINE
+    r'Traceback \(most recent call last\)|^  File "[^"\n]*", line \d+|"exception":"', re.MULTILINE
 )
 _SHOWN_CHARACTERS: Final = 2000
 

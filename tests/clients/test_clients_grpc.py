@@ -10,6 +10,8 @@ import foreign
 import pytest
 from host_process import running_host
 
+from benchmarks.tracebacks import first_traceback
+
 TRITON = "tritonclient_grpc.py"
 STREAMS = "tritonclient_grpc_streams.py"
 KSERVE = "kserve_grpc.py"
@@ -22,7 +24,7 @@ def grpc_address(client_models: Path, tmp_path_factory: pytest.TempPathFactory) 
     with running_host(tmp_path_factory.mktemp("host"), client_models, *flags) as running:
         (address,) = re.findall(r"^ *gRPC: +(\S+)$", "\n".join(running.banner), re.MULTILINE)
         yield address
-        assert "Traceback" not in running.log, running.log
+        assert first_traceback(running.log) is None
 
 
 @pytest.fixture(scope="module", params=["sync", "asyncio"])

@@ -2,7 +2,7 @@
 
 Everything is written aside, under a name that begins with `tmp-`, and renamed into its place when the disk has it.
 What is being written is locked: the lock ends with its process, so that leftovers can be told from work in progress,
-that of other processes included.
+that of other processes included. Where there are no locks, as on Windows, their age tells.
 
 What is done again and again names files by text. A `Path` puts each of its parts into the interpreter's table of
 names, which keeps the place of those that are gone until it is full; then it doubles, by 1 MB in a host.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -21,6 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from modelhost import locks
 
 _ASIDE: Final = "tmp-"
 _CHUNK_BYTES: Final = 1 << 20
@@ -43,13 +44,13 @@ def write_whole(file: Path, data: bytes, *, aside_in: Path | None = None) -> Non
     """
     aside, descriptor = _make_file(file.parent if aside_in is None else aside_in)
     try:
-        try:
-            with open(descriptor, "wb", closefd=False) as stream:
-                stream.write(data)
+        with open(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
             os.fsync(descriptor)
+            if not locks.ARE_HELD_OVER_RENAMES:
+                stream.close()
             os.replace(aside, file)
-        finally:
-            os.close(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(aside)
@@ -69,7 +70,8 @@ def folder_aside(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def new_aside(parent: Path) -> str:
@@ -88,9 +90,10 @@ def sync_file(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the disk has a folder's names. Raises OSError."""
+    """Returns when the disk has a folder's names; on Windows that is the system's own affair. Raises OSError."""
     try:
-        _sync(folder)
+        if locks.ARE_HELD_OVER_RENAMES:
+            _sync(folder)
     except OSError as error:
         if error.errno not in _NOTHING_TO_SYNC:
             raise
@@ -156,9 +159,8 @@ def _remove_left(entry: Path) -> int:
         return 0 if _is_young(entry) else remove(entry)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0
+            if not locks.try_lock(descriptor):
+                return 0
         except OSError:  # a file system without locks
             if _is_young(entry):
                 return 0
@@ -183,18 +185,20 @@ def _make_file(parent: Path) -> tuple[str, int]:
     """Makes and locks a file aside, which others may read as the umask says. Raises OSError."""
     while True:
         aside = new_aside(parent)
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         if _has_lock(aside, descriptor):
             return aside, descriptor
 
 
-def _make_folder(parent: Path) -> tuple[Path, int]:
-    """Makes and locks a folder aside. Raises OSError."""
+def _make_folder(parent: Path) -> tuple[Path, int | None]:
+    """Makes a folder aside, and locks it where that can be. Raises OSError."""
     while True:
         aside = Path(new_aside(parent))
         aside.mkdir()
+        if not locks.ARE_HELD_OVER_RENAMES:
+            return aside, None
         try:
-            descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(aside, os.O_RDONLY)
         except FileNotFoundError:  # another process's cleaning came before it could be opened
             continue
         except OSError:
@@ -207,7 +211,7 @@ def _make_folder(parent: Path) -> tuple[Path, int]:
 def _has_lock(aside: str | Path, descriptor: int) -> bool:
     """Locks what has just been made; returns False, closed, where another process's cleaning came first."""
     with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locks.lock(descriptor)
     if os.path.exists(aside):
         return True
     os.close(descriptor)
@@ -215,7 +219,8 @@ def _has_lock(aside: str | Path, descriptor: int) -> bool:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what may be written to.
+    descriptor = os.open(path, os.O_RDONLY if locks.ARE_HELD_OVER_RENAMES else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

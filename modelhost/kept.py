@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from modelhost import files
+from modelhost import files, locks
 
 log = logging.getLogger("modelhost")
 
@@ -84,16 +83,13 @@ class KeptFile:
         """Locks the file, for as long as this process lives. Raises OSError, and InUse."""
         if self._lock >= 0:
             return
-        lock = os.open(self.folder / self._lock_name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InUse(f"another host keeps its {self.what} in {self.folder}") from None
-        except InUse:
+        lock = os.open(self.folder / self._lock_name, os.O_RDWR | os.O_CREAT, 0o666)
+        is_mine = True
+        with contextlib.suppress(OSError):  # a file system without locks
+            is_mine = locks.try_lock_in_place(lock)
+        if not is_mine:
             os.close(lock)
-            raise
+            raise InUse(f"another host keeps its {self.what} in {self.folder}")
         self._lock = lock
 
 

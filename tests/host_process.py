@@ -48,14 +48,19 @@ def environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def running_host(
-    directory: Path, models: Path = MODELS, *flags: str, through: Sequence[str] = (), **settings: str
+    directory: Path,
+    models: Path = MODELS,
+    *flags: str,
+    through: Sequence[str] = (),
+    command: Sequence[str] = COMMAND,
+    **settings: str,
 ) -> Iterator[HostProcess]:
     """Runs a host on a free port until the scope is left; `directory` gets its log. `through` is a command that
     becomes the one behind it."""
     errors = directory / "serve.log"
     with errors.open("w") as stream:
         process = subprocess.Popen(
-            [*through, *COMMAND, "serve", "--models", str(models), "--port", "0", *flags],
+            [*through, *command, "serve", "--models", str(models), "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import os
-import resource
 import sys
 import time
 from collections import Counter
@@ -252,7 +252,10 @@ def _add_process(page: Page) -> None:
     if sys.platform == "linux":
         page.one(f.PROCESS_START, _started_at())
         page.one(f.PROCESS_OPEN_FDS, len(os.listdir("/proc/self/fd")))
-    page.one(f.PROCESS_MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        page.one(f.PROCESS_MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 @functools.cache

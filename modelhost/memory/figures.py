@@ -15,7 +15,7 @@ _CHUNK_BYTES: Final = 16 << 10
 
 def read_file(path: str | Path) -> bytes:
     """Returns what a file has. Any thread. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         text = os.read(descriptor, _CHUNK_BYTES)
         if len(text) < _CHUNK_BYTES:  # the kernel writes such a file whole, as far as there is room for it

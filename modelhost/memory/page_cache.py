@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 import re
@@ -31,7 +32,7 @@ from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES: Final = mmap.PAGESIZE
 
 #: The number is the same wherever Linux took it up after 2019; alpha and mips count otherwise.
 _CACHESTAT: Final = 451
@@ -97,7 +98,7 @@ def look_up(file: Path) -> FilePages | None:
     Takes some 50 to 200 microseconds for 20 MB, without the interpreter's lock, and leaves no mapping.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError:

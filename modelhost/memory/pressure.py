@@ -6,8 +6,7 @@ again as it likes: usage stays low while every run waits for the disk.
 
 from __future__ import annotations
 
-import os
-import resource
+import mmap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any, Final, Protocol
 from modelhost.memory.cgroup import find_group
 from modelhost.memory.figures import figure, read_file
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES: Final = mmap.PAGESIZE
 
 #: What the rule looks back on; the kernel's `avg10` has the same length.
 WINDOW_S: Final = 10.0
@@ -83,7 +82,7 @@ class KernelPressure:
             refaults = self._figure(stat, b"workingset_refault")  # before Linux 5.9, which refaulted files only
         inactive, active = self._figure(stat, b"inactive_file"), self._figure(stat, b"active_file")
         major_faults = self._figure(stat, b"pgmajfault")
-        own_faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        own_faults = _own_faults()
         some, full, is_machines = self._psi()
         return PressureReading(
             refaulted_bytes=None if refaults is None else refaults * _PAGE_BYTES,
@@ -116,6 +115,14 @@ class KernelPressure:
                 return some, full, False
         some, full = _psi(self._machine_psi)
         return some, full, some is not None
+
+
+def _own_faults() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def _psi(file: Path) -> tuple[float | None, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from modelhost.memory.figures import read_file
 
 LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Probe:
 
     def __init__(self, configured_limit_bytes: int | None = None, *, proc: Path = Path("/proc/self")) -> None:
         self._proc, self._configured_bytes = proc, configured_limit_bytes
-        self._machine_bytes = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+        self._machine_bytes = _machine_bytes()
         self._groups = find_limiting(proc)
         self._levels: tuple[Level, ...] = ()
         self.limit_bytes = 0
@@ -155,7 +156,10 @@ class Probe:
         return Usage(max(0, self.limit_bytes - room_bytes), raw)
 
     def _process_usage(self) -> Usage:
-        resident, shared = read_file(f"{self._proc}/statm").split()[1:3]
+        try:
+            resident, shared = read_file(f"{self._proc}/statm").split()[1:3]
+        except FileNotFoundError:  # no Linux
+            return _process_usage_elsewhere()
         anonymous = (int(resident) - int(shared)) * _PAGE_BYTES
         return Usage(anonymous, {"resident_bytes": int(resident) * _PAGE_BYTES, "anonymous_bytes": anonymous})
 
@@ -167,3 +171,19 @@ class Probe:
             int(memory.total - memory.available),
             {"total_bytes": int(memory.total), "available_bytes": int(memory.available)},
         )
+
+
+def _machine_bytes() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    import psutil  # Windows
+
+    return int(psutil.virtual_memory().total)
+
+
+def _process_usage_elsewhere() -> Usage:
+    import psutil
+
+    found = psutil.Process().memory_info()
+    private_bytes = int(getattr(found, "private", found.rss))  # only Windows tells them apart
+    return Usage(private_bytes, {"resident_bytes": int(found.rss), "private_bytes": private_bytes})

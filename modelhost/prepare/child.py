@@ -26,6 +26,12 @@ _REPORT_BYTES: Final = 4 << 20
 _LOG_BYTES: Final = 16 << 10
 _CHUNK_BYTES: Final = 1 << 16
 
+#: Windows: nobody could end a child with all that it has started.
+_NO_GROUPS: Final = (
+    f"nobody has opened it yet, which a child process does and {sys.platform} has no groups of processes for; "
+    "a model that was prepared elsewhere (modelhost prepare) is served here"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -56,6 +62,8 @@ class Child:
 
     def report(self, job: bytes, bounds: Bounds) -> bytes:
         """Runs a child on a job and returns what it reports; blocks. Raises PrepareFailed."""
+        if not hasattr(os, "killpg"):
+            raise PrepareFailed(_NO_GROUPS, "crash")
         with self._lock:
             if self.is_killed:
                 raise PrepareFailed("preparing was cancelled", "cancelled")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import windows
 from fake_monitor import AT, MB, FakeSource, event, model, snapshot
 
 from modelhost.cli.client import RequestFailed
@@ -469,19 +470,12 @@ def test_without_textual_the_live_view_says_what_to_install(
     assert source.looks == 0
 
 
-#: What only POSIX has: a module of ours that imports one of these cannot be imported on Windows.
-_POSIX_ONLY = ("resource", "fcntl", "termios", "pty", "tty", "pwd", "grp", "syslog", "uvloop", "readline", "curses")
-_POSIX_NAMES = {
-    "os": ("fork", "getuid", "geteuid", "sysconf", "sched_getaffinity", "setsid", "killpg", "O_NONBLOCK", "statvfs"),
-    "signal": ("SIGHUP", "SIGKILL", "SIGCHLD", "SIGUSR1", "SIGALRM", "pthread_sigmask"),
-}
-
 _AS_ON_WINDOWS = f"""
 import importlib.abc, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name in {_POSIX_ONLY!r}:
+        if name in {windows.MODULES!r}:
             frame = sys._getframe(1)
             while "importlib" in frame.f_code.co_filename:
                 frame = frame.f_back
@@ -489,10 +483,10 @@ class Finder(importlib.abc.MetaPathFinder):
             if frame.f_globals.get("__name__", "").startswith(("modelhost", "click", "textual", "rich")):
                 raise ImportError(f"{{name}} is not there on Windows")
 
-import asyncio, os, signal, subprocess, tempfile
-for name in {_POSIX_ONLY!r}:
+import asyncio, os, signal, subprocess, tempfile, time
+for name in {windows.MODULES!r}:
     sys.modules.pop(name, None)
-saved = [(sys.modules[module], name) for module, names in {_POSIX_NAMES!r}.items() for name in names]
+saved = [(sys.modules[module], name) for module, names in {windows.PARTS!r}.items() for name in names]
 saved = [(module, name, getattr(module, name)) for module, name in saved]
 for module, name, _ in saved:
     delattr(module, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhost import files
+from modelhost import files, locks
 
 WRITER = """
 import sys
@@ -88,7 +88,7 @@ def test_where_there_are_no_locks_only_what_is_old_is_left_over_whatever_the_clo
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     assert files.remove_left(tmp_path) == 2
     assert list(tmp_path.iterdir()) == [young]
     with files.folder_aside(tmp_path) as folder:

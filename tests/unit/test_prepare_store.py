@@ -16,7 +16,7 @@ from typing import Any
 import models_for_tests as build
 import pytest
 
-from modelhost import files
+from modelhost import files, locks
 from modelhost.config import ModelOptions, PrepareSettings
 from modelhost.prepare import Artifact, ArtifactStore, Identity, Manifest
 from modelhost.prepare.manifest import VariantFigures
@@ -468,7 +468,7 @@ def test_a_folder_aside_goes_when_building_fails(stage: Stage) -> None:
 def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, seen = files.fcntl.flock, list[Path]()
+    lock, seen = locks.fcntl.flock, list[Path]()
 
     def late(descriptor: int, operation: int) -> None:
         if not seen:
@@ -476,7 +476,7 @@ def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_
             seen[0].rmdir()
         lock(descriptor, operation)
 
-    monkeypatch.setattr(files.fcntl, "flock", late)
+    monkeypatch.setattr(locks.fcntl, "flock", late)
     with stage.store().aside() as folder:
         assert folder.is_dir()
         assert folder != seen[0]

@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,9 @@ _CHUNK_BYTES: Final = 1 << 20
 
 #: What has no lock, as the file system has none, is left by a crash where nobody has touched it for so long.
 _ABANDONED_S: Final = 3600.0
+
+#: Between two looks at whether a turn has come: what is waited for takes a second or more.
+_TURN_POLL_S: Final = 0.02
 
 #: What a folder says that is not to be written to: that is how the host was set up, and nothing to warn of.
 READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -72,6 +75,52 @@ def folder_aside(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextlib.contextmanager
+def turn(parent: Path, name: str, *, gives_up: Callable[[], bool]) -> Iterator[bool]:
+    """Waits while another process has the turn of this name; yields whether it is ours now. Blocking. Raises OSError.
+
+    It is not where `gives_up` says so first, or where the file system has no locks. A turn ends with its process; the
+    file that stands for it is one aside, so that what a crash leaves of it goes with the rest.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    place = f"{parent}/{_ASIDE}{name}"
+    descriptor = _take_turn(place, gives_up)
+    try:
+        yield descriptor >= 0
+    finally:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(place)  # who waits for it sees that it is gone, and makes another
+            os.close(descriptor)
+
+
+def _take_turn(place: str, gives_up: Callable[[], bool]) -> int:
+    """Returns the locked file of a turn, -1 where there is none to be had. Raises OSError."""
+    while True:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            while not locks.try_lock(descriptor):
+                if gives_up():
+                    os.close(descriptor)
+                    return -1
+                time.sleep(_TURN_POLL_S)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(place)
+            return -1
+        if _is_at(place, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_at(place: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(place), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def new_aside(parent: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,18 +34,28 @@ def prepare(
 ) -> Artifact:
     """Builds the artifact of `file` in a child process and returns it; blocks. Raises PrepareFailed.
 
+    While another process builds the same one it is waited for, within the time that `bounds` has for a child.
     `dimensions` are sizes of free dimensions to measure with, by symbol or `INPUT:AXIS`. With `is_last`
     a variant that meets the memory ceiling is done without, and the manifest says so; else it is a failure.
     """
     sizes = dimensions or _NO_SIZES
     key = _key(store, file, external, sizes)
-    former = store.stamp(key)
+    former, child = store.stamp(key), child or Child()
+    until = time.monotonic() + bounds.seconds
+
+    def gives_up() -> bool:
+        return child.is_killed or time.monotonic() > until
+
     try:
-        with store.aside() as folder:
+        # Hosts that share a cache prepare a model once: who comes second finds what the first has made.
+        with store.turn(key, gives_up=gives_up), store.aside() as folder:
+            made = store.get(key) if store.stamp(key) != former else None
+            if made is not None:
+                return made
             libraries = store.identity.custom_op_libraries
             job = _job(file, bounds, folder=folder, optimization="all", dimensions=sizes, libraries=libraries)
             job["is_last"] = is_last
-            manifest = _reported(job, bounds, child or Child())
+            manifest = _reported(job, bounds, child)
             if _key(store, file, external, sizes) != key:
                 raise PrepareFailed("the model's files changed while it was prepared", "changed")
             # Another host that was faster may be loading what it made.

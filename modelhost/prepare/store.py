@@ -3,6 +3,7 @@
     <cache>/<key>/manifest.json, model.onnx, model.bin     one artifact, renamed into place when whole
     <cache>/index/<hash of the model's place>.json          which key belongs to a file as it is now
     <cache>/tmp-<random>                                    what is being written, or was when a process was killed
+    <cache>/tmp-turn-<key>                                  locked by who prepares this key, so that others wait for it
 
 The key is a hash of the model's content and of all that its artifact depends on.
 """
@@ -15,7 +16,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -139,6 +140,12 @@ class ArtifactStore:
         """
         with files.folder_aside(self.cache) as folder:
             yield folder
+
+    @contextlib.contextmanager
+    def turn(self, key: str, *, gives_up: Callable[[], bool]) -> Iterator[None]:
+        """Waits while another host prepares what has this key, until `gives_up` says so. Raises OSError."""
+        with files.turn(self.cache, f"turn-{key}", gives_up=gives_up):
+            yield
 
     def adopt(self, folder: Path, manifest: Manifest) -> Artifact:
         """Makes a built folder the artifact of its key, at once and whole. Raises OSError.

@@ -178,6 +178,8 @@ class Preparer:
             return False
         try:
             external = _summary(file).external_files
+            if self._find(file, external, options.dimensions) is not None:
+                return True  # by another host, since this one has looked
             made = prepare(
                 self.store,
                 file,

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,4 +108,43 @@ def test_what_is_removed_is_out_of_its_place_before_any_of_it_has_gone(
     assert not folder.exists()
     monkeypatch.undo()
     assert files.remove_left(tmp_path) == len(b"weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_has_a_turn_at_a_time_and_leaves_nothing(tmp_path: Path) -> None:
+    had: list[str] = []
+    waits = threading.Event()
+
+    def second() -> None:
+        with files.turn(tmp_path, "key", gives_up=lambda: bool(waits.set())) as is_ours:
+            had.append(f"second, {is_ours}")
+
+    with files.turn(tmp_path, "key", gives_up=lambda: True) as is_ours:
+        had.append(f"first, {is_ours}")
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(10)
+        with files.turn(tmp_path, "key", gives_up=lambda: True) as is_ours:
+            had.append(f"third, {is_ours}")
+        assert files.remove_left(tmp_path) == 0  # locked
+        with files.turn(tmp_path, "another", gives_up=lambda: True) as is_ours:
+            had.append(f"another, {is_ours}")
+    thread.join(10)
+    assert had == ["first, True", "third, False", "another, True", "second, True"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_turn_that_a_crash_has_left_is_free(tmp_path: Path) -> None:
+    (tmp_path / "tmp-key").touch()
+    with files.turn(tmp_path, "key", gives_up=lambda: True) as is_ours:
+        assert is_ours
+
+
+def test_where_there_are_no_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    with files.turn(tmp_path, "key", gives_up=lambda: False) as is_ours:
+        assert not is_ours
     assert list(tmp_path.iterdir()) == []

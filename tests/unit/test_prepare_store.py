@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from modelhost import files, locks
 from modelhost.config import ModelOptions, PrepareSettings
-from modelhost.prepare import Artifact, ArtifactStore, Identity, Manifest
+from modelhost.prepare import Artifact, ArtifactStore, Identity, Manifest, launcher
+from modelhost.prepare.launcher import Bounds, Child
 from modelhost.prepare.manifest import VariantFigures
 from modelhost.runtime.preparing import Preparer
 
@@ -480,6 +482,36 @@ def test_a_folder_aside_that_another_host_cleans_up_before_it_is_locked_is_made_
     with stage.store().aside() as folder:
         assert folder.is_dir()
         assert folder != seen[0]
+
+
+def test_what_another_host_prepares_is_waited_for_and_not_prepared_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, found = threading.Event(), list[Artifact]()
+
+    class Waiting(Child):
+        @property
+        def is_killed(self) -> bool:  # asked again and again, by who waits
+            waits.set()
+            return False
+
+        @is_killed.setter
+        def is_killed(self, _: bool) -> None: ...
+
+    monkeypatch.setattr(launcher, "_reported", lambda *_: pytest.fail("a child was started"))
+    file, other = stage.model("a"), stage.store()
+
+    def second() -> None:
+        found.append(launcher.prepare(other, file, (), Bounds(1 << 20, 10), child=Waiting()))
+
+    first = stage.store()
+    with first.turn(first.key_of(file), gives_up=lambda: True):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(10)
+        made = stage.prepare(file)
+    thread.join(10)
+    assert found == [made]
 
 
 def test_an_artifact_can_be_read_by_whom_the_umask_lets(stage: Stage) -> None:

@@ -117,6 +117,8 @@ lock: $(VENV)/.test
 	  lock/mlserver.in -o lock/mlserver.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
 	  lock/docs.in -o lock/docs.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  pyproject.toml lock/ray.in -c lock/test.txt -o lock/ray.txt
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-mlserver .venv-docs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-clients .venv-mlserver .venv-docs .venv-ray build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

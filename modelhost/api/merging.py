@@ -1,6 +1,7 @@
 """What several processes say of themselves, as one answer for the host. Pure: answers in, an answer out.
 
-Each function takes the asked process's own answer first; `seat` numbers say whose the others are.
+Each function takes the asked process's own answer first; seats say whose the others are: numbers of processes, or names
+of a cluster's replicas (`label`).
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-#: A process's number, and the JSON that it has answered.
-Said: TypeAlias = tuple[int, Any]
+#: A process's number or name, and the JSON that it has answered.
+Seat: TypeAlias = int | str
+Said: TypeAlias = tuple[Seat, Any]
 
 #: The states of the repository extension, the one first that says most.
 _STATES: Final = ("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
@@ -58,11 +60,11 @@ def merge_index(said: Sequence[Said]) -> Any:
     return list(found.values())
 
 
-def merge_memory(said: Sequence[Said]) -> Any:
+def merge_memory(said: Sequence[Said], label: str = "worker") -> Any:
     """Returns the host's memory: what is read of the group from the first, models and events of all, by process."""
     first = dict(said[0][1])
-    first["models"] = _tagged(said, "models")
-    first["events"] = sorted(_tagged(said, "events"), key=lambda event: event["at"])
+    first["models"] = _tagged(said, "models", label)
+    first["events"] = sorted(_tagged(said, "events", label), key=lambda event: event["at"])
     first |= _of_all([answer for _, answer in said])
     first["page_cache"] = {**first["page_cache"], **_weights(first["models"])}
     return first
@@ -117,10 +119,13 @@ def merge_history(said: Sequence[Said]) -> Any:
     return first
 
 
-def merge_metrics(said: Sequence[tuple[int, str]]) -> str:
+def merge_metrics(
+    said: Sequence[tuple[Seat, str]], label: str = "worker", shared: tuple[str, ...] = _OF_THE_HOST
+) -> str:
     """Returns all processes' families in Prometheus' text format, with the process as the label `worker`.
 
-    What all of them read from the same place, such as usage, is there once and without it.
+    What all of them read from the same place, such as usage, is there once and without it: families that begin with
+    one of `shared`.
     """
     families: dict[str, list[str]] = {}
     heads: dict[str, list[str]] = {}
@@ -133,27 +138,27 @@ def merge_metrics(said: Sequence[tuple[int, str]]) -> str:
                 if len(head) < 2 and line not in head:
                     head.append(line)
                 families.setdefault(family, [])
-            elif family.startswith(_OF_THE_HOST):
+            elif family.startswith(shared):
                 if position == 0:
                     families[family].append(line)
             elif line:
-                families[family].append(_labelled(line, seat))
+                families[family].append(_labelled(line, label, seat))
     return "".join(f"{line}\n" for family, lines in families.items() for line in (*heads[family], *lines))
 
 
 # --- inside --------------------------------------------------------------------------------------
 
 
-def _labelled(line: str, seat: int) -> str:
+def _labelled(line: str, label: str, seat: Seat) -> str:
     name, brace, rest = line.partition("{")
     if brace and " " not in name:
-        return f'{name}{{worker="{seat}",{rest}'
+        return f'{name}{{{label}="{seat}",{rest}'
     name, _, value = line.partition(" ")
-    return f'{name}{{worker="{seat}"}} {value}'
+    return f'{name}{{{label}="{seat}"}} {value}'
 
 
-def _tagged(said: Iterable[Said], key: str) -> list[dict[str, Any]]:
-    return [{**entry, "worker": seat} for seat, answer in said for entry in answer[key]]
+def _tagged(said: Iterable[Said], key: str, label: str = "worker") -> list[dict[str, Any]]:
+    return [{**entry, label: seat} for seat, answer in said for entry in answer[key]]
 
 
 def _of_all(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def _of_worker(answer: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(known: dict[str, Any] | None, model: dict[str, Any], seat: int) -> dict[str, Any]:
+def _row(known: dict[str, Any] | None, model: dict[str, Any], seat: Seat) -> dict[str, Any]:
     """Adds a process's row of a model to what is known of it."""
     workers = [seat] if model["committed_bytes"] else []
     if known is None:

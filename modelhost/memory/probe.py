@@ -119,7 +119,7 @@ class Probe:
         if self._levels:
             return self._cgroup_usage()
         if self.limit_source == "setting":
-            return self._process_usage()
+            return self.own_usage()
         return self._machine_usage()
 
     def committed_bytes(self) -> int:
@@ -131,7 +131,7 @@ class Probe:
                         return int(line.split()[1]) * 1024
         except OSError:
             pass  # sandboxes without smaps_rollup have statm
-        return self._process_usage().usage_bytes
+        return self.own_usage().usage_bytes
 
     def _cgroup_usage(self) -> Usage:
         """The usage that leaves as little room under the limit as the tightest level has left.
@@ -151,11 +151,12 @@ class Probe:
                 room_bytes, raw = left, {"level_limit_bytes": level.limit_bytes, **figures.as_dict()}
         assert room_bytes is not None
         if self.limit_source == "setting":
-            own_bytes = own_bytes or self._process_usage().usage_bytes
+            own_bytes = own_bytes or self.own_usage().usage_bytes
             return Usage(max(own_bytes, self.limit_bytes - room_bytes), raw)
         return Usage(max(0, self.limit_bytes - room_bytes), raw)
 
-    def _process_usage(self) -> Usage:
+    def own_usage(self) -> Usage:
+        """Reads what this process has committed, whatever it shares its group with."""
         try:
             resident, shared = read_file(f"{self._proc}/statm").split()[1:3]
         except FileNotFoundError:  # no Linux

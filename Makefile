@@ -50,7 +50,7 @@ test: tested
 	exit $$status
 
 test-full: export MODELHOST_TEST_FULL := 1
-test-full: test
+test-full: .venv-ray/.made test
 
 test-failed: tested
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(ARGS)

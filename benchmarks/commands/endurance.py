@@ -110,3 +110,55 @@ def fuzz(requests: int, seed: int, save: Path | None, limit_bytes: int, out: Pat
 
     with options.report("fuzz", out, requests=requests, seed=seed, **options.limits(limit_bytes)) as report:
         case.run(report, requests=requests, seed=seed, limit_bytes=limit_bytes, save=save)
+
+
+@click.command()
+@options.count(200, "Models, of which a few get most of the requests.")
+@click.option("--size", "size_mb", type=float, default=5, show_default=True, help="Size of each, in MB.")
+@click.option("--seconds", type=click.FloatRange(1), default=45, show_default=True, help="Of load, before and after.")
+@click.option("--warm", "warm_s", type=click.FloatRange(0), default=30, show_default=True, help="Of load before that.")
+@click.option("--clients", type=click.IntRange(1), default=4, show_default=True, help="Processes that ask.")
+@click.option("--share", "share_bytes", type=options.Size(), default="400MB", show_default=True, help="Of a replica.")
+@click.option("--exponent", type=float, default=1.0, show_default=True, help="Of Zipf's law.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of who asks what.")
+@click.option("--contender", "names", multiple=True, help="Only this one; may be given several times.")
+@options.cache
+@options.out
+def cluster(
+    count: int,
+    size_mb: float,
+    seconds: float,
+    warm_s: float,
+    clients: int,
+    share_bytes: int,
+    exponent: float,
+    seed: int,
+    names: tuple[str, ...],
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    """Three nodes of Ray, one of which is killed under load: beside plain Ray Serve with multiplexed sessions.
+
+    Needs an environment with Ray: `make .venv-ray/.made`, then `.venv-ray/bin/python -m benchmarks cluster`. Clients
+    are tritonclient's. Each node is in a memory group of its own where one can be made. Ten minutes.
+    """
+    from benchmarks.cluster import run as case
+    from benchmarks.cluster.nodes import why_no_groups
+
+    reason = why_no_groups()
+    plan = case.Plan(
+        seconds=seconds, warm_s=warm_s, clients=clients, exponent=exponent, seed=seed, share_bytes=share_bytes
+    )
+    with options.report(
+        "cluster",
+        out,
+        models=count,
+        size_mb=size_mb,
+        seconds=seconds,
+        clients=clients,
+        share_bytes=share_bytes,
+        exponent=exponent,
+        seed=seed,
+        limit_kind="cgroup" if reason is None else f"none: {reason}",
+    ) as report:
+        case.run(report, options.models(report, count, cache, size_mb=size_mb), plan, names=names)

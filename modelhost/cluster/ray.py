@@ -65,7 +65,8 @@ class HostReplica:
 
     async def __del__(self) -> None:
         """Called by Serve when all requests are answered."""
-        await self._replica.close()
+        if hasattr(self, "_replica"):  # not where it could not be made
+            await self._replica.close()
 
 
 class HostIngress:
@@ -95,8 +96,11 @@ class Handle:
             found: Answered | None = await call.remote(asked, body, refused_by=refused_by)
         except DeploymentUnavailableError as error:
             raise HostStarting(f"the replicas could not be deployed: {error}") from None
-        except (asyncio.CancelledError, TaskCancelledError):
-            raise
+        except TaskCancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # it is us who have cancelled it
+                raise asyncio.CancelledError from None
+            raise ReplicaLost(type(error).__name__) from None
         except (RayError, RayServeException) as error:
             if not _is_loss(error):
                 raise

@@ -156,10 +156,10 @@ def wait_until_ready(server: Running, request: Request, wire: Wire, workload: Wo
 def wait_for_rest(server: Running) -> None:
     """Waits until the server is done with what wrk has left behind, a minute at most."""
     deadline = time.monotonic() + _REST_TIMEOUT_S
-    before, at = _cpu_s(server.pid), time.monotonic()
+    before, at = cpu_s(server.pid), time.monotonic()
     while at < deadline:
         time.sleep(2 * _POLL_S)
-        after, now = _cpu_s(server.pid), time.monotonic()
+        after, now = cpu_s(server.pid), time.monotonic()
         if (after - before) / (now - at) < _REST_SHARE:
             return
         before, at = after, now
@@ -172,8 +172,8 @@ def free_port() -> int:
         return port
 
 
-def _cpu_s(pid: int) -> float:
-    """CPU time of a process and its children."""
+def cpu_s(pid: int) -> float:
+    """Returns the CPU time of a process and its children so far."""
     total = 0.0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ _COLUMNS: Final = {
     "p50_ms": "p50",
     "p99_ms": "p99",
     "spread": "p99/p50",
+    "cpu_us": "CPU µs",
     "x_handwritten": "x hand-written",
     "x_bare": "x bare",
     "x_plain": "x plain",
@@ -121,8 +122,12 @@ def run(
 
 
 def hosts(workload: Workload, plan: Plan) -> list[Server]:
-    """Returns the host as it comes, and for `gemm` with and without batching, where it has that."""
+    """Returns the host as it comes, for `gemm` with and without batching, where it has that, and beside one of several
+    processes the same host as one."""
     given = dict(plan.settings or {})
+    if workers := given.get("SERVER_WORKERS"):
+        alone = {key: value for key, value in given.items() if key != "SERVER_WORKERS"}
+        return [servers.modelhost(f"modelhost, {workers} processes", given), servers.modelhost(settings=alone)]
     if workload.name == "gemm" and "batching.enabled" in valid_keys() and "BATCHING_ENABLED" not in given:
         return [
             servers.modelhost("modelhost, batching", given | {"BATCHING_ENABLED": "true"}),
@@ -183,6 +188,7 @@ def summarise(samples: Mapping[str, Sequence[Drive]]) -> Iterator[dict[str, Any]
         p50_ms, p99_ms = (
             statistics.median(times) for times in zip(*((d.p50_ms, d.p99_ms) for d in drives), strict=True)
         )
+        cpu_us = [drive.cpu_us for drive in drives if drive.cpu_us is not None]
         errors: dict[str, int] = {}
         for drive in drives:
             for kind, count in drive.errors.items():
@@ -196,6 +202,7 @@ def summarise(samples: Mapping[str, Sequence[Drive]]) -> Iterator[dict[str, Any]
             "p50_ms": round(p50_ms, 3),
             "p99_ms": round(p99_ms, 3),
             "spread": round(p99_ms / p50_ms, 2) if p50_ms else None,
+            "cpu_us": round(statistics.median(cpu_us), 1) if cpu_us else None,
             **{f"x_{yardstick.replace('-', '')}": ratio(drives, samples.get(yardstick)) for yardstick in YARDSTICKS},
             "errors": " ".join(f"{count} {kind}" for kind, count in errors.items()),
         }
@@ -235,7 +242,9 @@ def _contestant(server: Server, workload: Workload, form: str) -> Iterator[Conte
         script = wrk.write_script(Path(scratch), request)
 
         def measure(connections: int, seconds: float) -> Drive:
+            before_s = servers.cpu_s(running.pid)
             drive = wrk.drive(running.url + request.path, script, connections=connections, seconds=seconds)
+            drive = replace(drive, cpu_s=servers.cpu_s(running.pid) - before_s)
             servers.wait_for_rest(running)
             return drive
 

@@ -44,6 +44,13 @@ class Drive:
     max_ms: float
     errors: dict[str, int] = field(default_factory=dict)
     """By kind, those that there were; `status` is an answer of 400 and more."""
+    cpu_s: float | None = None
+    """What the server's processes took of all cores meanwhile; None where nobody looked."""
+
+    @property
+    def cpu_us(self) -> float | None:
+        """The same for each request, in microseconds."""
+        return None if self.cpu_s is None or not self.requests else self.cpu_s / self.requests * 1e6
 
     @property
     def requests_per_second(self) -> float:

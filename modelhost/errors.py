@@ -156,6 +156,15 @@ class InsufficientMemory(MemoryRefusal):
     code = "insufficient_memory"
 
 
+class HeldElsewhere(InsufficientMemory):
+    """Another process of the host holds the model, and it does not fit here beside that."""
+
+    def __init__(self, model: str, *, name: str, version: str, seat: int) -> None:
+        text = f"{model} is loaded in another process of the host, and does not fit twice"
+        super().__init__(text, needed_bytes=0, available_bytes=0)
+        self.name, self.version, self.seat = name, version, seat
+
+
 class ActivationsFull(InsufficientMemory):
     """Other runs hold the memory that this one needed; it fits when they have ended."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from modelhost.care import MEMORY_CRITICAL, Care
 from modelhost.conditions import Conditions
 from modelhost.config import ServerSettings, Settings
-from modelhost.errors import ConfigError, HostClosed, HostStarting, ModelHostError, Overloaded
+from modelhost.errors import ConfigError, HeldElsewhere, HostClosed, HostStarting, ModelHostError, Overloaded
 from modelhost.memory import MemoryManager, MemoryProbe, Probe, allocator
 from modelhost.memory.board import Seat, Siblings, most_of
 from modelhost.memory.thresholds import Thresholds, resolve
@@ -364,6 +364,8 @@ class Host:
         for entry in self.settings.models.preload:
             try:
                 loaded = await self.pool.load(entry.name, entry.version)
+            except HeldElsewhere:
+                log.info("preloaded %s in another process of the host: it does not fit twice", entry.name)
             except ModelHostError as error:
                 if not entry.optional:
                     raise ConfigError(f"models.preload: '{entry.name}' could not be loaded: {error}") from error

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from modelhost.memory.board import Board, Seat
+from modelhost.memory.board import Board
 from modelhost.runtime.building_steps import end_with_parent
 
 log = logging.getLogger("modelhost")
@@ -46,13 +46,13 @@ class _Process:
 class Supervisor:
     """Runs `serve` in as many processes as the board has seats. Main thread, and no other.
 
-    `serve` is called in each child with its seat and returns the exit status.
+    `serve` is called in each child with its seat's number and returns the exit status.
     """
 
     def __init__(
         self,
         board: Board,
-        serve: Callable[[Seat], int],
+        serve: Callable[[int], int],
         *,
         drain_timeout_s: float,
         on_end: Callable[[], None] = lambda: None,
@@ -110,9 +110,7 @@ class Supervisor:
             for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
                 signal.signal(caught, signal.SIG_DFL)
             end_with_parent(self._pid)
-            seat = Seat(self._board, number)
-            seat.sit()
-            status = self._serve(seat)
+            status = self._serve(number)
         except SystemExit as left:
             status = left.code if isinstance(left.code, int) else 1
         except BaseException:

@@ -17,7 +17,7 @@ import fastapi.dependencies.models
 import httpx
 
 from modelhost.api.app import create_app
-from modelhost.api.drain import DrainingServer, server_config
+from modelhost.api.drain import DrainingServer, Shared, server_config
 from modelhost.config import (
     BatchingSettings,
     LoggingSettings,
@@ -30,6 +30,7 @@ from modelhost.config import (
     Settings,
 )
 from modelhost.host import Host
+from modelhost.memory.board import Seat, Siblings
 from modelhost.pool import PoolSnapshot
 from modelhost.runtime.fake import FakeMemory, FakeRuntime, FakeScript
 
@@ -136,8 +137,11 @@ def _forget_routes() -> None:
 
 
 @contextmanager
-def serve(host: Host, **config: Any) -> Iterator[Served]:
-    """Serves `host` on a free port until the scope is left; `config` is for the server."""
+def serve(host: Host, *, private: socket.socket | None = None, **config: Any) -> Iterator[Served]:
+    """Serves `host` on a free port until the scope is left; `config` is for the server.
+
+    `private`: as one of several processes, which ask each other there.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     served = Served(host, listener.getsockname()[1])
     ready = threading.Event()
@@ -148,8 +152,10 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
         ready.set()
 
     app = create_app(host, on_ready=on_ready)
-    server = DrainingServer(server_config(app, 400, **config), host, app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    seat = host.siblings
+    shared = Shared(seat, listener, (private,) * seat.seats) if isinstance(seat, Seat) and private is not None else None
+    server = DrainingServer(server_config(app, 400, **config), host, app, shared=shared)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener] if shared is None else []})
     thread.start()
     try:
         assert ready.wait(_PATIENCE_S), "the host did not open"
@@ -166,7 +172,12 @@ def serve(host: Host, **config: Any) -> Iterator[Served]:
 
 
 def fake_host(
-    directory: Path, scripts: dict[str, FakeScript], *, machine: FakeMemory | None = None, **sections: dict[str, Any]
+    directory: Path,
+    scripts: dict[str, FakeScript],
+    *,
+    machine: FakeMemory | None = None,
+    siblings: Siblings | None = None,
+    **sections: dict[str, Any],
 ) -> Host:
     """A host of fake models on a fake machine, by default of 256 MB, of which 132 MB are for models."""
     for name in scripts:
@@ -178,6 +189,7 @@ def fake_host(
         settings(directory, **sections),
         runtime_factory=lambda settings, budgets: FakeRuntime(memory, scripts),
         probe=memory,
+        siblings=siblings,
     )
 
 

@@ -29,6 +29,29 @@ _LEFT_TIMES: Final = 5
 _NO_FILES_S: Final = 0.1
 
 
+def reserve(address: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """Binds a port (0: a free one) without listening on it.
+
+    `is_shared`: so that sockets of this user may listen on it beside each other; nobody does yet. Raises OSError.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((address, port))
+        if not is_shared:
+            return reserved
+        port = reserved.getsockname()[1]
+        reserved.close()  # bound alone, it would stay so
+        reserved = socket.socket(family, socket.SOCK_STREAM)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((address, port))
+    except BaseException:
+        reserved.close()
+        raise
+    return reserved
+
+
 class Acceptor:
     """Accepts from a socket that is bound and listens. Event-loop thread.
 

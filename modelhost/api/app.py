@@ -6,6 +6,7 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -18,6 +19,9 @@ from modelhost.api import errors, memory, models, monitor, page, repository, req
 from modelhost.api.access import Guard, check_origin
 from modelhost.api.access_log import KEY_NAME, AccessLog
 from modelhost.api.event_stream import IS_HEAD
+from modelhost.api.handed import Handed
+from modelhost.api.handover import PATH as HAND_OVER_PATH
+from modelhost.api.handover import HandOver
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
@@ -63,6 +67,8 @@ class ModelHostApp(FastAPI):
     """Writes a line for each request; None where none is wanted."""
     together: Together | None = None
     """What answers for all processes of a host that is several."""
+    handed: Handed | None = None
+    """What runs for those other processes what does not fit there."""
     rpc: RpcServer | None = None
     """What answers gRPC, once the host is open and where it is asked for."""
 
@@ -80,6 +86,9 @@ class ModelHostApp(FastAPI):
         """Answers inference requests, and leaves everything else to the framework; refuses who has no key for it."""
         if scope["type"] == "http":
             request_ids.begin(_sent_id(scope))
+            if self.handed is not None and scope["path"] == HAND_OVER_PATH and self._is_ours(scope):
+                await self.handed.respond(scope, receive, send)
+                return
             if self.access_log is not None:
                 await self.access_log.watch(self._answer, scope, receive, send)
                 return
@@ -205,6 +214,9 @@ def create_app(
     app.infer, app.predictions, app.short_cut, app.feed, app.guard = infer, predictions, short_cut, feed, guard
     if isinstance(host.siblings, Seat):
         app.together = Together(Peers(host.siblings), app.route, host.settings)
+        app.handed = Handed(inference)
+        inference.elsewhere = handing = HandOver(host.siblings, inference)
+        metrics.handed_over = lambda: handing.handed_over
         feed.whole = app.together.monitor
     app.access_log = AccessLog() if host.settings.logging.access else None
     return app
@@ -287,7 +299,7 @@ class _Opening:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         host, app = self._host, self._app
-        rpc = _rpc_server(host, app.guard, app.access_log)
+        rpc = _rpc_server(host, app)
         if rpc is not None:
             stack.callback(rpc.release_port)
         await host.open()
@@ -297,6 +309,8 @@ class _Opening:
         stack.push_async_callback(alerts.stop)
         stack.push_async_callback(self._inference.close)
         self._inference.open()
+        if app.handed is not None:
+            app.handed.open()
         app.feed.open()
         app.short_cut.open()
         if rpc is not None:
@@ -317,19 +331,22 @@ class _Opening:
             await self._on_ready()
 
 
-def _rpc_server(host: Host, guard: Guard | None, access_log: AccessLog | None) -> RpcServer | None:
-    """Takes the gRPC port where one is asked for. Raises ConfigError.
-
-    Its libraries are an extra, and are imported before the host measures what it holds itself.
-    """
+def _rpc_server(host: Host, app: ModelHostApp) -> RpcServer | None:
+    """Takes the gRPC port where one is asked for. Raises ConfigError."""
     if host.settings.server.grpc_port is None:
         return None
+    server: RpcServer = import_rpc().RpcServer(host, app.guard, app.access_log, app.together)
+    return server
+
+
+def import_rpc() -> ModuleType:
+    """Imports gRPC, which is an extra, before the host measures what it holds itself. Raises ConfigError."""
     try:
-        from modelhost.api.rpc.server import RpcServer
+        from modelhost.api.rpc import server as found
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("grpc", "google"):
             raise
         raise ConfigError(
             f"server.grpc_port is set, but gRPC is not installed ({error}): pip install 'modelhost[grpc]'"
         ) from None
-    return RpcServer(host, guard, access_log)
+    return found

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from types import FrameType
@@ -44,13 +44,13 @@ _STOPPING_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What one of several processes listens on."""
+    """What one of several processes listens on; made before it has a seat."""
 
     seat: Seat
     listener: socket.socket
     """Bound and listening; all processes accept from it."""
-    private: socket.socket
-    """The same, for what the processes ask each other; this one's alone."""
+    privates: Sequence[socket.socket]
+    """The same, for what the processes ask each other: each one's own, by seat."""
 
 
 def server_config(app: ModelHostApp, connections: int, **more: Any) -> uvicorn.Config:
@@ -151,7 +151,7 @@ class DrainingServer(uvicorn.Server):
         kind.door.left = lambda: seat.publish(Figure.CONNECTIONS, connections())
         self._acceptors = [
             Acceptor(shared.listener, make, seat=seat, connections=connections, tls=config.ssl),
-            Acceptor(shared.private, make),
+            Acceptor(shared.privates[seat.number], make),
         ]
         for acceptor in self._acceptors:
             acceptor.start()

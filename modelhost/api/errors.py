@@ -49,6 +49,7 @@ STATUSES: Final[Mapping[type[errors.ModelHostError], int]] = {
 #: memory of models comes back when their users are done.
 _RETRY_AFTER_S: Final[Mapping[type[errors.ModelHostError], int]] = {
     errors.InsufficientMemory: 2,
+    errors.HeldElsewhere: 2,
     errors.ActivationsFull: 1,
     errors.Overloaded: 1,
     errors.DeadlineExceeded: 1,

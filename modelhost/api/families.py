@@ -58,6 +58,10 @@ TRACES_DROPPED: Final = _counter(
     "modelhost_traced_requests_dropped_total", "Requests that were not, as tracing.max_waiting others waited."
 )
 
+HANDED_OVER: Final = _counter(
+    "modelhost_handed_over_total", "Requests that another process of the host ran, as the model fits only once."
+)
+
 # --- memory ----------------------------------------------------------------------------------------------
 
 MEMORY_LIMIT: Final = _gauge("modelhost_memory_limit_bytes", "Memory limit in force.")

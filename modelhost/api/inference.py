@@ -14,7 +14,7 @@ from modelhost.api.buffers import BufferPool
 from modelhost.api.codec import InferRequest, OutputRequest
 from modelhost.api.deadlines import within
 from modelhost.api.metrics import Metrics
-from modelhost.errors import HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
+from modelhost.errors import HeldElsewhere, HostClosed, InsufficientMemory, Overloaded, RequestTooLarge
 from modelhost.host import Budgets, Host
 from modelhost.pool import Kept, Lease, ModelKey, Timing
 from modelhost.pool.statistics import ModelStatistics
@@ -91,6 +91,27 @@ class _Of(NamedTuple):
     statistics: ModelStatistics
 
 
+class Elsewhere(Protocol):
+    """Has another process of the host run what does not fit here."""
+
+    async def run(
+        self,
+        held: HeldElsewhere,
+        target: tuple[str, str | None],
+        face: Face,
+        decoded: InferRequest,
+        hold: ByteHold,
+        encoding: Encoding[A],
+        *,
+        deadline: float,
+        timing: Timing,
+    ) -> A:
+        """Returns the answer that `Inference.run` is to give, of the process that `held` names."""
+
+    def close(self) -> None:
+        """Ends what is kept open."""
+
+
 class Inference:
     """Leases, runs and encodes within the budget of all requests' bytes. Event-loop thread."""
 
@@ -99,6 +120,8 @@ class Inference:
 
     def __init__(self, host: Host, metrics: Metrics) -> None:
         self.host, self.metrics = host, metrics
+        self.elsewhere: Elsewhere | None = None
+        """None for a host that is one process."""
 
     def begin(self, headers: Iterable[tuple[Any, Any]]) -> Timing:
         """Returns the timing of a request that has just come, with these headers."""
@@ -120,6 +143,8 @@ class Inference:
 
     async def close(self) -> None:
         """Ends what was begun by `open`."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
 
     def _resize(self, budgets: Budgets) -> None:
         self.budget.resize(budgets.decoding_bytes)
@@ -179,11 +204,32 @@ class Inference:
     ) -> A:
         """Returns the answer, loading the model where it is not loaded; a large one is claimed in `hold`.
 
+        Where the model does not fit, and another process of the host holds it, that one runs it.
         `target` is the name and the version that were asked for, `face` what the request was decoded for,
         `deadline` is on the event loop's clock. Raises what Pool.acquire and Lease.run_checked raise,
         InvalidRequest and InvalidTensor where the model has another face now, and UnrepresentableOutput,
         RequestTooLarge and Overloaded for the answer.
         """
+        try:
+            return await self.run_here(target, face, decoded, hold, encoding, deadline=deadline, timing=timing)
+        except HeldElsewhere as error:
+            if self.elsewhere is None:
+                raise
+            held = error.with_traceback(None)
+        return await self.elsewhere.run(held, target, face, decoded, hold, encoding, deadline=deadline, timing=timing)
+
+    async def run_here(
+        self,
+        target: tuple[str, str | None],
+        face: Face,
+        decoded: InferRequest,
+        hold: ByteHold,
+        encoding: Encoding[A],
+        *,
+        deadline: float,
+        timing: Timing,
+    ) -> A:
+        """The same in this process, or not at all; raises HeldElsewhere too."""
         lease = await self.host.pool.acquire_known(*target, deadline=deadline)
         hold.begin_use()  # the run may outlive the request, and has its tensors
         lease.when_over(hold.end_use)

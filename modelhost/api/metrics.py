@@ -89,6 +89,8 @@ class Metrics:
         """What the page has of them; they look at what is counted here."""
         self.traces: Callable[[], tuple[int, int]] | None = None
         """Returns how many requests were traced and how many were left out; None where none are."""
+        self.handed_over: Callable[[], int] | None = None
+        """Returns how many requests another process of the host ran; None for a host that is one."""
 
     def observe(self, outcome: str, took_s: float) -> None:
         """Counts one inference request that failed; `outcome` is the error's code."""
@@ -141,6 +143,8 @@ class Metrics:
         if self.traces is not None:
             for family, count in zip((f.TRACED, f.TRACES_DROPPED), self.traces(), strict=True):
                 page.one(family, count)
+        if self.handed_over is not None:
+            page.one(f.HANDED_OVER, self.handed_over())
         page.by_label(f.REFUSALS, dict.fromkeys(_REFUSAL_CODES, 0) | snapshot.counters.refusals)
 
 

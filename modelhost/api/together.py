@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from modelhost.api.merging import (
 )
 from modelhost.api.peers import ALONE, QUICK_S, Peers, Reply
 from modelhost.config import Settings
+from modelhost.errors import HeldElsewhere
 
 log = logging.getLogger("modelhost")
 
@@ -86,18 +88,63 @@ class Together:
         whole: dict[str, Any] = merge_monitor([(self._peers.seat.number, own), *others])
         return whole
 
+    # --- for other protocols -------------------------------------------------------------------------
+
+    async def statistics(self, own: dict[str, Any], name: str | None, version: str | None) -> dict[str, Any]:
+        """Returns what requests took in all processes; `own` is what they took in this one."""
+        path = "/v2/models" + "".join(f"{word}/{quote(part, safe='')}" for word, part in _named(name, version))
+        others = await self._others("GET", f"{path}/stats")
+        whole: dict[str, Any] = merge_statistics([(self._peers.seat.number, own), *others])
+        return whole
+
+    async def index(self, own: list[dict[str, str]], *, only_ready: bool) -> list[dict[str, str]]:
+        """Returns every version in the state that says most of it."""
+        others = await self._others("POST", "/v2/repository/index", {"ready": only_ready})
+        whole: list[dict[str, str]] = merge_index([(self._peers.seat.number, own), *others])
+        return whole
+
+    async def load(self, name: str, load: Callable[[], Awaitable[object]]) -> None:
+        """Has all processes load a model, this one first by `load`; done where one of them has what fits only once."""
+        held: HeldElsewhere | None = None
+        try:
+            await load()
+        except HeldElsewhere as error:
+            held = error.with_traceback(None)
+        others = await self._others("POST", f"/v2/repository/models/{quote(name, safe='')}/load", {})
+        if held is not None and not others:
+            raise held
+
+    async def unload(self, name: str) -> None:
+        """Has the others unload a model, which this process has done."""
+        await self._others("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+
+    async def _others(self, method: str, path: str, document: Any = None) -> list[tuple[int, Any]]:
+        """Returns what the others answer, those that do; who asked this process was let in."""
+        body = b"" if document is None else json.dumps(document).encode()
+        timeout_s = QUICK_S if method == "GET" else self._slow_s
+        replies = await self._peers.ask(method, path.encode(), (), body, timeout_s=timeout_s, is_trusted=True)
+        for reply in replies:
+            if reply.status >= 400:
+                _warn(reply)
+        return [(reply.seat, json.loads(reply.body) if reply.body else None) for reply in replies if reply.status < 400]
+
+    # --- over HTTP -----------------------------------------------------------------------------------
+
     async def respond(self, merge: Merge, scope: Scope, receive: Receive, send: Send) -> None:
         """Asks everybody, this process too, and answers."""
         body = await _body(receive)
         is_load = scope["path"].endswith("/load")
         if is_load:  # prepared here, once, and found by the others
             own = await self._ask_own(scope, body)
-            replies = await self._ask_others(scope, body) if own.status < 400 else []
+            is_theirs = own.status == 503 and _is_for_memory(own.body)
+            replies = await self._ask_others(scope, body) if own.status < 400 or is_theirs else []
+            if is_theirs and (done := next((reply for reply in replies if reply.status < 400), None)):
+                own.status, own.body = done.status, done.body
         else:
             own, replies = await asyncio.gather(self._ask_own(scope, body), self._ask_others(scope, body))
         for reply in replies:
             if merge is _own and reply.status >= 400 > own.status:
-                log.warning("process %d of the host answers %d: %s", reply.seat, reply.status, reply.body[:500])
+                _warn(reply)
         good = [(reply.seat, reply.body) for reply in replies if reply.status == own.status]
         answer = own.body if own.status >= 400 else merge([(self._peers.seat.number, own.body), *good])
         await own.send(send, answer)
@@ -113,6 +160,20 @@ class Together:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         timeout_s = QUICK_S if method == "GET" else self._slow_s
         return await self._peers.ask(method, target, headers, body, timeout_s=timeout_s)
+
+
+def _warn(reply: Reply) -> None:
+    log.warning("process %d of the host answers %d: %s", reply.seat, reply.status, reply.body[:500])
+
+
+def _named(name: str | None, version: str | None) -> list[tuple[str, str]]:
+    found = [("", name), ("/versions", version)]
+    return [(word, part) for word, part in found if part is not None]
+
+
+def _is_for_memory(answer: bytes) -> bool:
+    """Whether a load was refused for memory: another process may have the model, which is enough then."""
+    return bool(json.loads(answer).get("code") == HeldElsewhere.code)
 
 
 class _Captured:

@@ -113,69 +113,75 @@ def _serve(settings: Settings, fixed_keys: tuple[Key, ...], secret: bytes | None
     listener = _bind(settings.server.host, settings.server.port)
     workers = cores() if settings.server.workers == "auto" else settings.server.workers
     if workers == 1:
-        _serve_alone(settings, keys, secret, read, listener)
+        Service(settings, listener, keys=keys, alerts_secret=secret, read=read).run()
     else:
         from modelhost.cli.serve_together import serve_together
 
-        serve_together(workers, settings, listener, partial(_serve_alone, settings, keys, secret, read, listener))
+        serve_together(workers, settings, listener, partial(Service, keys=keys, alerts_secret=secret, read=read))
 
 
-def _serve_alone(
-    settings: Settings,
-    keys: KeyRing | None,
-    alerts_secret: bytes | None,
-    read: Callable[[], Settings],
-    listener: socket.socket,
-    shared: Shared | None = None,
-    *,
-    announces: bool = True,
-) -> None:
-    """Serves until a signal ends it. `shared`: as one of several processes. Raises ConfigError."""
-    from modelhost.api.app import create_app
-    from modelhost.api.drain import DrainingServer
-    from modelhost.host import Host
+class Service:
+    """The host behind its server. Of several processes the parent makes it, so that they share what it is made of."""
 
-    host = Host(settings, siblings=None if shared is None else shared.seat)
-    connections = _connections(settings.server)
-    server: DrainingServer
-    failure: list[ConfigError] = []
-    if keys is not None:
-        host.on_reload.append(keys.reload)
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        shared: Shared | None = None,
+        *,
+        keys: KeyRing | None,
+        alerts_secret: bytes | None,
+        read: Callable[[], Settings],
+    ) -> None:
+        """`shared`: as one of several processes. Begins no thread. Raises ConfigError."""
+        from modelhost.api.app import create_app
+        from modelhost.api.drain import DrainingServer
+        from modelhost.host import Host
 
-    def on_failure(error: ConfigError) -> None:
-        failure.append(error)
-        server.end()
+        self._settings, self._listener, self._shared = settings, listener, shared
+        self._announces = True
+        self._failure: list[ConfigError] = []
+        self._host = host = Host(settings, siblings=None if shared is None else shared.seat)
+        if keys is not None:
+            host.on_reload.append(keys.reload)
+        self._app = create_app(
+            host, keys=keys, alerts_secret=alerts_secret, on_ready=self._announce, on_failure=self._fail
+        )
+        self._server = DrainingServer(
+            _server_config(self._app, _connections(settings.server), settings.server),
+            host,
+            self._app,
+            leave=lambda: os._exit(0),
+            on_hangup=lambda: _reload(host, read),
+            shared=shared,
+        )
+
+    def run(self, *, announces: bool = True) -> None:
+        """Serves until a signal ends it; `announces`: says where. Raises ConfigError."""
+        self._announces = announces
+        if self._settings.models.preload and announces:
+            url = _shown(self._host, self._listener)[1]
+            log.info("%s answers; it is ready when models.preload is loaded", url)
+        for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
+            signal.signal(number, self._server.handle_exit)
+        try:
+            self._server.run(sockets=[self._listener] if self._shared is None else [])
+        except SystemExit:
+            if not self._failure:
+                raise
+        finally:
+            self._listener.close()
+        if self._failure:
+            raise self._failure[0]
+
+    def _fail(self, error: ConfigError) -> None:
+        self._failure.append(error)
+        self._server.end()
         # The server would print the framework's traceback for what is one line of ours.
         logging.getLogger("uvicorn.error").disabled = True
 
-    app = create_app(
-        host,
-        keys=keys,
-        alerts_secret=alerts_secret,
-        on_ready=lambda: _announce(host, server, listener, app, is_quiet=not announces),
-        on_failure=on_failure,
-    )
-    server = DrainingServer(
-        _server_config(app, connections, settings.server),
-        host,
-        app,
-        leave=lambda: os._exit(0),
-        on_hangup=lambda: _reload(host, read),
-        shared=shared,
-    )
-    if settings.models.preload and announces:
-        log.info("%s answers; it is ready when models.preload is loaded", _shown(host, listener)[1])
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
-        signal.signal(number, server.handle_exit)
-    try:
-        server.run(sockets=[listener] if shared is None else [])
-    except SystemExit:
-        if not failure:
-            raise
-    finally:
-        listener.close()
-    if failure:
-        raise failure[0]
+    async def _announce(self) -> None:
+        await _announce(self._host, self._server, self._listener, self._app, is_quiet=not self._announces)
 
 
 def _server_config(app: ModelHostApp, connections: int, server: ServerSettings) -> uvicorn.Config:

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
+from modelhost.memory.shelf import Shelf, Shelves
+
 #: Who holds the lock does so for a decision, a fraction of a millisecond; one that was stopped in the middle of it (a
 #: debugger, SIGSTOP) must not stop the others.
 _PATIENCE_S: Final = 0.05
@@ -72,6 +74,8 @@ class Board:
         """What only the host's own processes know."""
         self._pages = mmap.mmap(-1, (_HEAD_CELLS + seats * _SEAT_CELLS) * _CELL_BYTES)
         self._cells = memoryview(self._pages).cast("q")
+        self.shelves = Shelves(seats)
+        """Which models each process holds."""
         self._lock = _file_in_memory()
         self._pipes = [os.pipe() for _ in range(seats)]
         for ends in self._pipes:
@@ -113,6 +117,7 @@ class Board:
         """Takes back all that a process had written that has ended, and tells the others."""
         for figure in Figure:
             self.write(seat, figure, 0)
+        self.shelves.clear(seat)
         for other in range(self.seats):
             if other != seat:
                 self.poke(other)
@@ -200,6 +205,16 @@ class Siblings:
         """
         return 0
 
+    def show(self, model: str) -> None:
+        """Lets the others know that a model is held here, or will be in a moment."""
+
+    def hide(self, model: str) -> None:
+        """Lets them know that it is not, or will not be in a moment."""
+
+    def holder(self, model: str) -> int | None:
+        """Returns the number of another one that holds a model, or will in a moment; None: nobody does."""
+        return None
+
     def is_my_turn(self) -> bool:
         """Whether of all idle models the one that has rested longest is here: who has it lets go first."""
         return True
@@ -210,14 +225,19 @@ class Seat(Siblings):
 
     is_alone = False
 
-    def __init__(self, board: Board, number: int) -> None:
+    def __init__(self, board: Board, number: int = 0) -> None:
         self.board, self.number, self.seats = board, number, board.seats
+        self._shelf = Shelf(board.shelves, number)
         self._is_deciding = False
 
-    def sit(self) -> None:
-        """Takes the seat, for the process that calls."""
+    def sit(self, number: int | None = None) -> None:
+        """Takes the seat, for the process that calls; with a number that one, whichever it was made for."""
+        if number is not None:
+            self.number = number
+            self._shelf = Shelf(self.board.shelves, number)
         for figure in Figure:
             self.publish(figure, 0)
+        self.board.shelves.clear(self.number)
         self.publish(Figure.PID, os.getpid())
 
     @property
@@ -261,6 +281,18 @@ class Seat(Siblings):
         if first == self.number or not self._rests_longest([seat for seat in self.seated if seat != first]):
             return 0
         return read(first, Figure.WANTED)
+
+    def show(self, model: str) -> None:
+        """See Siblings."""
+        self._shelf.show(model)
+
+    def hide(self, model: str) -> None:
+        """See Siblings."""
+        self._shelf.hide(model)
+
+    def holder(self, model: str) -> int | None:
+        """See Siblings."""
+        return next((seat for seat in self.seated if self.board.shelves.has(seat, model)), None)
 
     def is_my_turn(self) -> bool:
         """See Siblings; also where nothing rests anywhere, and of two that rested equally long, the first one's."""

@@ -227,8 +227,7 @@ class Arrivals:
 
     def load(self, slot: Slot, plan: LoadPlan) -> Coroutine[Any, Any, None]:
         """Reserves at once; the coroutine loads, settles and grants."""
-        slot.move(SlotState.LOADING)
-        self._table.queue.remove(slot)
+        self._table.loading(slot)
         slot.reservation = self._memory.ledger.reserve(str(slot.key), plan.peak_bytes)
         cancel, inspection, file, stamp = CancelToken(), slot.inspection, slot.file, slot.stamp
         assert inspection is not None

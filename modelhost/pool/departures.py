@@ -63,7 +63,7 @@ class Departures:
     def let_go(self, slot: Slot, *, cause: str) -> None:
         """Unloads a ready slot: at once where it is idle, else when its last lease has ended."""
         if slot.leases:
-            slot.move(SlotState.DRAINING)
+            self._table.drain(slot)
         else:
             self.depart(slot, cause=cause)
 

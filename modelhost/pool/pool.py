@@ -16,7 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from modelhost.config import BatchingSettings, ModelsSettings, PoolSettings
-from modelhost.errors import DeadlineExceeded, HostClosed, ModelBroken, ModelHostError, ModelNotFound, Overloaded
+from modelhost.errors import (
+    DeadlineExceeded,
+    HeldElsewhere,
+    HostClosed,
+    ModelBroken,
+    ModelHostError,
+    ModelNotFound,
+    Overloaded,
+)
 from modelhost.memory import MemoryManager, Recovery
 from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import BatchRule
@@ -80,6 +88,7 @@ class Pool:
             statistics=self.statistics,
             batching=BatchRule(batching.max_rows, batching.max_delay) if batching.enabled else None,
             order=eviction_order(settings.eviction),
+            siblings=memory.siblings,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -146,7 +155,8 @@ class Pool:
 
         A load that is waited for counts as a cold start unless no request asks for it (`is_request`).
         Waits until `deadline` (the event loop's clock) or `pool.wait_timeout_s`. Raises ModelNotFound,
-        ModelBroken, NeverFits, InsufficientMemory, Overloaded, DeadlineExceeded or HostClosed.
+        ModelBroken, NeverFits, InsufficientMemory (HeldElsewhere where another process of the host can
+        answer), Overloaded, DeadlineExceeded or HostClosed.
         """
         self._check_open()
         loop = asyncio.get_running_loop()
@@ -175,6 +185,9 @@ class Pool:
             if slot is not None and slot.state is SlotState.READY:
                 self._table.unloaded.discard(file.name)
                 return self._table.grant(slot)
+            held = self._scheduler.elsewhere.recent(ModelKey.of(file)) if slot is None and is_request else None
+            if held is not None:
+                raise held
             began = self._clock()
             try:
                 lease = await self._wait_for_grant(file, deadline)
@@ -225,7 +238,8 @@ class Pool:
             if isinstance(error, TimeoutError):
                 error = DeadlineExceeded(f"loading {slot.key}", waited_s=loop.time() - started)
             if isinstance(error, ModelHostError):
-                self.accounts.counters.refuse(error.code)
+                if not isinstance(error, HeldElsewhere):  # which is answered there
+                    self.accounts.counters.refuse(error.code)
                 # Waiters share one error; each raises its own, else tracebacks pile up on it.
                 raise error.twin() from None
             raise

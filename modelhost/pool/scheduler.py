@@ -26,6 +26,7 @@ from modelhost.pool.background import Background
 from modelhost.pool.catalog import Catalog
 from modelhost.pool.changes import Changes
 from modelhost.pool.departures import Departures
+from modelhost.pool.elsewhere import Elsewhere
 from modelhost.pool.faces import Faces
 from modelhost.pool.failures import Failures
 from modelhost.pool.key import ModelKey
@@ -70,6 +71,7 @@ class Scheduler:
         self.accounts = Accounts()
         self.counters = self.accounts.counters
         self.failures = Failures(backoff_s=settings.failure_backoff_s, backoff_max_s=settings.failure_backoff_max_s)
+        self.elsewhere = Elsewhere(memory.siblings, clock)
         self.faces = Faces(catalog, runtime, memory.conditions)
         self._table, self._memory, self._runner = table, memory, runner
         self._settings, self._clock = settings, clock
@@ -234,6 +236,8 @@ class Scheduler:
             if isinstance(decision, Load):
                 self._begin(self._arrivals.load(slot, plan))
                 return True
+            if self._is_sent_away(slot, decision, is_dear=plan.variant == "heap"):
+                return False
             if isinstance(decision, Wait | Refuse) and self._is_to_change_places(slot, decision, figures, plan):
                 self._change_places(slot)
                 return True
@@ -256,7 +260,21 @@ class Scheduler:
         if isinstance(decision, Load):
             self._begin_beside(self._arrivals.prepare(slot, ceiling, is_last=ceiling >= largest))
             return True
+        if self._is_sent_away(slot, decision, is_dear=True):
+            return False
         return self._carry_out(slot, decision, _first_look(slot.key, ceiling), ceiling)
+
+    def _is_sent_away(self, slot: Slot, decision: Decision, *, is_dear: bool) -> bool:
+        """Sends who waits to another process of the host that holds the model, where it does not fit here, or where it
+        is dear and others would have to leave for it."""
+        if slot.is_unproven or isinstance(decision, Load | Trim) or (isinstance(decision, Evict) and not is_dear):
+            return False
+        held = self.elsewhere.holder(slot.key)
+        if held is None:
+            return False
+        self.elsewhere.note(slot.key)
+        self._table.drop(slot, held)
+        return True
 
     def _begin_ahead(self, slot: Slot, inspection: Inspection, figures: Figures) -> bool:
         """Loads what is likely to be wanted where nobody has to leave or wait for it, and no child to open it; else

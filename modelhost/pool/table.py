@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from cachetools import LRUCache
 
 from modelhost.errors import ModelHostError
+from modelhost.memory.board import Siblings
 from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import BatchRule
 from modelhost.pool.eviction import Candidate
@@ -43,6 +44,7 @@ class SlotTable:
         statistics: Statistics,
         batching: BatchRule | None = None,
         order: EvictionOrder | None = None,
+        siblings: Siblings | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -61,6 +63,7 @@ class SlotTable:
         self._runner, self._activations = runner, activations
         self._statistics, self._batching = statistics, batching
         self._order: EvictionOrder = order or LeastRecentlyUsed()
+        self._siblings = siblings or Siblings()
         self._clock, self._wall_clock = clock, wall_clock
 
     def __iter__(self) -> Iterator[Slot]:
@@ -152,9 +155,16 @@ class SlotTable:
         self._idle.pop(predecessor, None)  # nobody comes for it any more
         return predecessor
 
+    def loading(self, slot: Slot) -> None:
+        """Takes a slot out of the queue, whose load begins."""
+        slot.move(SlotState.LOADING)
+        self.queue.remove(slot)
+        self._siblings.show(str(slot.key))
+
     def ready(self, slot: Slot) -> None:
         """Makes a loaded slot ready and grants its waiters, those that are still there."""
         slot.move(SlotState.READY)
+        self._siblings.show(str(slot.key))
         slot.is_wanted = False
         slot.runs = self.runs(slot, self._statistics.of(slot.key))
         slot.runs_before = slot.runs.statistics.execution_count
@@ -167,15 +177,22 @@ class SlotTable:
         if slot.leases == 0:
             self._rest(slot)
 
+    def drain(self, slot: Slot) -> None:
+        """Has a slot grant nothing from here on, and leave when its last lease has ended."""
+        slot.move(SlotState.DRAINING)
+        self._hide(slot)
+
     def withdraw(self, slot: Slot) -> None:
         """Takes an idle or drained slot out of reach: it grants nothing from here on."""
         slot.move(SlotState.UNLOADING)
+        self._hide(slot)
         slot.runs = None
         self._idle.pop(slot, None)
 
     def requeue(self, slot: Slot, *, is_first: bool = False) -> None:
         """Queues a slot again: its memory has gone while requests came in, or it has to be looked at anew."""
         slot.move(SlotState.QUEUED)
+        self._hide(slot)
         _tell_departed(slot)
         slot.blocked_since = None
         slot.inspection = None  # the files may be others now
@@ -186,6 +203,7 @@ class SlotTable:
         if slot in self.queue:
             self.queue.remove(slot)
         slot.move(SlotState.GONE)
+        self._hide(slot)
         if self._slots.get(slot.key) is slot:
             del self._slots[slot.key]
         self._aside.discard(slot)
@@ -196,6 +214,11 @@ class SlotTable:
         for waiter in waiters:
             waiter.fail(error)
         _tell_departed(slot)
+
+    def _hide(self, slot: Slot) -> None:
+        """Has other processes of the host ask here no more, unless another slot of the model answers them."""
+        if self._slots.get(slot.key) is slot:
+            self._siblings.hide(str(slot.key))
 
     # --- leases ------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
             host.pool.mapped_files = lambda: {ModelKey("a", "1"): (weights,)}
             host.conditions.note("artifacts_unwritten", "the disk is full")
             metrics.alerts.start()
-            metrics.traces = lambda: (0, 0)
+            metrics.traces, metrics.handed_over = lambda: (0, 0), lambda: 0
             return await text_of(metrics)
 
     return asyncio.run(make())

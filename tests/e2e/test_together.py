@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from host_process import COMMAND, MODELS, HostProcess, environment, running_host
+from sizes import FULL
 
 from benchmarks.tracebacks import first_traceback
+from modelhost.api.rpc.messages import METHODS, SERVICE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork")
 
@@ -45,10 +47,46 @@ class Client:
         self._connection.close()
 
 
+def rpc_address(host: HostProcess) -> str:
+    return next(line.rpartition(" ")[2] for line in host.banner if "gRPC:" in line)
+
+
+class RpcClient:
+    """One connection over gRPC; a new one is made soon where it is lost."""
+
+    def __init__(self, host: HostProcess) -> None:
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 20),
+            ("grpc.min_reconnect_backoff_ms", 20),
+            ("grpc.max_reconnect_backoff_ms", 100),
+        )
+        self._channel = grpc.insecure_channel(rpc_address(host), options=options)
+
+    def call(self, method: str, **fields: Any) -> Any:
+        asked, answered = METHODS[method]
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}", asked.SerializeToString, answered.FromString)
+        return call(asked(**fields), timeout=30, wait_for_ready=True)
+
+    def infer(self) -> str:
+        contents = {"fp32_contents": [13.0] * 13}
+        tensor = {"name": "measurements", "datatype": "FP32", "shape": [1, 13], "contents": contents}
+        name: str = self.call("ModelInfer", model_name="wine", inputs=[tensor]).model_name
+        return name
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def rpc_count(client: RpcClient) -> int:
+    count: int = client.call("ModelStatistics", name="wine").model_stats[0].inference_count
+    return count
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     with running_host(
-        tmp_path_factory.mktemp("together"), MODELS, "--workers", "2", "--memory-limit", "500MB"
+        tmp_path_factory.mktemp("together"), MODELS, "--workers", "2", "--memory-limit", "500MB", "--grpc-port", "0"
     ) as found:
         yield found
 
@@ -149,26 +187,37 @@ def test_the_end_of_one_fails_what_it_was_answering_and_nothing_else(host: HostP
                 client = Client(host)
         client.close()
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    def call() -> None:
+        client = RpcClient(host)
+        while not ends.is_set():
+            try:
+                client.infer()
+                outcomes["grpc"] += 1
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), error
+                outcomes["lost"] += 1
+        client.close()
+
+    threads = [threading.Thread(target=one) for one in (ask, ask, call, call)]
     for thread in threads:
         thread.start()
-    kills = 3
+    kills = 20 if FULL else 3
     for _ in range(kills):
         watcher.close()
         watcher = Client(host)
-        eventually(lambda client=watcher: outcomes["200"] and has_both(client))
+        eventually(lambda client=watcher: outcomes["200"] and outcomes["grpc"] and has_both(client))
         found = workers(watcher)
         victim = found[max(found)]
-        before = outcomes["200"]
+        before = outcomes["200"], outcomes["grpc"]
         os.kill(victim, signal.SIGKILL)
         watcher.close()
-        eventually(lambda before=before: outcomes["200"] > before + 20)
+        eventually(lambda before=before: outcomes["200"] > before[0] + 20 and outcomes["grpc"] > before[1] + 20)
         watcher = Client(host)
         eventually(lambda victim=victim, client=watcher: is_back(client, victim))
     ends.set()
     for thread in threads:
         thread.join(30)
-    assert set(outcomes) <= {"200", "lost"}, outcomes
+    assert set(outcomes) <= {"200", "grpc", "lost"}, outcomes
     assert outcomes["lost"] <= kills * 4, "only what the one that was killed was answering"
     memory = watcher.ask("GET", "/memory")[1]
     assert memory["reserved_bytes"] == 0
@@ -221,16 +270,39 @@ def test_what_cannot_start_ends_the_host_with_its_reason(tmp_path: Path) -> None
     assert first_traceback(ended.stderr) is None
 
 
-def test_grpc_beside_several_processes_is_refused_in_words(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [*COMMAND, "serve", "--models", str(MODELS), "--port", "0", "--workers", "2", "--grpc-port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(),
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert "server.workers = 2 is for HTTP only" in ended.stderr
-    assert sys.platform != "win32"
+def test_over_grpc_it_is_one_host_too(host: HostProcess) -> None:
+    clients = [RpcClient(host) for _ in range(8)]
+    before = rpc_count(clients[0])
+    assert [client.infer() for client in clients * 3] == ["wine"] * 24
+    assert rpc_count(clients[0]) == before + 24
+    http = Client(host)
+    clients[0].call("RepositoryModelLoad", model_name="digits")
+    memory = http.ask("GET", "/memory")[1]["models"]
+    assert sorted(row["worker"] for row in memory if row["name"] == "digits") == [0, 1]
+    index = {entry.name: entry.state for entry in clients[1].call("RepositoryIndex").models}
+    assert index["digits"] == "READY"
+    assert {entry.name for entry in clients[1].call("RepositoryIndex", ready=True).models} >= {"digits"}
+    clients[2].call("RepositoryModelUnload", model_name="digits")
+    assert not [row for row in http.ask("GET", "/memory")[1]["models"] if row["name"] == "digits"]
+    with pytest.raises(grpc.RpcError) as missing:
+        clients[3].call("RepositoryModelLoad", model_name="nosuch")
+    assert missing.value.code() is grpc.StatusCode.NOT_FOUND
+    http.close()
+    for client in clients:
+        client.close()
+
+
+def test_a_port_for_grpc_that_is_in_use_is_said_at_once(host: HostProcess, tmp_path: Path) -> None:
+    port = rpc_address(host).rpartition(":")[2]
+    for workers in ("1", "2"):
+        ended = subprocess.run(
+            [*COMMAND, "serve", "--models", str(MODELS), "--port", "0", "--workers", workers, "--grpc-port", port],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=environment(),
+            check=False,
+        )
+        assert ended.returncode == 1
+        assert "for gRPC: Address already in use" in ended.stderr

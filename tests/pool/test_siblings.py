@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pool_stage import MB, Stage, soon, turns, until
 
-from modelhost.errors import InsufficientMemory, ModelHostError, NeverFits
+from modelhost.errors import HeldElsewhere, InsufficientMemory, ModelHostError, NeverFits
 from modelhost.memory.board import Board, Figure, Seat
 from modelhost.runtime.fake import FakeMemory, FakeScript
 
@@ -203,3 +203,65 @@ async def test_whatever_both_are_asked_usage_stays_below_critical(tmp_path: Path
         for stage in stages:
             await stage.settled()
             assert stage.memory.ledger.totals == stage.memory.ledger.reconcile()
+
+
+def alike(**more: Any) -> tuple[dict[str, FakeScript], dict[str, FakeScript]]:
+    """The same models for both."""
+    return {name: large(size) for name, size in more.items()}, {name: large(size) for name, size in more.items()}
+
+
+async def test_what_fits_only_once_is_asked_for_where_it_is(tmp_path: Path) -> None:
+    async with two(tmp_path, *alike(a=80)) as (one, other):
+        async with one.pool.lease("a"):
+            for _ in range(2):
+                with pytest.raises(HeldElsewhere) as sent:
+                    await soon(other.pool.acquire("a"))
+                assert (sent.value.name, sent.value.version, sent.value.seat) == ("a", "1", 0)
+            assert other.script("a").loads == 0
+            assert other.pool.snapshot().counters.refusals == {}
+            assert not waits(other)
+        assert one.loaded == ["a"], "and it does not change places either"
+
+
+async def test_who_is_to_load_what_another_one_is_loading_is_sent_there_at_once(tmp_path: Path) -> None:
+    gate = threading.Event()
+    first, second = alike(a=80)
+    first["a"] = large(load_may_end=gate)
+    async with two(tmp_path, first, second) as (one, other):
+        loading = one.begin(one.pool.acquire("a"))
+        await until(one.script("a").load_started.is_set)
+        with pytest.raises(HeldElsewhere):
+            await soon(other.pool.acquire("a"))
+        gate.set()
+        (await soon(loading)).end()
+
+
+async def test_what_fits_twice_is_loaded_twice_and_so_is_what_has_left_where_it_was(tmp_path: Path) -> None:
+    async with two(tmp_path, *alike(small=10, a=80)) as (one, other):
+        await one.use("small", "a")
+        await other.use("small")
+        with pytest.raises(HeldElsewhere):
+            await soon(other.pool.acquire("a"))
+        await soon(one.pool.unload("a"))
+        await other.use("a")
+        assert set(other.loaded) == {"small", "a"}
+
+
+async def test_nobody_leaves_for_a_second_copy_on_the_heap(tmp_path: Path) -> None:
+    async with two(tmp_path, *alike(a=50, b=50)) as (one, other):
+        await one.use("a")
+        await other.use("b")
+        for asked, name in ((one, "b"), (other, "a")):
+            with pytest.raises(HeldElsewhere):
+                await soon(asked.pool.acquire(name))
+        assert (one.loaded, other.loaded) == (["a"], ["b"])
+
+
+async def test_a_load_that_failed_is_nobodys_to_be_sent_to(tmp_path: Path) -> None:
+    first, second = alike(a=80, b=80)
+    first["a"] = large(load_error="bad")
+    async with two(tmp_path, first, second) as (one, other):
+        with pytest.raises(ModelHostError):
+            await soon(one.pool.acquire("a"))
+        await other.use("a")
+        assert other.loaded == ["a"]

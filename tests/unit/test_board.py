@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from modelhost.memory.board import Board, Figure, Portion, Seat, Siblings, most_of
+from modelhost.memory.shelf import PLACES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork")
 
@@ -167,3 +168,31 @@ def test_the_room_may_shrink() -> None:
     assert first.limit_bytes == 30 * MB
     assert second.fits(2 * MB)
     assert not second.fits(3 * MB)
+
+
+def test_who_holds_a_model_is_seen_by_the_others_until_it_does_not() -> None:
+    one, other, third = seats(3)
+    assert other.holder("a:1") is None
+    one.show("a:1")
+    one.show("a:1")
+    third.show("b:1")
+    assert (other.holder("a:1"), third.holder("a:1"), one.holder("a:1")) == (0, 0, None)
+    assert other.holder("b:1") == 2
+    one.hide("a:1")
+    one.hide("never:1")
+    assert other.holder("a:1") is None
+    one.show("c:1")
+    one.board.clear(0)
+    assert other.holder("c:1") is None
+
+
+def test_what_has_no_place_is_not_seen_and_places_are_used_again() -> None:
+    one, other = seats(2)
+    names = [f"m{number}:1" for number in range(PLACES + 1)]
+    for name in names:
+        one.show(name)
+    assert other.holder(names[0]) == other.holder(names[-2]) == 0
+    assert other.holder(names[-1]) is None
+    one.hide(names[5])
+    one.show(names[-1])
+    assert (other.holder(names[-1]), other.holder(names[5])) == (0, None)

@@ -36,7 +36,7 @@ def board() -> Board:
 @pytest.fixture
 def supervisor(board: Board, clock: Clock) -> Supervisor:
     """Its processes have numbers that no process has: none is forked, and none is told anything."""
-    return Supervisor(board, lambda seat: 0, drain_timeout_s=10.0, clock=clock)
+    return Supervisor(board, lambda number: 0, drain_timeout_s=10.0, clock=clock)
 
 
 def test_what_a_process_had_claimed_is_taken_back_when_it_ends(supervisor: Supervisor, board: Board) -> None:
@@ -82,15 +82,16 @@ def handlers() -> Iterator[None]:
 def test_it_ends_when_all_have_and_with_the_status_of_one_that_failed(
     board: Board, handlers: None, status: int, expected: int
 ) -> None:
-    def serve(seat: Seat) -> int:
+    def serve(number: int) -> int:
+        seat = Seat(board, number)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         seat.publish(Figure.IS_UP, 1)
-        if seat.number == 0:
-            while not seat.board.is_full:
+        if number == 0:
+            while not board.is_full:
                 os.sched_yield()
             os.kill(os.getppid(), signal.SIGTERM)
         signal.sigwait({signal.SIGTERM})
-        return status if seat.number else 0
+        return status if number else 0
 
     assert Supervisor(board, serve, drain_timeout_s=10.0).run() == expected
 
@@ -98,8 +99,8 @@ def test_it_ends_when_all_have_and_with_the_status_of_one_that_failed(
 def test_a_signal_that_comes_before_a_process_listens_is_not_lost(board: Board, handlers: None) -> None:
     """It ends by the signal's default then, which is what was wanted."""
 
-    def serve(seat: Seat) -> int:
-        if seat.number == 1:
+    def serve(number: int) -> int:
+        if number == 1:
             os.kill(os.getppid(), signal.SIGINT)
         signal.pause()
         return 0

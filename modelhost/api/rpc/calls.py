@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -15,6 +16,7 @@ from modelhost.api.rpc.errors import abort, begin, known
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import METHODS, parse, plain_values
 from modelhost.api.rpc.receiving import Call, Receiving
+from modelhost.api.together import Together
 from modelhost.host import Host
 
 Answer = Callable[[Any], Awaitable[Any]]
@@ -44,19 +46,21 @@ UNSERVED: Final[Mapping[str, str]] = {
 }
 
 
-def handlers(host: Host, infer: InferCalls, receiving: Receiving) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """Returns the handler of each method.
+def handlers(
+    host: Host, infer: InferCalls, receiving: Receiving, together: Together | None = None
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Returns the handler of each method; `together` has the other processes of a host that is several.
 
     All of them read and write raw messages as if they were streams, which is the same on the wire: so that
     each decides when its message may come (see Receiving).
     """
-    served = {name: _answering(name, answer, host, receiving) for name, answer in _answers(host).items()}
+    served = {name: _answering(name, answer, host, receiving) for name, answer in _answers(host, together).items()}
     served |= {"ModelInfer": infer.model_infer, "ModelStreamInfer": infer.model_stream_infer}
     served |= {name: _refusing(f"{name}: {reason}") for name, reason in UNSERVED.items()}
     return {name: grpc.stream_stream_rpc_method_handler(handler) for name, handler in served.items()}
 
 
-def _answers(host: Host) -> dict[str, Answer]:
+def _answers(host: Host, together: Together | None) -> dict[str, Answer]:
     """Returns what answers each method that is one small request and one answer."""
 
     async def server_live(request: Any) -> Any:
@@ -80,24 +84,33 @@ def _answers(host: Host) -> dict[str, Answer]:
         return _message("ModelConfig", config=await views.model_config(host, request.name, request.version or None))
 
     async def model_statistics(request: Any) -> Any:
-        values = await views.model_statistics(host, request.name or None, request.version or None)
+        name, version = request.name or None, request.version or None
+        values = await views.model_statistics(host, name, version)
+        if together is not None:
+            values = await together.statistics(values, name, version)
         for model in values["model_stats"]:
             del model["response_stats"]  # of streams with several answers to a request; the message is without
         return _message("ModelStatistics", **values)
 
     async def repository_index(request: Any) -> Any:
-        return _message("RepositoryIndex", models=await views.repository_index(host, only_ready=request.ready))
+        models = await views.repository_index(host, only_ready=request.ready)
+        if together is not None:
+            models = await together.index(models, only_ready=request.ready)
+        return _message("RepositoryIndex", models=models)
 
     async def load(request: Any) -> Any:
         host.check_accepting()
         check_load_parameters(plain_values(request.parameters))
-        await host.pool.load(request.model_name)
+        load = partial(host.pool.load, request.model_name)
+        await (load() if together is None else together.load(request.model_name, load))
         return _message("RepositoryModelLoad")
 
     async def unload(request: Any) -> Any:
         host.check_accepting()
         check_unload_parameters(plain_values(request.parameters))
         await host.pool.unload(request.model_name)
+        if together is not None:
+            await together.unload(request.model_name)
         return _message("RepositoryModelUnload")
 
     return {

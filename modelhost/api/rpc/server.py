@@ -7,6 +7,7 @@ from typing import Final
 
 import grpc
 
+from modelhost.api.accepting import reserve
 from modelhost.api.access import Guard
 from modelhost.api.access_log import AccessLog
 from modelhost.api.connections import connection_limit
@@ -16,6 +17,7 @@ from modelhost.api.rpc.calls import handlers
 from modelhost.api.rpc.infer import InferCalls
 from modelhost.api.rpc.messages import SERVICE
 from modelhost.api.rpc.receiving import Receiving
+from modelhost.api.together import Together
 from modelhost.config import ServerSettings
 from modelhost.errors import ConfigError
 from modelhost.host import Host
@@ -31,19 +33,29 @@ _STOP_S: Final = 0.5
 
 
 class RpcServer:
-    """Serves a host from `start` to `stop`. Its port is taken before, so that one in use is said at once."""
+    """Serves a host from `start` to `stop`. Its port is taken before, so that one in use is said at once.
 
-    def __init__(self, host: Host, guard: Guard | None = None, access_log: AccessLog | None = None) -> None:
-        """Takes the port of `server.grpc_port`. Raises ConfigError."""
+    Of a host that is several processes each listens on the port, which their parent has taken, and the kernel deals
+    connections out among them.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        guard: Guard | None = None,
+        access_log: AccessLog | None = None,
+        together: Together | None = None,
+    ) -> None:
+        """Takes the port of `server.grpc_port`, where it is one process's. Raises ConfigError."""
         server = host.settings.server
         assert server.grpc_port is not None
-        self._host = host
+        self._host, self._together = host, together
         self._interceptors = (
             *(() if access_log is None else (CallLog(access_log),)),
             *(() if guard is None else (KeyCheck(guard),)),
         )
-        self._reserved = _reserve(server.host, server.grpc_port)
-        self.port: int = self._reserved.getsockname()[1]
+        self._reserved = reserve_port(server) if together is None else None
+        self.port: int = server.grpc_port if self._reserved is None else self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
         self._calls: InferCalls | None = None
 
@@ -56,15 +68,15 @@ class RpcServer:
         """Listens. The host is open. Raises ConfigError."""
         host, settings = self._host, self._host.settings.server
         memory = host.memory.memory_info()
-        receiving = Receiving(
-            room_bytes=memory.limit_bytes - memory.critical_bytes, max_bytes=host.budgets.request_bytes
-        )
+        room_bytes = (memory.limit_bytes - memory.critical_bytes) // host.siblings.seats
+        receiving = Receiving(room_bytes=room_bytes, max_bytes=host.budgets.request_bytes)
         self._calls = calls = InferCalls(inference, receiving)
         server = grpc.aio.server(
             interceptors=self._interceptors,
-            handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving)),),
+            handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers(host, calls, receiving, self._together)),),
             options=(
-                ("grpc.so_reuseport", 0),  # else a second host on this port would get half of the calls
+                # Else a second host on this port would get half of the calls.
+                ("grpc.so_reuseport", int(self._together is not None)),
                 # Windows stay at 64 KB until a message is asked for; the library would widen them to megabytes.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_receive_message_length", host.budgets.request_bytes),  # decompressed, too
@@ -97,7 +109,8 @@ class RpcServer:
 
     def release_port(self) -> None:
         """Gives the port back where it never came to `start`; harmless otherwise."""
-        self._reserved.close()
+        if self._reserved is not None:
+            self._reserved.close()
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
@@ -109,15 +122,14 @@ def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials(((chain if key is None else key.read_bytes(), chain),))
 
 
-def _reserve(address: str, port: int) -> socket.socket:
-    """Binds the port without listening on it."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    reserved = socket.socket(family, socket.SOCK_STREAM)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def reserve_port(settings: ServerSettings, *, is_shared: bool = False) -> socket.socket:
+    """Binds the port of `server.grpc_port` without listening on it. Raises ConfigError."""
+    assert settings.grpc_port is not None
     try:
-        reserved.bind((address, port))
+        return reserve(settings.host, settings.grpc_port, is_shared=is_shared)
     except OSError as error:
-        reserved.close()
-        text = f"cannot listen on {address}:{port} for gRPC: {error.strerror}; choose another with --grpc-port"
+        text = (
+            f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: {error.strerror}; "
+            "choose another with --grpc-port"
+        )
         raise ConfigError(text) from None
-    return reserved

@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -38,8 +39,6 @@ _CLIENTS: Final = frozenset(
 def batching() -> SpanProcessor:
     """Returns what exports spans by OTLP over HTTP, in batches and on its own thread: OTEL_EXPORTER_OTLP_* say where
     to, OTEL_BSP_* how many at once."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
     return BatchSpanProcessor(OTLPSpanExporter())
 
 

@@ -43,7 +43,8 @@ class Tracing:
 
     def __init__(self, max_waiting: int, make: Callable[[], Maker] = lambda: Spans(batching())) -> None:
         self._max_waiting = max_waiting
-        self._spans = make()
+        self._make_maker = make
+        self._maker: Maker | None = None
         self._waiting: deque[Asked] = deque()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -54,7 +55,8 @@ class Tracing:
         """Requests that did not, as too many waited."""
 
     def start(self) -> None:
-        """Begins."""
+        """Begins, with the thread of the exporter: not before a host's processes are forked."""
+        self._maker = self._make_maker()
         self._thread = threading.Thread(target=self._serve, name="modelhost-traces", daemon=True)
         self._thread.start()
 
@@ -88,16 +90,17 @@ class Tracing:
             while not self._closing.wait(_EVERY_S):
                 self._make()
             self._make()
-            self._spans.close()
+            if self._maker is not None:
+                self._maker.close()
         except Exception:
             log.exception("requests are no longer traced")
         finally:
             self._on_end()
 
     def _make(self) -> None:
-        to_unix_ns = unix_offset_ns()
-        while self._waiting:
-            self._spans.add(self._waiting.popleft(), to_unix_ns)
+        to_unix_ns, maker = unix_offset_ns(), self._maker
+        while self._waiting and maker is not None:
+            maker.add(self._waiting.popleft(), to_unix_ns)
             self.traced += 1
 
 

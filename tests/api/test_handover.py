@@ -1,0 +1,195 @@
+"""A model that fits only once: whichever process of the host is asked, the one that holds it answers.
+
+Two hosts on one machine's memory and one board, each on a thread of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from served import Served, error_of, fake_host, fake_request, head, serve
+from wire import binary, infer, nothing_held, numbers, used_bytes, wire
+
+from modelhost.api.handover import PATH, HandOver
+from modelhost.errors import RunFailed
+from modelhost.memory.board import Board, Seat
+from modelhost.runtime.fake import FakeMemory, FakeScript
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork")
+
+MB = 1 << 20
+LARGE_MB = 80
+
+
+@dataclass
+class Pair:
+    """`one` holds what is asked for, `other` is asked."""
+
+    one: Served
+    other: Served
+    scripts: tuple[dict[str, FakeScript], dict[str, FakeScript]]
+    ends: list[ExitStack]
+
+    def hold(self, name: str = "a") -> None:
+        assert self.one.infer(name).status_code == 200
+
+    @property
+    def handed_over(self) -> int:
+        elsewhere = self.other.app.infer.inference.elsewhere
+        assert isinstance(elsewhere, HandOver)
+        return elsewhere.handed_over
+
+    def end_one(self) -> None:
+        self.ends[0].close()
+
+
+def large(**more: Any) -> FakeScript:
+    return FakeScript(resident_bytes=LARGE_MB * MB, **more)
+
+
+@contextmanager
+def pair(directory: Path, *, first: FakeScript | None = None, **sections: dict[str, Any]) -> Iterator[Pair]:
+    machine, private = FakeMemory(), [_private() for _ in range(2)]
+    board = Board(2, [end.getsockname() for end in private])
+    board.baseline_bytes = machine.baseline_bytes
+    scripts = {"a": first or large()}, {"a": large()}
+    ends, served = [ExitStack(), ExitStack()], []
+    with ends[1], ends[0]:
+        for number in range(2):
+            seat = Seat(board, number)
+            seat.sit()
+            host = fake_host(directory, scripts[number], machine=machine, siblings=seat, **sections)
+            served.append(ends[number].enter_context(serve(host, private=private[number])))
+        found = Pair(served[0], served[1], scripts, ends)
+        yield found
+        for one in served:
+            if one.thread.is_alive():
+                nothing_held(one)
+
+
+def _private() -> socket.socket:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    end.bind("")
+    end.listen()
+    return end
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """For what leaves nothing behind."""
+    with pair(
+        tmp_path_factory.mktemp("handover"), server={"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"}
+    ) as found:
+        found.hold()
+        yield found
+
+
+def counts(served: Served) -> tuple[int, int, int]:
+    """Requests answered, their rows, and runs, of the process alone."""
+    found = served.http.get("/v2/models/a/stats", headers={"x-modelhost-alone": "1"}).json()["model_stats"][0]
+    return found["inference_stats"]["success"]["count"], found["inference_count"], found["execution_count"]
+
+
+def test_the_one_that_holds_it_answers_and_it_counts_once(shared: Pair) -> None:
+    one, other = counts(shared.one), counts(shared.other)
+    before = shared.handed_over
+    for _ in range(3):
+        answer = shared.other.infer("a", fake_request() | {"id": "mine"})
+        assert answer.status_code == 200
+        assert answer.json()["outputs"][0]["data"] == [2, 4]
+        assert (answer.json()["id"], answer.json()["model_version"]) == ("mine", "1")
+    assert shared.handed_over == before + 3
+    assert shared.scripts[1]["a"].loads == 0
+    assert counts(shared.one) == (one[0], one[1], one[2] + 3), "it ran them, and did not count them"
+    assert counts(shared.other)[0] == other[0] + 3
+    whole = shared.one.get("/v2/models/a/stats").json()["model_stats"][0]["inference_stats"]
+    assert whole["success"]["count"] >= 3
+    assert whole["compute_infer"]["ns"] > 0
+    assert whole["fail"]["count"] == 0
+    assert f'modelhost_handed_over_total{{worker="1"}} {shared.handed_over}\n' in shared.one.get("/metrics").text
+
+
+def test_in_every_form(shared: Pair) -> None:
+    predicted = shared.other.post("/v1/models/a:predict", {"instances": [1.0, 2.0]})
+    assert predicted.json() == {"predictions": [2.0, 4.0]}
+    values = numbers(6 * MB)  # of a room of 24 MB, half of which is not there twice
+    body, length = binary(values)
+    with wire(shared.other) as client:
+        for _ in range(2):
+            client.send(
+                head(
+                    "/v2/models/a/infer", f"Content-Length: {len(body)}", f"Inference-Header-Content-Length: {length}"
+                ),
+                body,
+            )
+            np.testing.assert_array_equal(client.must().raw, values * 2)
+    text = shared.other.infer(
+        "a", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [100_000], "data": [1.5] * 100_000}]}
+    )
+    assert text.json()["outputs"][0]["data"] == [3.0] * 100_000
+    empty = shared.other.infer("a", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0], "data": []}]})
+    assert empty.json()["outputs"][0]["data"] == []
+
+
+def test_what_is_wrong_with_a_run_is_told_as_it_is(tmp_path: Path) -> None:
+    with pair(tmp_path, first=large(run_error=RunFailed("a: no such number"))) as both:
+        assert both.one.infer("a").status_code == 500
+        error = error_of(both.other.infer("a"), 500)
+        assert (error["code"], error["error"]) == ("run_failed", "a: no such number")
+        found = both.other.http.get("/v2/models/a/stats", headers={"x-modelhost-alone": "1"}).json()["model_stats"][0]
+        assert found["inference_stats"]["fail"]["count"] == 1
+
+
+def test_its_time_is_the_clients(tmp_path: Path) -> None:
+    with pair(tmp_path) as both:
+        both.hold()
+        both.scripts[0]["a"].run_may_end = stopped = threading.Event()
+        assert error_of(both.other.infer("a", fake_request(timeout=30_000)), 503)["code"] == "timeout"
+        assert stopped.is_set()
+
+
+def test_a_client_that_leaves_ends_its_run_there(tmp_path: Path) -> None:
+    with pair(tmp_path) as both:
+        both.hold()
+        both.scripts[0]["a"].run_may_end = stopped = threading.Event()
+        with wire(both.other, infer("a")):
+            both.one.eventually(lambda snapshot: snapshot.in_flight == 1)
+        assert stopped.wait(10)
+
+
+def test_when_it_has_let_go_of_it_or_has_ended_the_one_that_is_asked_loads_it(tmp_path: Path) -> None:
+    with pair(tmp_path) as both:
+        both.hold()
+        assert both.other.infer("a").status_code == 200
+        both.end_one()
+        assert both.other.infer("a").json()["outputs"][0]["data"] == [2, 4]
+        assert both.scripts[1]["a"].loads == 1
+
+
+def test_a_load_is_done_where_one_of_them_has_it(tmp_path: Path) -> None:
+    with pair(tmp_path) as both:
+        both.hold()
+        assert both.other.post("/v2/repository/models/a/load", {}).status_code == 200
+        assert both.scripts[1]["a"].loads == 0
+
+
+def test_nobody_else_may_ask_so(shared: Pair) -> None:
+    for headers in ({}, {"x-modelhost-board": "0" * 64}):
+        assert shared.one.post(PATH, b"", headers=headers).status_code == 404
+
+
+def test_a_host_of_one_process_has_no_such_door(tmp_path: Path) -> None:
+    with serve(fake_host(tmp_path, {"a": FakeScript()})) as alone:
+        assert alone.post(PATH, b"").status_code == 404
+        assert used_bytes(alone) == 0
+        assert isinstance(alone.infer("a"), httpx.Response)

@@ -24,35 +24,36 @@ export PYTHONDONTWRITEBYTECODE :=
 serve: $(VENV)/.serve
 	$(BIN)/modelhost serve $(ARGS)
 
-# Beside each other: installations wait for downloads and the disk, lint only for the processor.
+# Beside each other: both wait for the processor alone, one core each.
 tested:
-	@$(MAKE) --no-print-directory --jobs=4 lint collected $(CLIENTS)
+	@$(MAKE) --no-print-directory --jobs=2 lint collected
 
 # Once, so that the workers, which all import all tests at the same time, find the bytecode.
 collected: $(VENV)/.test
 	@$(BIN)/python -m pytest --collect-only -qq > /dev/null || true
 
 # Many tests wait: for processes, threads, clocks. Those with a host in a small group of its own have it to themselves but
-# for one other; those that measure what others would disturb run alone, and with them those that need a browser: it takes
-# Debian half a minute to install, meanwhile. Status 5: none were selected, by ARGS.
+# for one other; those that measure what others would disturb run alone. What few tests need, a browser and other people's
+# clients (`late`), is installed meanwhile, which waits for downloads and the disk. Status 5: none were selected, by ARGS.
 BESIDE := --dist=loadfile --no-loadscope-reorder --numprocesses
-test: tested
+test: $(BIN)/uv
 	@status=5; \
 	part() { \
 	  $(BIN)/python -m pytest "$$@" $(ARGS); ended=$$?; \
 	  case $$ended in 5) ;; 0) test $$status != 5 || status=0 ;; *) status=1 ;; esac; \
 	}; \
-	$(MAKE) --no-print-directory $(VENV)/.browser & \
-	part -m "not (serial or cgroup)" $(BESIDE)=logical --maxprocesses=4; \
-	part -m "cgroup and not serial" $(BESIDE)=2; \
-	wait; \
+	$(MAKE) --no-print-directory --jobs=4 $(CLIENTS) $(VENV)/.browser & \
+	$(MAKE) --no-print-directory tested || { ended=$$?; wait; exit $$ended; }; \
+	part -m "not (serial or cgroup or late)" $(BESIDE)=logical --maxprocesses=4; \
+	wait $$! || status=1; \
+	part -m "(cgroup or late) and not serial" $(BESIDE)=2; \
 	part -m serial; \
 	exit $$status
 
 test-full: export MODELHOST_TEST_FULL := 1
 test-full: .venv-ray/.made test
 
-test-failed: tested
+test-failed: tested $(CLIENTS)
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(ARGS)
 
 lint: $(VENV)/.test

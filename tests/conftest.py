@@ -31,11 +31,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Where a mark is asked for, the files that do not have it need not be imported, which is most of the time that
     a few tests take."""
-    asked = re.fullmatch(r"(\w+)(?: and not \w+)*", config.option.markexpr)
+    asked = re.fullmatch(r"\(?(\w+(?: or \w+)*)\)?(?: and not \w+)*", config.option.markexpr)
     if asked is None or asked[1] == "not":
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
-    return None if any(f"mark.{asked[1]}" in file.read_text() for file in files) else True
+    marks = [f"mark.{name}" for name in asked[1].split(" or ")]
+    return None if any(mark in text for file in files if (text := file.read_text()) for mark in marks) else True
 
 
 @pytest.hookimpl(trylast=True)

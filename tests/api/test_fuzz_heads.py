@@ -6,7 +6,6 @@ Long with MODELHOST_TEST_FULL=1.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from damage import damaged
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from served import Served, head
+from sizes import FULL
 from wire import Reply, Wire, counting
 
 from benchmarks.fuzz import corpus
@@ -25,7 +25,6 @@ from benchmarks.fuzz.check import complaint
 from benchmarks.fuzz.corpus import Message
 from modelhost.api.protocol import HttpProtocol
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 EXAMPLES = settings(
     max_examples=10_000 if FULL else 40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 from fastapi.routing import APIRoute
 from host_process import MODELS, running_host
 from served import Served, error_of
+from sizes import FULL
 
 from benchmarks.tracebacks import first_traceback
-
-FULL = os.environ.get("MODELHOST_TEST_FULL")
 
 #: What the page cannot know, and the tool would take for a fault: 503 is how readiness and deadlines are
 #: told, and which tensors fit is the model's to say.
@@ -167,7 +165,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "--config-file", "settings.toml", "run"),
-                *(f"{host.url}/openapi.json", "--checks", "all", "--max-examples", "300" if FULL else "8"),
+                *(f"{host.url}/openapi.json", "--checks", "all", "--max-examples", "300" if FULL else "3"),
                 *("--continue-on-failure", "--no-color", "--generation-database", "none"),
                 *(() if FULL else ("--seed", "1")),
             ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from browser import Browser, browser, missing
 from host_process import running_host
 from onnx import TensorProto
 from served import MODELS, Served, fake_host, serve, settings
+from sizes import FULL
 
 from modelhost.host import Host
 from modelhost.monitor import recorder
@@ -28,7 +28,7 @@ from modelhost.tensors import to_bfloat16
 from modelhost.units import format_bytes, format_duration, format_span
 
 pytestmark = [
-    pytest.mark.serial,  # so last: the browser is installed while others run
+    pytest.mark.late,
     pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()} (apt-get install chromium-driver)"),
 ]
 
@@ -38,7 +38,6 @@ TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 HOSTILE = ("<img src=x onerror=document.title='run'>", '"><svg onload=alert(1)>', "__proto__", "a b%20c & d")
 KINDS = HOSTILE[-1]
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 
 ROLES = ("infer", "observe", "manage")
 

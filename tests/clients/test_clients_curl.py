@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from host_process import HostProcess
 
+pytestmark = pytest.mark.late
+
 VALUES = np.arange(6, dtype="<f4")
 REQUEST = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [6], "data": VALUES.tolist()}]}
 

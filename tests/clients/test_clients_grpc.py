@@ -12,6 +12,8 @@ from host_process import running_host
 
 from benchmarks.tracebacks import first_traceback
 
+pytestmark = pytest.mark.late
+
 TRITON = "tritonclient_grpc.py"
 STREAMS = "tritonclient_grpc_streams.py"
 KSERVE = "kserve_grpc.py"

@@ -6,6 +6,9 @@ import foreign
 import pytest
 from host_process import HostProcess
 
+pytestmark = pytest.mark.late
+
+
 V2 = "kserve_rest.py"
 V1 = "kserve_rest_v1.py"
 

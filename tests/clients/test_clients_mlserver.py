@@ -9,6 +9,9 @@ from pathlib import Path
 import foreign
 import pytest
 from host_process import HostProcess, environment
+from sizes import FULL
+
+pytestmark = pytest.mark.late
 
 SCRIPT = "mlserver_infer.py"
 
@@ -23,6 +26,7 @@ def test_mlserver_infer(report: foreign.Report, check: str) -> None:
     report.assert_passed(check)
 
 
+@pytest.mark.skipif(not FULL, reason="what the script calls, with another import of seconds; MODELHOST_TEST_FULL=1")
 def test_mlserver_infer_as_a_command(client_host: HostProcess, tmp_path: Path) -> None:
     asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
     values = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0, 2.0]}

@@ -6,6 +6,8 @@ import foreign
 import pytest
 from host_process import HostProcess
 
+pytestmark = pytest.mark.late
+
 SCRIPT = "tritonclient_http.py"
 FUTURES = "tritonclient_http_futures.py"
 

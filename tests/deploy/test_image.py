@@ -20,10 +20,9 @@ import pytest
 from containers import CACHE, Container, ask, call, image, running, tool, writable
 from held_models import HeldModel, prepare_in_a_container, write_models
 from host_process import MODELS
+from sizes import FULL
 
 import modelhost
-
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 
 pytestmark = [
     pytest.mark.full,

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from containers import build_flags, call, image, tool
 from held_models import prepare_in_a_container, write_models
+from sizes import FULL
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 MACHINE = os.environ.get("CONTAINER_VM", "")
 IMAGE = "modelhost-held:latest"
 TIMEOUT_S = 3000

@@ -19,10 +19,10 @@ import httpx
 import pytest
 from built_package import ROOT, Package, call, foreign_environment
 from host_process import MODELS
+from sizes import FULL
 
 import modelhost
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 #: The Pythons that the package is for.
 SUPPORTED = ("3.11", "3.12", "3.13")
 

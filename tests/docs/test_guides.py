@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from shells import INSTALLS, Shell
+from sizes import FULL
 from snippets import PAGES, ROOT, blocks, is_in_order
 
-FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
 GUIDES = [page for page in PAGES if is_in_order(page)]
 #: What they take is installed beside the tests; others take minutes to install.
 SHORT = ("first-model.md",)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from snippets import ROOT
 
+pytestmark = pytest.mark.late
+
 PYTHON = ROOT / ".venv-docs" / "bin" / "python"
 #: What a browser fetches by itself; links that somebody follows are no matter.
 _FETCHED = re.compile(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,12 +14,12 @@ import click
 import pytest
 from host_process import MODELS, HostProcess
 from shells import Shell
+from sizes import FULL
 from snippets import CHECKED, PAGES, ROOT, Block, blocks, commands, is_as_shown, is_in_order
 
 from modelhost.cli.main import cli
 from modelhost.config import load_settings, parse_model_options, parse_toml
 
-FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
 EACH = [block for page in PAGES for block in blocks(page) if block.language in CHECKED]
 RUN = [
     block

@@ -13,11 +13,11 @@ from pathlib import Path
 import models_for_tests as build
 import numpy as np
 import pytest
+from sizes import FULL
 
 from benchmarks.process import ROOT
 
 TOOLS = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared" / "tools"))
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 LIMIT_BYTES = 224 << 20
 MODELS, SIZE_MB = 4, 22  # 65 MB of the host and these are above warning, 148 MB; each first look takes minutes
 IMAGE = "modelhost-v2:latest"

@@ -17,9 +17,9 @@ import onnx
 import pytest
 from host_process import HostProcess, running_host
 from onnx import helper, numpy_helper
+from sizes import FULL
 
 _MB = 1 << 20
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 
 
 def rows() -> onnx.ModelProto:

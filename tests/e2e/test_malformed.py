@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import statistics
@@ -16,12 +15,13 @@ from types import TracebackType
 import pytest
 from host_process import MODELS, HostProcess, running_host
 from malformed import DIGITS, GOOD, Malformed, all_malformed, http
+from sizes import FULL
 
 from modelhost.testing import take_snapshot
 
 TABLE = list(all_malformed())
 MB = 1 << 20
-ROUNDS = 100 if os.environ.get("MODELHOST_TEST_FULL") else 20
+ROUNDS = 100 if FULL else 10
 
 
 class Client:

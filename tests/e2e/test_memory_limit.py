@@ -6,7 +6,6 @@ Short in CI; the full size (40 models, 400 requests, 300 cycles) with MODELHOST_
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sizes import FULL
 
 from benchmarks.client import Client, RequestFailed
 from benchmarks.models import Case, ModelSet, conv_nets, repeat
@@ -25,7 +25,6 @@ from modelhost.testing import cgroup
 _MB = 1 << 20
 LIMIT_BYTES, LOWERED_BYTES = 256 * _MB, 160 * _MB
 PATIENCE_S = 30
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 MODELS, REQUESTS, CLIENTS, CYCLES = (40, 400, 8, 300) if FULL else (12, 60, 8, 30)
 
 _REASON = cgroup.available()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+from sizes import FULL
 
 from benchmarks.process import running_host
 from benchmarks.swap import Files, swap_under_load
 from modelhost.testing import cgroup
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 SWAPS, CLIENTS = (20, 8) if FULL else (4, 4)
 
 _REASON = cgroup.available()

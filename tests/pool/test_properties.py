@@ -7,7 +7,6 @@ that wait for memory and pass each other, deadlines, crashes of workers, files t
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pool_stage import MB, Stage, soon, turns, until
+from sizes import FULL
 
 from modelhost.errors import ModelHostError, RunFailed, WorkerCrashed
 from modelhost.pool import Lease
@@ -27,7 +27,6 @@ from modelhost.pool.changes import SETTLE_S
 from modelhost.prepare.footprint import RunFootprint, Term
 from modelhost.runtime.fake import FakeScript
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 EXAMPLES = 2000 if FULL else 15
 STEPS = 60 if FULL else 30
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pool_stage import FEEDS, MB, Stage, soon, until
+from sizes import FULL
 
 from modelhost.errors import ActivationsFull, ModelHostError
 from modelhost.pool import Lease, Timing
@@ -20,7 +20,6 @@ from modelhost.runtime.fake import FakeScript
 
 pytestmark = pytest.mark.anyio
 
-FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
 SEEDS = range(100 if FULL else 12)
 STEPS = 1200
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from built_package import Package
-
-FULL = bool(os.environ.get("MODELHOST_TEST_FULL"))
+from sizes import FULL
 
 TESTS = """
 import asyncio

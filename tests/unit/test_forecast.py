@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sizes import FULL
 
 from modelhost.memory.forecast import Forecast, Forecaster, slope_of
 
 MB: Final = 1 << 20
 BASE: Final = 60 * MB
 WARNING, CRITICAL, LIMIT = 172 * MB, 192 * MB, 256 * MB
-SERIES: Final = 334 if os.environ.get("MODELHOST_TEST_FULL") else 4
+SERIES: Final = 334 if FULL else 4
 
 Readings = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ import pytest
 from damage import damaged, seeds
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sizes import FULL
 
 from modelhost.config import Settings, load_settings
 from modelhost.errors import ConfigError, ModelHostError
@@ -23,7 +24,6 @@ from modelhost.prepare.footprint import RunFootprint, RunPoint, Term
 from modelhost.prepare.manifest import RunFigures, VariantFigures
 from modelhost.repository import Repository
 
-FULL = os.environ.get("MODELHOST_TEST_FULL") == "1"
 FEW, MANY = (15_000, 30_000) if FULL else (60, 100)
 EXAMPLES = {"max_examples": FEW, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 

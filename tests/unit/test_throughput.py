@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from sizes import FULL
 
 from benchmarks import picture, servers, throughput, wires, workloads, wrk
 from benchmarks.__main__ import cli
@@ -248,6 +249,7 @@ def _cells() -> Iterator[dict[str, object]]:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.skipif(not FULL, reason="both cores for ten seconds; MODELHOST_TEST_FULL=1")
 def test_a_quick_run_measures_the_host_beside_the_yardsticks(tmp_path: Path) -> None:
     out, drawn = tmp_path / "out.jsonl", tmp_path / "picture.svg"
     options = ("--quick", "--only", "tiny", "--peers", "mosec", "--cache", str(tmp_path))

@@ -58,7 +58,7 @@ def needs_of(method: str, path: str) -> Needs:
             return MANAGE
         case ["memory" | "metrics" | "monitor", *_] | ["v2", "logging", *_]:
             return OBSERVE if is_reading else MANAGE
-        case ["ui", _] if is_reading:  # the page at `/` holds nothing; what it asks for needs a key
+        case ["docs"] | ["ui", _] if is_reading:  # the pages hold nothing; what they ask for needs a key
             return None
     return ANY if is_reading else MANAGE
 

@@ -205,8 +205,8 @@ def create_app(
         version=__version__,
         lifespan=lambda app: _Opening(app, host, inference, on_ready, on_failure).lifespan(),
         redirect_slashes=False,
+        docs_url=None,  # the framework's page has its scripts from another machine; ours is in `page`
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         telemetry=_NO_TELEMETRY,
     )
     errors.install(app)
@@ -262,7 +262,7 @@ def _add_routes(
         monitor.routes(inference, feed),
     ):
         app.routes.extend(router.routes)
-    app.routes.append(page.ROUTE)
+    app.routes.extend(page.ROUTES)
 
 
 class _Opening:

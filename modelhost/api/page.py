@@ -1,4 +1,5 @@
-"""The page for people at `/`: its files, as they lie in the package, and who gets it instead of V1's answer.
+"""The pages for people, at `/` and of the API at `/docs`: their files, as they lie in the package, and who gets the
+first instead of V1's answer.
 
 Nothing of it is kept in memory: each file is read when a browser asks for it, a few times a day.
 """
@@ -17,6 +18,7 @@ from starlette.routing import Route
 FOLDER: Final = f"{Path(__file__).parents[1]}/monitor/page"
 
 INDEX: Final = "index.html"
+REFERENCE: Final = "reference.html"
 _SCRIPT: Final = "text/javascript; charset=utf-8"
 
 #: By name, what each file is. Names of requests are looked up here and never joined to a path.
@@ -45,6 +47,7 @@ ASSETS: Final = {
             "panel",
             "plots",
             "policy",
+            "reference",
             "states",
             "stream",
             "tensors",
@@ -75,6 +78,10 @@ def index(request: Request) -> Response:
     return _file(request, INDEX, "text/html; charset=utf-8", {"Vary": "Accept"})
 
 
+async def _reference(request: Request) -> Response:
+    return _file(request, REFERENCE, "text/html; charset=utf-8", {})
+
+
 async def _asset(request: Request) -> Response:
     name = request.path_params["name"]
     kind = ASSETS.get(name)
@@ -82,7 +89,10 @@ async def _asset(request: Request) -> Response:
 
 
 #: Not among the routes of the OpenAPI page: these are no calls.
-ROUTE: Final = Route("/ui/{name}", _asset, include_in_schema=False)
+ROUTES: Final = (
+    Route("/ui/{name}", _asset, include_in_schema=False),
+    Route("/docs", _reference, include_in_schema=False),
+)
 
 
 def _file(request: Request, name: str, media_type: str, headers: dict[str, str]) -> Response:

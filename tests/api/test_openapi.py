@@ -99,6 +99,7 @@ def test_the_examples_work_as_they_stand(ort: Served, page: dict[str, Any]) -> N
 def test_the_page_for_people_shows_it(ort: Served) -> None:
     response = ort.get("/docs")
     assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert "/openapi.json" in response.text
 
 

@@ -51,7 +51,10 @@ def test_the_root_answers_programs_as_before_and_browsers_with_the_page(ort: Ser
 
 
 def test_every_answer_has_the_headers_that_keep_other_peoples_words_from_running(ort: Served) -> None:
-    answers = [ort.http.get("/", headers={"Accept": BROWSER}), ort.get("/ui/page.js"), ort.get("/ui/nothing.js")]
+    answers = [
+        ort.http.get("/", headers={"Accept": BROWSER}),
+        *map(ort.get, ("/docs", "/ui/page.js", "/ui/nothing.js")),
+    ]
     for answer in answers:
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
@@ -59,7 +62,7 @@ def test_every_answer_has_the_headers_that_keep_other_peoples_words_from_running
         assert "unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
-    assert [answer.status_code for answer in answers] == [200, 200, 404]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 404]
 
 
 def test_a_browser_that_has_a_file_is_told_so(ort: Served) -> None:
@@ -82,8 +85,9 @@ def test_files_are_not_for_changing(ort: Served) -> None:
 
 def test_all_files_of_the_folder_are_served_and_no_other_is_asked_for(ort: Served) -> None:
     files = {file.name for file in FOLDER.iterdir()}
-    assert files == {"index.html", *page.ASSETS}
-    named = set(re.findall(r'(?:src|href)="/ui/([^"]+)"', (FOLDER / "index.html").read_text()))
+    pages = [page.INDEX, page.REFERENCE]
+    assert files == {*pages, *page.ASSETS}
+    named = {name for one in pages for name in re.findall(r'(?:src|href)="/ui/([^"]+)"', (FOLDER / one).read_text())}
     for name in page.ASSETS:
         answer = ort.get(f"/ui/{name}")
         assert (answer.status_code, answer.text) == (200, (FOLDER / name).read_text())
@@ -92,7 +96,7 @@ def test_all_files_of_the_folder_are_served_and_no_other_is_asked_for(ort: Serve
 
 
 def test_nothing_is_inline_and_nothing_makes_markup_of_words() -> None:
-    markup = (FOLDER / "index.html").read_text()
+    markup = "".join(file.read_text() for file in FOLDER.glob("*.html"))
     assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", markup)
     words = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|https?://(?!www\.w3\.org)"
     for file in FOLDER.glob("*.js"):

@@ -1,4 +1,4 @@
-"""The page at `/` in a browser: figures, what can be done, other people's words, keyboard, contrast, keys."""
+"""The pages at `/` and `/docs` in a browser: figures, what can be done, others' words, keyboard, contrast, keys."""
 
 from __future__ import annotations
 
@@ -451,3 +451,33 @@ def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(tab: Browser, tmp_pat
     tab.until(lambda: "No figures come" in tab.text("#banner-text"), "the host has gone")
     assert "What is shown is of" in tab.text("#banner-text")
     assert tab.text("#readiness") == "no answer"
+
+
+# --- the page of the API -----------------------------------------------------------------------------
+
+
+def test_the_api_is_shown_to_who_has_a_key_and_all_of_it_comes_from_the_host(tab: Browser, tmp_path: Path) -> None:
+    key, line = new_key("the-infer", ["infer"])
+    (tmp_path / ".keys").write_text(f"{line.line()}\n")
+    (tmp_path / ".keys").chmod(0o600)
+    with serve(fake_host(tmp_path, {"plain": FakeScript()}, security={"keys_file": tmp_path / ".keys"})) as host:
+        asked(tab), said(tab)
+        tab.open(f"{host.url}/docs#ready_name")
+        tab.until(lambda: "asks for an API key" in tab.text("#banner-text"), "the question for a key")
+        tab.fill("#key", key)
+        tab.press(ENTER)
+        tab.until(lambda: tab.run("return document.querySelector('#ready_name')?.open"), "what the address names")
+        assert "curl -s -H" in tab.text("#ready_name pre")
+        assert key not in tab.run("return document.documentElement.outerHTML")
+        page = host.http.get("/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
+        shown = tab.run("return [...document.querySelectorAll('#operations summary')].map((one) => one.textContent)")
+        operations = [(method.upper(), path) for path, item in page["paths"].items() for method in item]
+        assert sorted(" ".join(text.split()[:2]) for text in shown) == sorted(" ".join(one) for one in operations)
+        tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert "inputs*: array of object" in tab.text("#schema-InferRequest pre")
+        assert tab.run(LABELS) == []
+        assert tab.run(CONTRAST) == []
+        tab.fill("#search", ":predict versions")
+        assert tab.run("return document.querySelectorAll('#operations details:not([hidden])').length") == 1
+        assert said(tab) == []
+        assert [one for one in asked(tab) if not one.startswith((host.url + "/", "data:", "about:", "chrome:"))] == []

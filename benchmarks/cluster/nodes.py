@@ -18,9 +18,11 @@ from benchmarks.places import ROOT
 from modelhost.testing import cgroup
 from modelhost.testing.cgroup import MemoryCgroup
 
-#: Of each node's memory, what Ray itself takes: raylet and agents, and the controller, proxy and ingress on the head.
-WORKER_OVERHEAD_BYTES: Final = 350 << 20
-HEAD_OVERHEAD_BYTES: Final = 1100 << 20
+#: A node's memory while Ray starts on it. Then it is what Ray has taken, a replica's share, and so much for what Ray
+#: has yet to take: a worker beside the replica's, and on the head the ingress.
+_STARTING_BYTES: Final = 4 << 30
+_WORKER_MARGIN_BYTES: Final = 64 << 20
+_HEAD_MARGIN_BYTES: Final = 320 << 20
 
 _OBJECT_STORE_BYTES: Final = 80 << 20
 
@@ -41,7 +43,6 @@ class Node:
     name: str
     handle: Any
     group: MemoryCgroup | None
-    limit_bytes: int
 
     @property
     def kills(self) -> int | None:
@@ -107,23 +108,26 @@ def running(count: int, *, share_bytes: int) -> Iterator[Nodes]:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mh-ray-", ignore_cleanup_errors=True))
         found = Nodes(Cluster(shutdown_at_exit=False), _free_port())
         for number in range(count):
-            overhead_bytes = WORKER_OVERHEAD_BYTES if number else HEAD_OVERHEAD_BYTES
-            limit_bytes = overhead_bytes + share_bytes
-            group = stack.enter_context(MemoryCgroup(limit_bytes)) if has_groups else None
+            group = stack.enter_context(MemoryCgroup(_STARTING_BYTES)) if has_groups else None
             with _inside(group):
                 handle = found.cluster.add_node(
                     num_cpus=1,  # logical: each node has room for one replica
                     memory=share_bytes,
                     object_store_memory=_OBJECT_STORE_BYTES,
+                    node_ip_address="127.0.0.1",
                     **({} if number else {"include_dashboard": False, "temp_dir": scratch}),
                 )
-            found.nodes.append(Node(f"node {number}" if number else "head", handle, group, limit_bytes))
+            found.nodes.append(Node(f"node {number}" if number else "head", handle, group))
         stack.callback(found.cluster.shutdown)
         ray.init(address=found.cluster.address, log_to_driver=False, logging_level="error")
         stack.callback(ray.shutdown)
         found.cluster.wait_for_nodes()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": found.port})
         stack.callback(serve.shutdown)
+        for number, node in enumerate(found.nodes):
+            if node.group is not None:
+                margin_bytes = _WORKER_MARGIN_BYTES if number else _HEAD_MARGIN_BYTES
+                node.group.change_limit(node.group.read().usage_bytes + share_bytes + margin_bytes)
         yield found
 
 

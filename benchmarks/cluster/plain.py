@@ -25,7 +25,7 @@ class PlainReplica:
     def __init__(self, models):
         import onnxruntime as ort
 
-        self._models, self._ort, self._held = Path(models), ort, set()
+        self._models, self._ort = Path(models), ort
 
     @serve.multiplexed(max_num_models_per_replica=int(os.environ.get("BENCHMARK_PLAIN_MODELS", "3")))
     async def session(self, model):
@@ -33,7 +33,6 @@ class PlainReplica:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = 1
         file = self._models / model / "1" / "model.onnx"
-        self._held.add(model)
         return self._ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     async def infer(self, body, length):
@@ -54,9 +53,7 @@ class PlainReplica:
 
     async def held(self):
         """Which process this is, and what its cache holds."""
-        cache = getattr(self, "__serve_multiplex_models_session", None) or next(
-            (value for name, value in vars(self).items() if name.startswith("__serve_multiplex")), None
-        )
+        cache = next((value for name, value in vars(self).items() if name.startswith("__serve_multiplex")), None)
         return {"pid": os.getpid(), "models": [] if cache is None else list(cache.models)}
 
 

@@ -114,11 +114,11 @@ def fuzz(requests: int, seed: int, save: Path | None, limit_bytes: int, out: Pat
 
 @click.command()
 @options.count(200, "Models, of which a few get most of the requests.")
-@click.option("--size", "size_mb", type=float, default=5, show_default=True, help="Size of each, in MB.")
+@click.option("--size", "size_mb", type=float, default=3, show_default=True, help="Size of each, in MB.")
 @click.option("--seconds", type=click.FloatRange(1), default=45, show_default=True, help="Of load, before and after.")
 @click.option("--warm", "warm_s", type=click.FloatRange(0), default=30, show_default=True, help="Of load before that.")
 @click.option("--clients", type=click.IntRange(1), default=4, show_default=True, help="Processes that ask.")
-@click.option("--share", "share_bytes", type=options.Size(), default="400MB", show_default=True, help="Of a replica.")
+@click.option("--share", "share_bytes", type=options.Size(), default="256MB", show_default=True, help="Of a replica.")
 @click.option("--exponent", type=float, default=1.0, show_default=True, help="Of Zipf's law.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of who asks what.")
 @click.option("--contender", "names", multiple=True, help="Only this one; may be given several times.")

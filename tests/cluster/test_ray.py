@@ -32,6 +32,17 @@ pytestmark = [
 WINE = {"inputs": [{"name": "measurements", "datatype": "FP32", "shape": [1, 13], "data": [13.0] * 13}]}
 
 
+CONFIG = """
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+- name: modelhost
+  route_prefix: /
+  import_path: modelhost.cluster.ray:build
+  args: {{config: {folder}/modelhost.toml, replicas: 2, memory: 500MB, cpus: 0.5}}
+"""
+
+
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MODELHOST_", "PYTHONDONT"))}
     return kept | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -39,20 +50,15 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `serve run modelhost.cluster.ray:build …` serves, in a cluster of one node."""
+    """What `serve run` serves of its configuration file, in a cluster of one node."""
     folder = tmp_path_factory.mktemp("ray")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     (folder / "modelhost.toml").write_text(f'[models]\ndirectory = "{MODELS}"\n')
-    program = (
-        "import ray, sys; from ray import serve; from ray.serve.scripts import cli;"
-        "ray.init(num_cpus=4, include_dashboard=False, object_store_memory=80 << 20);"
-        f"serve.start(http_options={{'host': '127.0.0.1', 'port': {port}}});"
-        "cli(['run', '--working-dir', '.', 'modelhost.cluster.ray:build', 'replicas=2', 'memory=500MB'])"
-    )
+    (folder / "serve.yaml").write_text(CONFIG.format(port=port, folder=folder))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [RAY / "python", "-c", program],
+            [RAY / "serve", "run", "serve.yaml"],
             cwd=folder,
             env=environment(),
             stdout=log,

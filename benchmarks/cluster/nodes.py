@@ -106,7 +106,7 @@ def running(count: int, *, share_bytes: int) -> Iterator[Nodes]:
     has_groups = why_no_groups() is None
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mh-ray-", ignore_cleanup_errors=True))
-        found = Nodes(Cluster(shutdown_at_exit=False), _free_port())
+        found = Nodes(Cluster(), _free_port())
         for number in range(count):
             group = stack.enter_context(MemoryCgroup(_STARTING_BYTES)) if has_groups else None
             with _inside(group):
@@ -114,7 +114,6 @@ def running(count: int, *, share_bytes: int) -> Iterator[Nodes]:
                     num_cpus=1,  # logical: each node has room for one replica
                     memory=share_bytes,
                     object_store_memory=_OBJECT_STORE_BYTES,
-                    node_ip_address="127.0.0.1",
                     **({} if number else {"include_dashboard": False, "temp_dir": scratch}),
                 )
             found.nodes.append(Node(f"node {number}" if number else "head", handle, group))

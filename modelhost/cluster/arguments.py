@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelhost.config import Settings, load_settings
 from modelhost.errors import ConfigError
+from modelhost.host import Budgets
+from modelhost.units import parse_size
 
 #: A replica's share where neither the arguments nor the settings say one.
 DEFAULT_SHARE = "1GB"
@@ -60,16 +62,19 @@ class Arguments(BaseModel):
             raise ConfigError("server.workers and server.grpc_port are for hosts that listen: leave them out here")
         if found.memory.policy == "adaptive":
             raise ConfigError("memory.policy is adaptive, which learns from one process: a replica has a fixed share")
-        memory = found.memory if found.memory.limit is not None else _with(found.memory, limit=DEFAULT_SHARE)
+        share_bytes = found.memory.limit or parse_size(DEFAULT_SHARE)
+        memory = _with(found.memory, limit=share_bytes)
         models = _with(found.models, directory=found.models.directory.resolve())
         cache = found.prepare.cache
         prepare = found.prepare if cache is None else _with(found.prepare, cache=cache.resolve())
         state = _with(found.state, keep_statistics=False, keep_learnt=False)
         keys = found.security.keys_file
         security = found.security if keys is None else _with(found.security, keys_file=keys.resolve())
-        return found.model_copy(
+        made = found.model_copy(
             update={"memory": memory, "models": models, "prepare": prepare, "state": state, "security": security}
         )
+        Budgets.resolve(made, limit_bytes=share_bytes, usage_bytes=0)  # what cannot be is said here, not by a replica
+        return made
 
 
 def _with(section: Any, **changes: Any) -> Any:

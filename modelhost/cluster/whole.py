@@ -50,7 +50,7 @@ def merge_for(method: str, path: str) -> Merge | None:
         return _json(merge_index)
     # A model is loaded where it lives, and unloaded wherever it is.
     is_told = parts[:2] in (["v2", "logging"], ["memory", "cleanup"]) or parts[-1] in ("pin", "unload")
-    return _any if is_told else None
+    return _fullest if is_told else None
 
 
 def model_of(path: str) -> str:
@@ -79,8 +79,9 @@ def _json(merge: Callable[[Sequence[tuple[str, Any]]], Any]) -> Merge:
     return lambda said: json.dumps(merge([(one.replica, json.loads(one.body)) for one in said])).encode()
 
 
-def _any(said: Sequence[Answered]) -> bytes:
-    return said[0].body
+def _fullest(said: Sequence[Answered]) -> bytes:
+    """Returns the answer that says most: of an unload, that of a replica which had the model."""
+    return max((one.body for one in said), key=len)
 
 
 def _metrics(said: Sequence[Answered]) -> bytes:

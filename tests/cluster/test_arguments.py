@@ -48,3 +48,8 @@ def test_what_only_a_host_that_listens_has_is_refused(tmp_path: Path, line: str)
     (tmp_path / "modelhost.toml").write_text(line)
     with pytest.raises(ConfigError):
         Arguments.of({}).settings()
+
+
+def test_a_share_that_leaves_nothing_for_models_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match="leaves nothing for models"):
+        Arguments.of({"memory": "20MB"}).settings()

@@ -50,12 +50,21 @@ def scalar() -> onnx.ModelProto:
     return _model(nodes, [("x", TensorProto.FLOAT, [])], output=("y", TensorProto.FLOAT, []))
 
 
-def heavy(megabytes: int, *, layers: int = 8) -> onnx.ModelProto:
-    """`y = W·…·W·x` with so many megabytes of weights; takes tens of milliseconds to load."""
-    side = int((megabytes * _MB / 4 / layers) ** 0.5)
-    weights = [
-        numpy_helper.from_array(np.full((side, side), 1 / side, np.float32), f"w{layer}") for layer in range(layers)
-    ]
+def heavy(megabytes: int, *, layers: int = 8, is_noisy: bool = False) -> onnx.ModelProto:
+    """`y = W·…·W·x` with so many megabytes of weights; takes tens of milliseconds to load.
+
+    Of equal layers ONNX Runtime holds one; `is_noisy`: they differ, and a row of one number still comes out as it is.
+    """
+    side, rng = int((megabytes * _MB / 4 / layers) ** 0.5), np.random.default_rng(0)
+
+    def weight(layer: int) -> onnx.TensorProto:
+        values = np.full((side, side), 1 / side, np.float32)
+        if is_noisy:
+            noise = rng.random((side, side), np.float32) / side
+            values += noise - noise.mean(axis=0)
+        return numpy_helper.from_array(values, f"w{layer}")
+
+    weights = [weight(layer) for layer in range(layers)]
     names = ["x", *(f"h{layer}" for layer in range(1, layers)), "y"]
     nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(layers)]
     return _model(nodes, [("x", TensorProto.FLOAT, ["n", side])], weights=weights)

@@ -50,6 +50,9 @@ _KEPT_BYTES: Final = 64 << 10
 #: The other process ends the run in time, and says what took so long; this is for where it does not.
 _SLACK_S: Final = 0.25
 
+#: Questions to one process at a time: each is a connection there, of those that clients have too.
+_AT_ONCE: Final = 64
+
 _ANSWER_TAKES: Final = "the answer of another process takes"
 
 
@@ -66,6 +69,7 @@ class HandOver:
 
     def __init__(self, seat: Seat, inference: Inference) -> None:
         self._seat, self._inference, self._lines = seat, inference, Lines(seat)
+        self._turns = [asyncio.Semaphore(_AT_ONCE) for _ in range(seat.seats)]
         self.handed_over = 0
         """Requests that others have answered."""
 
@@ -97,6 +101,7 @@ class HandOver:
             return await self._encoded(held, outputs, hold, encoding, timing, deadline)
         if not decoded.feeds:
             raise error
+        self._inference.host.pool.not_elsewhere(ModelKey(held.name, held.version))
         return await self._inference.run_here(target, face, decoded, hold, encoding, deadline=deadline, timing=timing)
 
     # --- there -----------------------------------------------------------------------------------------
@@ -122,9 +127,11 @@ class HandOver:
         line: Line | None = None
         is_over = False
         try:
-            async with within("the run, in another process,", started=started, deadline=deadline + _SLACK_S):
+            async with (
+                within("the run, in another process,", started=started, deadline=deadline + _SLACK_S),
+                self._turns[held.seat],
+            ):
                 line, head = await self._ask(held.seat, parts, may_be_kept=not is_large)
-                del parts
                 if head.status != 200:
                     failed = error_of(unpack_head(await line.read(head.length)))
                     is_over = True
@@ -173,7 +180,8 @@ class HandOver:
         return [b"\r\n".join(lines) + b"\r\n\r\n", *pieces]
 
     async def _ask(self, seat: int, parts: list[Buffer], *, may_be_kept: bool) -> tuple[Line, Head]:
-        """Sends a question, on a line that is open where it is small, and returns the head of its answer."""
+        """Sends a question, and returns the head of its answer. One that `may_be_kept` goes on a line that is open, and
+        once more where its other end has gone; of any other nothing is left in `parts`."""
         line = self._lines.kept(seat) if may_be_kept else None
         if line is not None:
             try:
@@ -187,6 +195,8 @@ class HandOver:
         line = await self._lines.open(seat)
         try:
             await line.send(parts)
+            if not may_be_kept:
+                parts.clear()
             return line, await line.head()
         except BaseException:
             line.close()

@@ -333,6 +333,7 @@ class Arrivals:
         """Makes a loaded slot ready, in the place of what it replaces; grants the waiters that are still there."""
         is_unproven, replaced = slot.is_unproven, self._table.succeed(slot)
         self._table.ready(slot)
+        self._memory.sharing.publish_idle()
         self._failures.forget(slot.key)
         self._departures.replace(replaced)
         if is_unproven:

@@ -34,6 +34,10 @@ class Elsewhere:
             self._until.clear()
         self._until[key] = self._clock() + _COUNTS_S
 
+    def forget(self, key: ModelKey) -> None:
+        """Has it decided anew whether a model fits: where it was it is not any more."""
+        self._until.pop(key, None)
+
     def recent(self, key: ModelKey) -> HeldElsewhere | None:
         """Returns what sends requests away of a model that did not fit here a moment ago; None for others."""
         until = self._until.get(key)

@@ -208,6 +208,10 @@ class Pool:
         slot = None if key is None or self._is_closed else self._table.get(key)
         return slot if slot is not None and slot.state is SlotState.READY else None
 
+    def not_elsewhere(self, key: ModelKey) -> None:
+        """Has it decided anew whether a model fits here, as the process that held it has ended or let go of it."""
+        self._scheduler.elsewhere.forget(key)
+
     def known(self, target: tuple[str, str | None]) -> ModelFile | None:
         """Returns the file of a model that was asked for before; None for others."""
         return self.catalog.known(target)

@@ -236,13 +236,16 @@ class Scheduler:
             if isinstance(decision, Load):
                 self._begin(self._arrivals.load(slot, plan))
                 return True
-            if self._is_sent_away(slot, decision, is_dear=plan.variant == "heap"):
+            is_dear = isinstance(decision, Wait | Refuse) or (isinstance(decision, Evict) and plan.variant == "heap")
+            if is_dear and self._is_sent_away(slot):
                 return False
             if isinstance(decision, Wait | Refuse) and self._is_to_change_places(slot, decision, figures, plan):
                 self._change_places(slot)
                 return True
             return self._carry_out(slot, decision, _loading(slot.key, plan), plan.peak_bytes)
         assert inspection.preparation is not None
+        if self._is_preparing and self._is_sent_away(slot):
+            return False
         if self._arrivals.is_preparing:
             return False
         if self._memory.siblings.others(Figure.IS_PREPARING):
@@ -257,19 +260,17 @@ class Scheduler:
         largest = _largest_child(figures)
         ceiling = _ceiling(slot, inspection.preparation, largest)
         decision = decide(figures, resident_bytes=0, peak_bytes=ceiling)
+        is_short = ceiling < (slot.child_bytes or inspection.preparation.likely_bytes)
+        if (is_short or not isinstance(decision, Load | Trim)) and self._is_sent_away(slot):
+            return False
         if isinstance(decision, Load):
             self._begin_beside(self._arrivals.prepare(slot, ceiling, is_last=ceiling >= largest))
             return True
-        if self._is_sent_away(slot, decision, is_dear=True):
-            return False
         return self._carry_out(slot, decision, _first_look(slot.key, ceiling), ceiling)
 
-    def _is_sent_away(self, slot: Slot, decision: Decision, *, is_dear: bool) -> bool:
-        """Sends who waits to another process of the host that holds the model, where it does not fit here, or where it
-        is dear and others would have to leave for it."""
-        if slot.is_unproven or isinstance(decision, Load | Trim) or (isinstance(decision, Evict) and not is_dear):
-            return False
-        held = self.elsewhere.holder(slot.key)
+    def _is_sent_away(self, slot: Slot) -> bool:
+        """Sends who waits for what does not fit here to another process of the host that holds it; False: none does."""
+        held = None if slot.is_unproven else self.elsewhere.holder(slot.key)
         if held is None:
             return False
         self.elsewhere.note(slot.key)
@@ -309,7 +310,7 @@ class Scheduler:
                 return True
             case Wait(available_bytes):
                 now = self._clock()
-                if slot.blocked_since is None or self._arrivals.is_preparing:  # a child ends for sure
+                if slot.blocked_since is None or self._is_preparing:  # a child ends for sure
                     slot.blocked_since = now
                 slot.wanted_bytes = max(0, needed_bytes - available_bytes) + 1  # what fits is below critical
                 if now - slot.blocked_since >= self._settings.memory_wait_s:
@@ -359,6 +360,11 @@ class Scheduler:
         slot.is_wanted = True
         self.departures.let_go(former, cause="its files changed")
 
+    @property
+    def _is_preparing(self) -> bool:
+        """Whether a child opens a model for the first time, of this process or another one of the host."""
+        return self._arrivals.is_preparing or self._memory.siblings.others(Figure.IS_PREPARING) > 0
+
     def _figures(self) -> Figures:
         # Before and after: what a child took or gave back in between must not count as seen.
         seen_bytes = self._arrivals.seen_bytes
@@ -372,8 +378,10 @@ class Scheduler:
         in_use_bytes += self._memory.ledger.totals.leaving_bytes
         if self._arrivals.is_preparing:
             in_use_bytes += memory.reserved_bytes
-        # What other processes of the host load, hold and can let go of.
-        in_use_bytes += self._memory.siblings.others(Figure.LOADING, Figure.EVICTABLE)
+        # What other processes of the host load, hold and can let go of. What they load is in usage and in reservations
+        # until it is settled, or their child has ended.
+        siblings = self._memory.siblings
+        in_use_bytes += 2 * siblings.others(Figure.LOADING) + siblings.others(Figure.EVICTABLE)
         return Figures(
             usage_bytes=memory.usage_bytes,
             reserved_bytes=memory.reserved_bytes - seen_bytes,

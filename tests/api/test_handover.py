@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from served import Served, error_of, fake_host, fake_request, head, serve
-from wire import binary, infer, nothing_held, numbers, used_bytes, wire
+from wire import ROOMY, binary, infer, infer_binary, nothing_held, numbers, used_bytes, wire
 
 from modelhost.api.handover import PATH, HandOver
 from modelhost.errors import RunFailed
@@ -87,9 +87,7 @@ def _private() -> socket.socket:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """For what leaves nothing behind."""
-    with pair(
-        tmp_path_factory.mktemp("handover"), server={"max_request_bytes": "8MB", "max_decoding_bytes": "24MB"}
-    ) as found:
+    with pair(tmp_path_factory.mktemp("handover"), **ROOMY) as found:
         found.hold()
         yield found
 
@@ -174,6 +172,27 @@ def test_when_it_has_let_go_of_it_or_has_ended_the_one_that_is_asked_loads_it(tm
         both.end_one()
         assert both.other.infer("a").json()["outputs"][0]["data"] == [2, 4]
         assert both.scripts[1]["a"].loads == 1
+
+
+@pytest.mark.parametrize(("size_bytes", "code"), [(8, "insufficient_memory"), (1 << 20, "worker_restarting")])
+def test_one_that_ends_in_the_middle_takes_large_tensors_with_it_and_small_ones_are_asked_for_again(
+    tmp_path: Path, size_bytes: int, code: str
+) -> None:
+    with pair(tmp_path, **ROOMY) as both:
+        both.hold()
+        both.scripts[0]["a"].run_may_end = threading.Event()
+        with wire(both.other, infer_binary("a", numbers(size_bytes))) as client:
+            both.one.eventually(lambda snapshot: snapshot.in_flight == 1)
+            server = both.one.server
+
+            def cut() -> None:
+                for connection in server._connections():
+                    connection.transport.abort()
+
+            both.one.on_loop(cut)
+            answer = client.must()
+        assert (answer.status, answer.json["code"]) == (503, code)
+        assert both.other.infer("a").status_code == 200, "it is there all the same"
 
 
 def test_a_load_is_done_where_one_of_them_has_it(tmp_path: Path) -> None:

@@ -265,3 +265,29 @@ async def test_a_load_that_failed_is_nobodys_to_be_sent_to(tmp_path: Path) -> No
             await soon(one.pool.acquire("a"))
         await other.use("a")
         assert other.loaded == ["a"]
+
+
+async def test_what_another_ones_child_takes_is_waited_for(tmp_path: Path) -> None:
+    gate = threading.Event()
+    opened = FakeScript(child_bytes=90 * MB, prepare_may_end=gate)
+    async with two(tmp_path, {"a": opened}, {"b": large(60)}) as (one, other):
+        first = one.begin(one.pool.acquire("a"))
+        await until(opened.prepare_started.is_set)
+        second = other.begin(other.pool.acquire("b"))
+        await until(lambda: waits(other))
+        other.clock.now += 1  # a child ends for sure: nobody's patience does before
+        other.memory._notify()
+        await turns(5)
+        assert not second.done()
+        gate.set()
+        for waiting in (first, second):
+            (await soon(waiting)).end()
+
+
+async def test_no_child_opens_what_another_one_holds_where_it_would_get_too_little(tmp_path: Path) -> None:
+    first, second = {"a": large(80)}, {"a": large(80, child_bytes=120 * MB)}
+    async with two(tmp_path, first, second) as (one, other):
+        async with one.pool.lease("a"):
+            with pytest.raises(HeldElsewhere):
+                await soon(other.pool.acquire("a"))
+        assert second["a"].ceilings == []

@@ -10,9 +10,11 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
 from served import MB, Served, fake_request, head
 
+from benchmarks.client import binary_request
 from modelhost.api.disconnect import DisconnectWatch
 from modelhost.pool import PoolSnapshot
 from modelhost.runtime.fake import FakeScript
@@ -206,20 +208,7 @@ def test_a_load_and_a_run_of_twenty_megabytes_do_not_hold_up_the_event_loop(
     """The worst pause is a few milliseconds here; a loaded machine adds its own, so the best of five rounds counts."""
     side = ort.get("/v2/models/heavy").json()["inputs"][0]["shape"][1]
     rows = 1_000
-    text = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": "x",
-                    "datatype": "FP32",
-                    "shape": [rows, side],
-                    "parameters": {"binary_data_size": rows * side * 4},
-                }
-            ],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    content, headers = text + bytes(rows * side * 4), {"Inference-Header-Content-Length": str(len(text))}
+    content, headers = binary_request(np.zeros((rows, side), np.float32))
     gc.collect()
     rounds = []
     for _ in range(5):

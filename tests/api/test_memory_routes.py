@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kernel import ScriptedKernel
 from prometheus_client.parser import text_string_to_metric_families
 from served import MB, Served, error_of
 
 from modelhost.cli.main import cli
-from modelhost.memory import PressureReading
 from modelhost.pool import ModelKey
 from modelhost.runtime.fake import FakeScript
 
@@ -187,32 +187,12 @@ def test_metrics_escape_names(serve_fake, name: str) -> None:
 # --- page cache -------------------------------------------------------------------------------------
 
 
-class Kernel:
-    """Counters that stand still until told otherwise; each reading is a second after the last."""
-
-    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reading = PressureReading(
-            refaulted_bytes=70 * MB,
-            cache_bytes=100 * MB,
-            major_faults=40,
-            process_major_faults=30,
-            psi_some_avg10=2.5,
-            psi_full_avg10=1.25,
-        )
-        self.refaulted_bytes_per_s = 0
-        self._now = 0.0
-        monkeypatch.setattr(served.host.memory.gauge, "_clock", self._clock)
-        served.on_loop(lambda: setattr(served.host.memory.gauge, "source", self))
-
-    def _clock(self) -> float:
-        self._now += 1
-        return self._now
-
-    def read(self) -> PressureReading:
-        before = self.reading
-        assert before.refaulted_bytes is not None
-        self.reading = replace(before, refaulted_bytes=before.refaulted_bytes + self.refaulted_bytes_per_s)
-        return before
+def kernel_of(served: Served, monkeypatch: pytest.MonkeyPatch) -> ScriptedKernel:
+    """Gives a host a kernel to ask; each reading is a second after the last."""
+    kernel, seconds = ScriptedKernel(), itertools.count(1.0)
+    monkeypatch.setattr(served.host.memory.gauge, "_clock", lambda: next(seconds))
+    served.on_loop(lambda: setattr(served.host.memory.gauge, "source", kernel))
+    return kernel
 
 
 def terminal(served: Served) -> str:
@@ -275,9 +255,9 @@ def test_weights_that_have_gone_from_disk_are_unknown_and_no_error(
 
 def test_what_the_kernel_says_is_shown(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve_fake({"a": FakeScript()})
-    kernel = Kernel(served, monkeypatch)
+    kernel = kernel_of(served, monkeypatch)
     served.get("/memory")
-    kernel.refaulted_bytes_per_s = MB
+    kernel.refaulted_bytes_each = MB
     shown = served.get("/memory").json()["page_cache"]
     assert shown["refaulted_bytes_total"] >= 70 * MB
     assert 0 <= shown["refaulted_bytes_per_s"] <= MB
@@ -294,8 +274,8 @@ def test_what_the_kernel_says_is_shown(serve_fake, monkeypatch: pytest.MonkeyPat
 
 def test_thrashing_is_shown_and_is_an_event(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve_fake({"a": FakeScript()})
-    kernel = Kernel(served, monkeypatch)
-    kernel.refaulted_bytes_per_s = 60 * MB
+    kernel = kernel_of(served, monkeypatch)
+    kernel.refaulted_bytes_each = 60 * MB
     for _ in range(4):
         body = served.get("/memory").json()
     assert body["page_cache"]["is_thrashing"] is True
@@ -307,7 +287,7 @@ def test_thrashing_is_shown_and_is_an_event(serve_fake, monkeypatch: pytest.Monk
     assert "page cache, THRASHING: " in shown
     assert "0 major faults/s, stalled 1 %" in shown
     assert " thrashing: level normal" in shown
-    kernel.refaulted_bytes_per_s = 0
+    kernel.refaulted_bytes_each = 0
     for _ in range(15):
         body = served.get("/memory").json()
     assert body["page_cache"]["is_thrashing"] is False

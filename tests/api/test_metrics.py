@@ -16,6 +16,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from kernel import ScriptedKernel
 from prometheus_client.parser import text_string_to_metric_families
 from served import MB, fake_host
 
@@ -27,7 +28,6 @@ from modelhost.api.model_metrics import used_last
 from modelhost.config import AlertsSettings, MetricsSettings
 from modelhost.errors import NeverFits
 from modelhost.host import Host
-from modelhost.memory import PressureReading
 from modelhost.pool import ModelKey, Timing
 from modelhost.pool.statistics import ModelStatistics, Statistics
 from modelhost.runtime.fake import FakeScript
@@ -44,18 +44,6 @@ BY_SAMPLE = {name: family for family in FAMILIES for name in family.sample_names
 
 #: What Prometheus itself adds.
 ADDED_LABELS = {"job", "instance"}
-
-
-class _Kernel:
-    def read(self) -> PressureReading:
-        return PressureReading(
-            refaulted_bytes=70 * MB,
-            cache_bytes=100 * MB,
-            major_faults=40,
-            process_major_faults=30,
-            psi_some_avg10=2.5,
-            psi_full_avg10=1.25,
-        )
 
 
 @asynccontextmanager
@@ -102,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
         directory = tmp_path_factory.mktemp("models")
         alerts = AlertsSettings(webhook_url="http://127.0.0.1:1/")  # nothing is posted
         async with page_of(directory, "ab", alerts=alerts) as (host, metrics):
-            host.memory.gauge.source = _Kernel()
+            host.memory.gauge.source = ScriptedKernel()
             await use(host, "a", "b", "a")
             with pytest.raises(NeverFits):
                 await host.pool.acquire("giant")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import models_for_tests as build
 import numpy as np
 import onnx
 import pytest
-from host_process import COMMAND, environment
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.client import Client, RequestFailed
@@ -55,24 +54,14 @@ def is_right(asked: np.ndarray, answer: np.ndarray) -> bool:
     return np.array_equal(answer, np.where(asked > 0, asked * FACTORS.max(), asked * FACTORS.min()))
 
 
-def prepare(directory: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "prepare", "--models", str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=directory.parent,
-        env=environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(
+    tmp_path_factory: pytest.TempPathFactory, modelhost_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> Path:
     directory = tmp_path_factory.mktemp("expanding") / "models"
     build.save(expanding(), directory, "expanding")
-    prepare(directory)
+    done = modelhost_command(directory.parent, "prepare", "--models", str(directory))
+    assert done.returncode == 0, done.stdout + done.stderr
     return directory
 
 

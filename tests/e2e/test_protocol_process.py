@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import models_for_tests as build
+import numpy as np
 import pytest
 from host_process import COMMAND, MODELS, HostProcess, environment, running_host
 
+from benchmarks.client import binary_request
 from benchmarks.tracebacks import first_traceback
 
 
@@ -71,24 +73,8 @@ def test_a_signal_ends_the_host_once_requests_in_flight_are_answered(tmp_path: P
     with running_host(tmp_path, models, "--memory-limit", "1GB") as host, ThreadPoolExecutor(1) as threads:
         side = json.load(urllib.request.urlopen(f"{host.url}/v2/models/slow"))["inputs"][0]["shape"][1]
         rows = 2_000_000 // side
-        text = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": "x",
-                        "datatype": "FP32",
-                        "shape": [rows, side],
-                        "parameters": {"binary_data_size": rows * side * 4},
-                    }
-                ],
-                "parameters": {"binary_data_output": True},
-            }
-        ).encode()
-        request = urllib.request.Request(
-            f"{host.url}/v2/models/slow/infer",
-            data=text + bytes(rows * side * 4),
-            headers={"Inference-Header-Content-Length": str(len(text))},
-        )
+        body, headers = binary_request(np.zeros((rows, side), np.float32))
+        request = urllib.request.Request(f"{host.url}/v2/models/slow/infer", data=body, headers=headers)
 
         def ask() -> int:
             with urllib.request.urlopen(request, timeout=30) as response:

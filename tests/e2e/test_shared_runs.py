@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from host_process import COMMAND, HostProcess, environment, running_host
+from host_process import HostProcess, running_host
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE, LAYERS = 1024, 6
@@ -51,21 +51,15 @@ def dense(*, centred: bool = False) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(
+    tmp_path_factory: pytest.TempPathFactory, modelhost_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> Path:
     directory = tmp_path_factory.mktemp("batching") / "models"
     for name in ("dense", "alone"):
         build.save(dense(), directory, name)
     build.save(dense(centred=True), directory, "centred")
     (directory / "alone" / "model.toml").write_text("batching = false\n")
-    done = subprocess.run(
-        [*COMMAND, "prepare", "--models", str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=directory.parent,
-        env=environment(),
-        check=False,
-    )
+    done = modelhost_command(directory.parent, "prepare", "--models", str(directory))
     assert done.returncode == 0, done.stdout + done.stderr
     return directory
 

@@ -7,14 +7,16 @@ function raises InvalidRequest that says which field, what was expected and what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 
 from modelhost.api.codec.json_tensors import say
 from modelhost.errors import InvalidRequest
 
-MAX_NAME_CHARS: Final = 1024  # names are repeated in messages
+T = TypeVar("T")
+
+_MAX_NAME_CHARS: Final = 1024  # names are repeated in messages
 _NO_MEMORY: Final = "Not enough memory"  # orjson has the same error class for this
 _NOTHING: Final[dict[str, object]] = {}
 
@@ -86,14 +88,19 @@ def named_entries(value: object, kind: str) -> dict[str, dict[str, object]]:
         name = entry.get("name")
         if not isinstance(name, str):
             raise InvalidRequest(f"{kind} {index} must have a string as 'name', got {say(name)}")
-        if len(name) > MAX_NAME_CHARS:
-            raise InvalidRequest(
-                f"{kind} {index} has a name of {len(name)} characters, at most {MAX_NAME_CHARS} are accepted"
-            )
-        if name in named:
-            raise InvalidRequest(f"{kind} '{name}' is given twice")
-        named[name] = entry
+        add_named(named, name, entry, kind=kind, index=index)
     return named
+
+
+def add_named(named: dict[str, T], name: str, entry: T, *, kind: str, index: int) -> None:
+    """Adds the entry at `index` by its name. Raises InvalidRequest where that is too long, or there already."""
+    if len(name) > _MAX_NAME_CHARS:
+        raise InvalidRequest(
+            f"{kind} {index} has a name of {len(name)} characters, at most {_MAX_NAME_CHARS} are accepted"
+        )
+    if name in named:
+        raise InvalidRequest(f"{kind} '{name}' is given twice")
+    named[name] = entry
 
 
 def refuse_parameters(parameters: Mapping[str, object], keys: Sequence[str], where: str) -> None:

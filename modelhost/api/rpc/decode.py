@@ -11,7 +11,7 @@ import numpy as np
 from modelhost.api.codec import InferRequest, OutputRequest
 from modelhost.api.codec.binary_tensors import decode_binary
 from modelhost.api.codec.cost import raw_cost_bytes
-from modelhost.api.codec.fields import MAX_NAME_CHARS, refuse_parameters, timeout_s
+from modelhost.api.codec.fields import add_named, refuse_parameters, timeout_s
 from modelhost.api.codec.request import check_declared
 from modelhost.api.rpc.messages import ModelInferRequest, parse, plain_values
 from modelhost.api.rpc.wire import Parts, parse_cost_bytes
@@ -95,14 +95,7 @@ def _named(entries: Iterable[Any], kind: str) -> dict[str, Any]:
     """Returns the entries by their unique names, in order."""
     named: dict[str, Any] = {}
     for index, entry in enumerate(entries):
-        name = entry.name
-        if len(name) > MAX_NAME_CHARS:
-            raise InvalidRequest(
-                f"{kind} {index} has a name of {len(name)} characters, at most {MAX_NAME_CHARS} are accepted"
-            )
-        if name in named:
-            raise InvalidRequest(f"{kind} '{name}' is given twice")
-        named[name] = entry
+        add_named(named, entry.name, entry, kind=kind, index=index)
     return named
 
 

@@ -12,6 +12,6 @@ _FEWEST: Final = 25
 
 
 def examples(full: int) -> settings:
-    """Returns the settings of a random test that takes so many examples at its full size, and a fifth of them in CI:
+    """Returns the settings of a random test that takes so many examples at its full size, and a tenth of them in CI:
     each run there takes others."""
-    return settings(max_examples=full if FULL else max(_FEWEST, full // 5))
+    return settings(max_examples=full if FULL else max(_FEWEST, full // 10))

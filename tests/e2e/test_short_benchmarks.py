@@ -27,14 +27,15 @@ _REASON = cgroup.available()
 # Not marked as one that has to run alone: what measures are processes of its own, and nothing here looks at times.
 pytestmark = [pytest.mark.timeout(500), pytest.mark.skipif(_REASON is not None, reason=str(_REASON))]
 
-#: Others that are short have more models than fit, too, and tests/e2e/test_on_load.py starts hosts with prepared ones.
+#: Others that are short have more models than fit, and are held at critical and let go, too; test_memory_limit.py has
+#: what comes back, test_on_load.py starts hosts with prepared models.
 _ONLY_IN_FULL = {
     "sequential": ["--models", "2", "--rounds", "1"],
     "cold-start": ["--runs", "1"],
+    "recovery": ["--short"],
 }
 _SHORT = {
     "pressure": ["--short", "--models", "2", "--requests", "6", "--hold", "0.5"],
-    "recovery": ["--short"],
     "leaks": ["--iterations", "40", "--only", "infer"],
     "fragmentation": ["--short", "--cycles", "15"],
     "stress": ["--short", "--models", "3", "--seconds", "1"],

@@ -20,7 +20,7 @@ from modelhost.runtime.fake import FakeScript
 
 pytestmark = pytest.mark.anyio
 
-SEEDS = range(100 if FULL else 12)
+SEEDS = range(100 if FULL else 8)
 STEPS = 1200
 
 #: What other users of the memory take at most, unannounced.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -16,6 +17,11 @@ from modelhost.memory.figures import read_file
 LimitSource = Literal["cgroup v2", "cgroup v1", "machine", "setting"]
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
+
+#: So many pages that are touched, each of which shows by itself, are no chance: see `_counts_each_page`.
+_PAGES_TRIED: Final = 8
+#: What other threads touch meanwhile shows too.
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class MemoryProbe(Protocol):
         """
 
     def committed_bytes(self) -> int:
-        """Reads the process's own anonymous memory exactly. Takes up to a few milliseconds."""
+        """Reads the process's own anonymous memory exactly. Takes 20 microseconds, before Linux 6.17 milliseconds."""
 
 
 class Probe:
@@ -71,6 +77,7 @@ class Probe:
         self._machine_bytes = _machine_bytes()
         self._groups = find_limiting(proc)
         self._levels: tuple[Level, ...] = ()
+        self._counts_each_page = _counts_each_page(proc)
         self.limit_bytes = 0
         self.limit_source: LimitSource = "machine"
         self._take(read_levels(self._groups))
@@ -123,7 +130,12 @@ class Probe:
         return self._machine_usage()
 
     def committed_bytes(self) -> int:
-        """Reads `Anonymous` of smaps_rollup: exact, where the counters in `status` are batched."""
+        """Reads statm where it is exact, else `Anonymous` of smaps_rollup, which always is.
+
+        That walks all pages that the process has mapped, those of models' files too: 10 ms for 200 MB of them.
+        """
+        if self._counts_each_page:
+            return self.own_usage().usage_bytes
         try:
             with (self._proc / "smaps_rollup").open("rb") as stream:
                 for line in stream:
@@ -157,12 +169,10 @@ class Probe:
 
     def own_usage(self) -> Usage:
         """Reads what this process has committed, whatever it shares its group with."""
-        try:
-            resident, shared = read_file(f"{self._proc}/statm").split()[1:3]
-        except FileNotFoundError:  # no Linux
+        if sys.platform != "linux":
             return _process_usage_elsewhere()
-        anonymous = (int(resident) - int(shared)) * _PAGE_BYTES
-        return Usage(anonymous, {"resident_bytes": int(resident) * _PAGE_BYTES, "anonymous_bytes": anonymous})
+        resident_bytes, anonymous_bytes = _statm(self._proc)
+        return Usage(anonymous_bytes, {"resident_bytes": resident_bytes, "anonymous_bytes": anonymous_bytes})
 
     def _machine_usage(self) -> Usage:
         import psutil  # only here: in a container a cgroup answers, and the import holds 1.6 MB
@@ -188,3 +198,32 @@ def _process_usage_elsewhere() -> Usage:
     found = psutil.Process().memory_info()
     private_bytes = int(getattr(found, "private", found.rss))  # only Windows tells them apart
     return Usage(private_bytes, {"resident_bytes": int(found.rss), "private_bytes": private_bytes})
+
+
+def _statm(proc: Path) -> tuple[int, int]:
+    """Returns what of a process is resident, and what of that is anonymous."""
+    resident, shared = read_file(f"{proc}/statm").split()[1:3]
+    return int(resident) * _PAGE_BYTES, (int(resident) - int(shared)) * _PAGE_BYTES
+
+
+def _counts_each_page(proc: Path) -> bool:
+    """Says whether statm is exact: whether each of some pages shows as soon as it is touched. Takes 0.2 ms.
+
+    Linux adds up what all cores have counted since 6.17. Before, a core tells of 32 pages or more at once, and before
+    6.2 a thread of 64.
+    """
+    try:
+        _statm(proc)  # which only Linux has
+        return any(all(_steps(proc)) for _ in range(_TRIES))
+    except (OSError, ValueError):
+        return False
+
+
+def _steps(proc: Path) -> Iterator[bool]:
+    with mmap.mmap(-1, _PAGES_TRIED * _PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(_PAGES_TRIED):
+            before = _statm(proc)[1]
+            pages[page * _PAGE_BYTES] = 1
+            yield _statm(proc)[1] - before == _PAGE_BYTES

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -299,6 +301,25 @@ def test_committed_memory_is_the_processs_own(tmp_path: Path) -> None:
     with mmap.mmap(-1, 32 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         block.write(b"x" * (32 * MB))
         assert probe.committed_bytes() - before == pytest.approx(32 * MB, abs=4 * MB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="figures of Linux")
+@pytest.mark.parametrize("counts_each_page", [True, False])
+def test_committed_memory_is_exact_to_the_page_wherever_it_is_read(counts_each_page: bool) -> None:
+    probe = Probe()
+    if counts_each_page and not probe._counts_each_page:
+        pytest.skip("this kernel's statm is not exact")
+    probe._counts_each_page = counts_each_page
+    with mmap.mmap(-1, 8 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        probe.committed_bytes()  # has allocated what it takes
+
+        def grown(page: int) -> int:
+            before = probe.committed_bytes()
+            block[page * PAGE_BYTES] = 1
+            return probe.committed_bytes() - before
+
+        # What other threads of the test's process do shows too, now and then.
+        assert statistics.median(map(grown, range(8))) == PAGE_BYTES
 
 
 def test_committed_memory_without_smaps_rollup_comes_from_statm(machine: Machine) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
+from modelhost.precedence import go_last
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,12 +32,12 @@ def cores() -> int:
 
 
 def one_thread(name: str) -> ThreadPoolExecutor:
-    """Returns an executor whose one thread runs already.
+    """Returns an executor whose one thread runs already, and lets others go first.
 
     An executor that starts its thread with the first job, and cannot, raises and keeps the job: a thread that
     is started later would do what nobody waits for any more. Raises RuntimeError where there is none to be had.
     """
-    executor = _OneThread(1, thread_name_prefix=name)
+    executor = _OneThread(1, thread_name_prefix=name, initializer=go_last)
     executor.submit(int).result()
     return executor
 

@@ -19,6 +19,7 @@ import click
 from modelhost.cli.options import settings_options
 from modelhost.config import ServerSettings, Settings, load_settings
 from modelhost.errors import ConfigError
+from modelhost.precedence import go_first
 from modelhost.threads import cores, take_short_turns
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Service:
             log.info("%s answers; it is ready when models.preload is loaded", url)
         for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
             signal.signal(number, self._server.handle_exit)
+        go_first()
         try:
             self._server.run(sockets=[self._listener] if self._shared is None else [])
         except SystemExit:

@@ -30,7 +30,8 @@ class ServerSettings(Section):
     workers: PositiveIntOrAuto = 1
     """Processes that serve together, within one memory limit; auto: one for each core. Not on Windows."""
     run_threads: int = Field(0, ge=0)
-    """Inference threads of each process; 0: one for each core."""
+    """Inference threads of each process; 0: one for each core. One more takes runs that are known to be brief (5 ms)
+    while all of these are at work on longer ones."""
     max_connections: PositiveInt = 512
     """Open connections, or fewer where the process may not open as many files; each may hold 32 KB of headers. One
     more takes the place of one that idles, or is answered 503."""

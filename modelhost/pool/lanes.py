@@ -3,6 +3,10 @@
 The thread that is free goes to the lane whose jobs have had the least time of the threads, counted from
 when it began to wait: a model that floods the host with long runs delays another one by what is running,
 not by all that waits. Within a lane it is first come, first served.
+
+What is running may still be long, and no order makes it shorter. So there is one thread more, for jobs that are
+known to be brief, while all others are at work on some that are not: the system gives it a core between two turns
+of theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from typing import Final, Protocol
 #: Jobs that take longer leave one thread to others, as long as there are others: they would have to wait for
 #: the rest of such a job, which no order can change.
 _LONG_NS: Final = 20_000_000
+
+#: Jobs that take no longer are brief: behind others they would wait for many times what they take themselves.
+_BRIEF_NS: Final = 5_000_000
 
 #: There are others where one of their jobs has begun within so long.
 _LATELY_NS: Final = 1_000_000_000
@@ -70,26 +77,36 @@ class Lane:
         self._running = 0
         self._tag_ns = 0  # time that its jobs have had, beginning at what others had when it began to wait
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether its jobs are known to be brief."""
+        return 0 < self.job_ns <= _BRIEF_NS
+
 
 class Taken:
     """A job that a thread has begun."""
 
-    __slots__ = ("charged_ns", "is_long", "job", "lane")
+    __slots__ = ("charged_ns", "is_lasting", "is_long", "job", "lane")
 
-    def __init__(self, job: Job, lane: Lane, charged_ns: int, *, is_long: bool) -> None:
+    def __init__(self, job: Job, lane: Lane, charged_ns: int, is_long: bool, is_lasting: bool) -> None:
         self.job, self.lane, self.charged_ns, self.is_long = job, lane, charged_ns, is_long
+        self.is_lasting = is_lasting
+        """Whether brief ones need not wait for its end."""
 
 
 class FairQueue:
-    """Jobs of all lanes. Any thread; `clock_ns` is monotonic.
+    """Jobs of all lanes, for `threads` threads and a spare one. Any thread; `clock_ns` is monotonic.
 
     Threads sleep on a plain queue of tokens, which costs less than a condition: there is one for each job that
-    may begin, at least. A token that finds no job is only a look.
+    may begin, at least. A token that finds no job is only a look. The spare thread has tokens of its own, and looks
+    before it sleeps.
     """
 
     def __init__(self, threads: int, *, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._threads, self._clock_ns = threads, clock_ns
         self._tokens: SimpleQueue[bool | None] = SimpleQueue()
+        self._spare_tokens: SimpleQueue[bool | None] = SimpleQueue()
+        self._lasting = 0  # jobs on the threads, the spare one left out, that are not known to be brief
         self._lock = threading.Lock()
         self._waiting: dict[Lane, None] = {}  # lanes with jobs, in the order in which they began to wait
         self._now_ns = 0  # the tag of the job that began last
@@ -104,7 +121,10 @@ class FairQueue:
             if lane not in self._waiting:
                 self._waiting[lane] = None
                 lane._tag_ns = max(lane._tag_ns, self._now_ns)
+            is_spares = self._lasting >= self._threads and lane.is_brief
         self._tokens.put(True)
+        if is_spares:
+            self._wake_spare()
 
     def withdraw(self, lane: Lane, job: Job) -> bool:
         """Takes a job out that has not begun; returns False for one that has."""
@@ -126,19 +146,40 @@ class FairQueue:
             self._tokens.put(True)
         for _ in range(self._threads):
             self._tokens.put(_END)
+        self._spare_tokens.put(_END)
 
     def take(self) -> Taken | None:
         """Returns the job whose turn it is; waits for one. None: the thread has to end."""
         while self._tokens.get() is not _END:
             with self._lock:
                 taken = self._choose()
+                is_spares = self._lasting >= self._threads and any(lane.is_brief for lane in self._waiting)
+            if is_spares:
+                self._wake_spare()
             if taken is not None:
                 return taken
         return None
 
-    def _choose(self) -> Taken | None:
+    def _wake_spare(self) -> None:
+        if not self._spare_tokens.qsize():  # else it will look, and sees what is there by then
+            self._spare_tokens.put(True)
+
+    def take_brief(self) -> Taken | None:
+        """Returns the brief job whose turn it is while all threads are at work on others; waits for one. None: the
+        spare thread has to end."""
+        while True:
+            with self._lock:
+                taken = self._choose(is_spare=True) if self._lasting >= self._threads else None
+            if taken is not None:
+                return taken
+            if self._spare_tokens.get() is _END:
+                return None
+
+    def _choose(self, *, is_spare: bool = False) -> Taken | None:
         chosen: Lane | None = None
         for lane in self._waiting:
+            if is_spare and not lane.is_brief:
+                continue
             if (chosen is None or lane._tag_ns < chosen._tag_ns) and self._may_begin(lane):
                 chosen = lane
         if chosen is None:
@@ -147,14 +188,18 @@ class FairQueue:
         if not chosen._jobs:
             del self._waiting[chosen]
         self._now_ns = max(self._now_ns, chosen._tag_ns)
-        chosen._tag_ns += chosen.job_ns
+        job_ns = chosen.job_ns
+        chosen._tag_ns += job_ns
         chosen._running += 1
-        is_long = chosen.job_ns > _LONG_NS
+        is_long = job_ns > _LONG_NS
         if is_long:
             self._long_running += 1
         else:
             self._short_at_ns = self._clock_ns()
-        return Taken(job, chosen, chosen.job_ns, is_long=is_long)
+        is_lasting = not (is_spare or 0 < job_ns <= _BRIEF_NS)
+        if is_lasting:
+            self._lasting += 1
+        return Taken(job, chosen, job_ns, is_long, is_lasting)
 
     def _may_begin(self, lane: Lane) -> bool:
         if lane.max_running is not None:
@@ -168,6 +213,8 @@ class FairQueue:
         lane = taken.lane
         with self._lock:
             lane._running -= 1
+            if taken.is_lasting:
+                self._lasting -= 1
             self._long_running -= taken.is_long
             lane._tag_ns += took_ns - taken.charged_ns
             lane.job_ns += (took_ns - lane.job_ns) // (_FOLLOWS if lane.job_ns else 1)

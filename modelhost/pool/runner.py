@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError
 from modelhost.pool.bounds import QueueBound
 from modelhost.pool.guard import RunGuard
-from modelhost.pool.lanes import FairQueue, Job, Lane
+from modelhost.pool.lanes import FairQueue, Job, Lane, Taken
+from modelhost.precedence import go_as_usual, go_first
 from modelhost.runtime.base import CancelToken
 from modelhost.threads import for_future
 
@@ -27,7 +28,8 @@ _TURN_TOLD_NS: Final = 1_000_000
 
 
 class Runner:
-    """Runs blocking work on `threads` threads. Methods are for the event-loop thread.
+    """Runs blocking work on `threads` threads, and brief work on a spare one where all of these are at work on other.
+    Methods are for the event-loop thread.
 
     A job that was started always ends: `ended` is called on the event loop when the work has
     returned, however long after its requester was cancelled. That is what leases hang on.
@@ -61,6 +63,7 @@ class Runner:
         self._lanes: dict[str, Lane] = {}
         self._common = self.lane("")
         self._threads: list[threading.Thread] = []
+        self._spare: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_place_ns = 0  # of runs on the event loop itself in this turn of it, and perhaps in some before
         self.guard = guard or RunGuard()
@@ -143,7 +146,7 @@ class Runner:
     def add_thread(self) -> None:
         """Starts a thread; where the system has none to give, those that are there go on. Raises RuntimeError
         where there is none at all, which is why a host starts one before it takes requests."""
-        thread = threading.Thread(target=self._serve, name=f"modelhost-run-{len(self._threads)}", daemon=True)
+        thread = self._thread(self._queue.take, go_as_usual, f"modelhost-run-{len(self._threads)}")
         try:
             thread.start()
         except RuntimeError:
@@ -152,9 +155,21 @@ class Runner:
             return
         self._threads.append(thread)
 
+    def _add_spare(self) -> None:
+        thread = self._thread(self._queue.take_brief, go_first, "modelhost-run-spare")
+        with contextlib.suppress(RuntimeError):  # none is to be had: the others do
+            thread.start()
+            self._spare = thread
+
+    def _thread(self, take: Callable[[], Taken | None], begin: Callable[[], None], name: str) -> threading.Thread:
+        return threading.Thread(target=self._serve, args=(take, begin), name=name, daemon=True)
+
     def _put(self, job: Job, lane: Lane) -> None:
-        if len(self._threads) < self.threads and len(self._threads) <= self.in_flight:
-            self.add_thread()
+        if len(self._threads) <= self.in_flight:  # all that there are may be at work
+            if len(self._threads) < self.threads:
+                self.add_thread()
+            elif self._spare is None and lane.is_brief:
+                self._add_spare()
         self._loop = asyncio.get_running_loop()
         self.started += 1
         self.in_flight += 1
@@ -184,9 +199,10 @@ class Runner:
     def _begin_turn(self) -> None:
         self._in_place_ns = 0
 
-    def _serve(self) -> None:
+    def _serve(self, take: Callable[[], Taken | None], begin: Callable[[], None]) -> None:
         """One thread: takes jobs until it is told to end."""
-        while (taken := self._queue.take()) is not None:
+        begin()
+        while (taken := take()) is not None:
             job, lane, began_ns = taken.job, taken.lane, self.clock_ns()
             job.work()
             self._queue.done(taken, self.clock_ns() - began_ns)
@@ -248,6 +264,8 @@ class Runner:
         self.refuse()
         for thread in self._threads:
             thread.join()
+        if self._spare is not None:
+            self._spare.join()
         self.guard.join()
 
 

@@ -131,6 +131,22 @@ async def test_an_answer_before_the_deadline_stands() -> None:
     runner.close()
 
 
+async def test_brief_work_does_not_wait_for_long_work_on_all_threads() -> None:
+    runner, long, brief = Runner(threads=1, max_waiting=4), Job(), Job()
+    lane = runner.lane("brief")
+    lane.job_ns = 1_000_000  # as its last jobs have shown
+    brief.gate.set()
+    first = asyncio.ensure_future(long.run(runner))
+    await until(long.started.is_set)
+    future = runner.submit(brief.work, cancel=brief.cancel, on_end=brief.ended, lane=lane)
+    assert await soon(future) == "done"
+    assert (brief.ends, long.ends, lane.in_flight, runner.in_flight) == (1, 0, 0, 1)
+    long.gate.set()
+    assert await soon(first) == "done"
+    runner.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("modelhost-run")]
+
+
 @pytest.mark.parametrize("error", [None, ZeroDivisionError("too late to matter")])
 async def test_a_cancelled_requester_triggers_the_token_and_the_job_ends_when_its_work_returns(
     error: Exception | None,

@@ -200,6 +200,88 @@ def test_what_was_withdrawn_is_not_taken_and_what_was_taken_is_not_withdrawn() -
     assert (queue.take(), queue.take()) == (None, None)
 
 
+def known(name: str, job_ns: int) -> Lane:
+    """A lane whose last jobs took so long."""
+    lane = Lane(name)
+    lane.job_ns = job_ns
+    return lane
+
+
+def spares(queue: FairQueue) -> Taken | None:
+    """What the spare thread begins where it looks now; it does not wait."""
+    while queue._spare_tokens.qsize():
+        with queue._lock:
+            taken = queue._choose(is_spare=True) if queue._lasting >= queue._threads else None
+        if taken is not None:
+            return taken
+        queue._spare_tokens.get()
+    return None
+
+
+def taken(queue: FairQueue) -> Taken:
+    found = queue.take()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_brief_jobs_do_not_wait_for_threads_that_are_all_at_work_on_others(is_first: bool) -> None:
+    queue, long, brief = FairQueue(2), known("long", 15 * MS), known("brief", MS)
+    queue.put(long, Work(15 * MS))
+    queue.put(long, Work(15 * MS))
+    running = [taken(queue)]
+    if is_first:  # there before the last thread has begun
+        queue.put(brief, job := Work(MS))
+        brief._tag_ns = 1000 * MS  # and it is not its turn
+        assert spares(queue) is None
+    running.append(taken(queue))
+    if not is_first:
+        queue.put(brief, job := Work(MS))
+    assert [one.lane for one in running] == [long, long]
+    found = spares(queue)
+    assert found is not None
+    assert found.job is job
+    queue.done(found, MS)
+    queue.put(long, Work(15 * MS))
+    assert spares(queue) is None  # that one has to wait
+    queue.done(running.pop(), 15 * MS)
+    assert taken(queue).lane is long
+
+
+def test_the_spare_thread_rests_while_a_thread_is_at_brief_work_or_nobody_knows_how_long_jobs_are() -> None:
+    queue, long, brief, new = FairQueue(2), known("long", 15 * MS), known("brief", MS), Lane("new")
+    queue.put(long, Work(15 * MS))
+    queue.put(brief, Work(MS))
+    taken(queue)
+    short = taken(queue)
+    queue.put(brief, Work(MS))
+    assert spares(queue) is None  # the other ends soon
+    queue.done(short, MS)
+    queue.put(new, Work(MS))
+    brief._tag_ns = 1000 * MS
+    assert taken(queue).lane is new  # which may be long
+    queue.put(new, Work(MS))
+    found = spares(queue)
+    assert found is not None
+    assert found.lane is brief
+    assert spares(queue) is None
+
+
+def test_a_lanes_bound_holds_for_the_spare_thread_too() -> None:
+    queue, long, brief = FairQueue(1), known("long", 15 * MS), known("brief", MS)
+    brief.max_running = 1
+    queue.put(long, Work(15 * MS))
+    taken(queue)
+    queue.put(brief, Work(MS))
+    queue.put(brief, Work(MS))
+    first = spares(queue)
+    assert first is not None
+    assert spares(queue) is None
+    queue.done(first, MS)
+    queue.put(brief, Work(MS))
+    assert spares(queue) is not None
+
+
 def test_an_end_comes_after_all_that_waits_whatever_its_bound() -> None:
     queue, lane = FairQueue(1), Lane("a")
     lane.max_running = 1

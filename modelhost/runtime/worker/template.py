@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from modelhost.precedence import go_as_usual
 from modelhost.runtime.building_steps import end_with_parent, trim_heap
 from modelhost.runtime.engine import Arena, set_up
 from modelhost.runtime.worker.process import serve
@@ -46,6 +47,7 @@ class _Template:
         self._libraries = tuple(map(Path, job["custom_op_libraries"]))
         self._workers: set[int] = set()
         _stand_back(_TEMPLATE_SCORE)
+        go_as_usual()  # the host's thread that has started this one lets others go first
         # With threads inside of runs ONNX Runtime starts them here, and a fork would be without: each sets itself up.
         self._arena = None if self._threads > 1 else self._new_arena()
         self._ended, ending = socket.socketpair()

@@ -1,0 +1,58 @@
+"""Who goes first where threads are more than cores. Imports next to nothing: what forks workers has it too."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import sys
+import threading
+from typing import Final
+
+#: What threads want of a core at a time, of those that are at work on all cores: who wants less is let in sooner, and
+#: has no more of the core in all. The least that Linux takes, for who has something to do now and then, and little …
+_FIRST_NS: Final = 100_000
+#: … and several times what others take, for work that nobody's answer is made of: loads, unloads, scans.
+_LAST_NS: Final = 10_000_000
+#: As the system has it, 1 to 3 ms.
+_USUAL_NS: Final = 0
+
+#: The system call that says so has no function in the C library; other architectures are left out.
+_SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
+#: `struct sched_attr` of sched(7): size, policy, flags, nice, priority, runtime, deadline, period.
+_SCHED_ATTR: Final = struct.Struct("IIQiIQQQ")
+
+
+def go_first() -> None:
+    """Has this thread get a core soon after there is something to do for it, though others are at work on all cores.
+
+    Linux grants it from 6.12 on, to everybody; elsewhere nothing changes. Threads and processes begin as the one was
+    that has started them, so those that are to be as usual say so.
+    """
+    _want(_FIRST_NS)
+
+
+def go_as_usual() -> None:
+    """Has this thread take turns as the system has them."""
+    _want(_USUAL_NS)
+
+
+def go_last() -> None:
+    """Has this thread let others go first, where they are at work on all cores; it has its share all the same, as one
+    with a lower priority would not, which may hold a lock that all others need."""
+    _want(_LAST_NS)
+
+
+def _want(slice_ns: int) -> None:
+    if sys.platform != "linux":
+        return
+    number = _SCHED_SETATTR.get(os.uname().machine)
+    if number is None:
+        return
+    own = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        nice = os.getpriority(os.PRIO_PROCESS, own)
+        attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.sched_getscheduler(own), 0, nice, 0, slice_ns, 0, 0)
+        # What a sandbox refuses it refuses: the order is the system's own then.
+        ctypes.CDLL(None).syscall(number, own, ctypes.c_char_p(attributes), 0)

@@ -73,6 +73,11 @@ class Client:
         """The names of the models that are loaded."""
         return loaded_in(self.memory())
 
+    def stats(self) -> dict[str, Any]:
+        """V2's statistics of all models."""
+        figures: dict[str, Any] = self._get("/v2/models/stats").json()
+        return figures
+
     def metrics(self) -> dict[str, float]:
         """The metrics without labels, by name without prefix and `_total`."""
         found = _METRIC.findall(self._get("/metrics").text)

@@ -26,6 +26,11 @@ class Spawned:
         self._process.terminate()
         self._process.join()
 
+    @property
+    def pid(self) -> int:
+        """Its process; 0 before it has one."""
+        return self._process.pid or 0
+
     def _tell(self, word: object) -> None:
         self._pipe.send(word)
 

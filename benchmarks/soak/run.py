@@ -30,6 +30,7 @@ from benchmarks.soak.forms import FORMS, request
 from benchmarks.soak.models import Case
 from benchmarks.soak.record import LOST, OK, WRONG, Asked, Book, Span, judged
 from benchmarks.soak.residents import Residents
+from benchmarks.soak.spent import Cores, Spent, taken_of
 from benchmarks.soak.traffic import Served, Traffic, rpc_available
 from benchmarks.soak.verdict import Drift, Reading, drift, fault_paces, paces, violations
 from benchmarks.soak.wire import Connection, Lost
@@ -150,6 +151,7 @@ class _Soak:
     unmet: list[str] = field(default_factory=list)
     faults_done: Counter[str] = field(default_factory=Counter)
     spans: list[Span] = field(default_factory=list)
+    spent: dict[str, Spent] = field(default_factory=dict)
     _window: list[Asked] = field(default_factory=list)
     _window_at: float = 0.0
     _windows_peak_bytes: int = 0
@@ -218,6 +220,8 @@ class _Soak:
         is_rough = name == "rough"
         if not (is_rough and self.rough):
             self.recording.mark(name)
+        names = [case.name for case in self.residents]
+        cores, taken = self._cores(), taken_of(self.client.stats(), names)
         self.traffic.go(cases, may_leave=is_rough)
         self.asking.go()
         self._window_at = time.monotonic()
@@ -230,6 +234,11 @@ class _Soak:
         finally:
             self.traffic.stop()
             self._look(name, kept, self.asking.stop(), is_last=True)
+        spent = self.spent.setdefault(name, Spent())
+        spent.add(cores, self._cores(), taken, taken_of(self.client.stats(), names))
+
+    def _cores(self) -> Cores:
+        return Cores.read(self.host.pid, [self.asking.pid])
 
     def _until(self, end: float, *, every_s: float) -> Iterator[None]:
         due = time.monotonic() + every_s
@@ -349,6 +358,11 @@ class _Soak:
                 p99_ms=one.p99_ms,
                 slower=round(one.slower, 2),
             )
+        for phase, spent in self.spent.items():
+            self.report.add("cores", phase=phase, **spent.cores())
+        for case in self.residents:
+            for phase, spent in self.spent.items():
+                self.report.add("parts", model=case.name, phase=phase, **spent.parts(case.name))
         for during in fault_paces(self.calm, self.rough, self.spans):
             self.report.add(
                 "during",
@@ -412,6 +426,28 @@ class _Soak:
                 "p50_ms": "p50",
                 "p99_ms": "p99",
                 "slower": "p99 times calm",
+            },
+        )
+        self.report.table(
+            "parts",
+            {
+                "model": "resident",
+                "phase": "phase",
+                "request_ms": "mean",
+                "compute_input_ms": "decode",
+                "queue_ms": "wait",
+                "compute_infer_ms": "run",
+                "compute_output_ms": "encode",
+            },
+        )
+        self.report.table(
+            "cores",
+            {
+                "phase": "cores in use",
+                "host_cores": "host",
+                "children_cores": "its children",
+                "clients_cores": "clients",
+                "waited_cores": "host's threads without one",
             },
         )
         self.report.table(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from benchmarks.smaps import read_process
 from benchmarks.soak.forms import FORMS, outputs, request
 from benchmarks.soak.models import Case, Question, agrees
 from benchmarks.soak.record import OK, WRONG, Asked, Span, judged
+from benchmarks.soak.spent import PARTS, Cores, Spent, taken_of
 from benchmarks.soak.traffic import Served
 from benchmarks.soak.verdict import Drift, FaultPace, Pace, Reading, drift, fault_paces, paces, violations
 from benchmarks.soak.wire import Reply
@@ -211,3 +214,48 @@ def test_every_form_carries_the_question(form: str) -> None:
 def test_v1_answers_have_their_names() -> None:
     body = json.dumps({"outputs": {"y": [[2.0]], "s": [{"a": 0.5}]}}).encode()
     assert agrees(QUESTION.answers[0], outputs(Reply(200, {}, body), request(CASE, QUESTION, "v1")))
+
+
+def stats(**models: tuple[int, int, int]) -> dict[str, Any]:
+    """V2's statistics of models, by requests, what each took in all, and what each run took; milliseconds."""
+    return {
+        "model_stats": [
+            {
+                "name": name,
+                "inference_stats": {
+                    "success": {"count": count, "ns": count * took_ms * 1_000_000},
+                    "compute_infer": {"count": count, "ns": count * run_ms * 1_000_000},
+                    **{part: {"count": count, "ns": 0} for part in PARTS if part != "compute_infer"},
+                },
+            }
+            for name, (count, took_ms, run_ms) in models.items()
+        ]
+    }
+
+
+def test_where_time_went_is_told_by_parts_of_requests_and_by_cores() -> None:
+    spent = Spent()
+    before, between = (
+        taken_of(stats(a=(10, 100, 50), other=(1, 1, 1)), ["a", "b"]),
+        taken_of(stats(a=(10, 2, 1)), ["a"]),
+    )
+    later = taken_of(stats(a=(30, 2, 1), b=(4, 3, 2)), ["a", "b"])
+    spent.add(Cores(0, 0, 0, 0, 0), Cores(10, 5, 1, 2, 3), before, before)
+    spent.add(Cores(100, 5, 1, 2, 3), Cores(110, 20, 1, 2, 8), between, later)
+    assert spent.cores() == {"host_cores": 1.0, "children_cores": 0.05, "waited_cores": 0.1, "clients_cores": 0.4}
+    parts = spent.parts("a")
+    assert (parts["request_ms"], parts["compute_infer_ms"], parts["queue_ms"]) == (2.0, 1.0, 0.0)
+    assert spent.parts("b")["request_ms"] == 3.0
+    assert spent.parts("nobody asked")["request_ms"] == 0.0
+
+
+def test_cores_are_read_of_processes_that_are_there_and_of_others() -> None:
+    before = Cores.read(os.getpid(), [os.getpid()])
+    deadline = time.thread_time() + 0.05
+    while time.thread_time() < deadline:
+        pass
+    after = Cores.read(os.getpid(), [os.getpid(), 1 << 30])
+    assert after.host - before.host >= 0.04 - 0.01  # its clock has ticks of 10 ms
+    assert after.clients - before.clients >= 0.04
+    assert after.waited >= before.waited >= 0
+    assert Cores.read(1 << 30, []).host == 0

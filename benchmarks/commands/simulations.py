@@ -63,6 +63,99 @@ def policy(
         case.table(report)
 
 
+_PLACEMENTS = ("turns", "multiplexing", "rendezvous", "memory")
+
+
+@click.command()
+@click.option(
+    "--trace",
+    "traces",
+    type=click.Choice(_TRACES),
+    multiple=True,
+    default=("zipf", "diurnal"),
+    show_default=True,
+    help="Which are made; may be repeated.",
+)
+@options.count(20_000, "Distinct models, of log-normal sizes around 8 MB.")
+@click.option(
+    "--requests", type=click.IntRange(10_000), default=10_000_000, show_default=True, help="Length of a trace."
+)
+@click.option("--hosts", type=click.IntRange(2, 1000), default=20, show_default=True, help="Hosts, all alike.")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=options.Size(),
+    help="Room for models on each host. [default: all hosts have a tenth of what all models hold]",
+)
+@click.option(
+    "--placement", "placements", type=click.Choice(_PLACEMENTS), multiple=True, help="Which; all where none is given."
+)
+@click.option("--policy", type=click.Choice(("lru", "gdsf")), default="lru", show_default=True, help="Who is evicted.")
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, 100),
+    default=1.25,
+    show_default=True,
+    help="How many times the mean load a host may have before its requests go elsewhere; 0: any.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(10),
+    default=1000,
+    show_default=True,
+    help="What load is: requests that a host has had of the last so many, times the hosts.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the trace, and of the models' sizes.")
+@options.out
+def hosts(
+    traces: tuple[str, ...],
+    count: int,
+    requests: int,
+    hosts: int,
+    memory_bytes: int | None,
+    placements: tuple[str, ...],
+    policy: str,
+    bound: float,
+    window: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Many models on several hosts: who gets a request, what is loaded, and what it takes when a host leaves or joins.
+
+    `turns` knows no models, as a plain balancer; `multiplexing` routes as Ray Serve does; `rendezvous` hashes, with
+    bounded load; `memory` asks where there is room, or who lets go of least. Each beside one host with the memory of
+    all. One core; some minutes for each trace of ten million requests.
+
+    \b
+    Examples:
+      python -m benchmarks hosts --trace zipf --requests 1000000
+      python -m benchmarks hosts --models 1000000 --hosts 100 --policy gdsf
+    """
+    from benchmarks.policy import hosts as case
+
+    if 0 < bound < 1.01:
+        raise click.BadParameter("expected 0, or at least 1.01: someone has to be below it", param_hint="--bound")
+    parameters = {"models": count, "requests": requests, "hosts": hosts, "policy": policy, "bound": bound}
+    with options.report("hosts", out, **parameters, window=window, seed=seed) as report:
+        for trace in traces:
+            case.run(
+                report,
+                case.Plan(
+                    trace=trace,
+                    models=count,
+                    requests=requests,
+                    hosts=hosts,
+                    budget_bytes=memory_bytes,
+                    placements=placements or _PLACEMENTS,
+                    policy=policy,
+                    bound=bound,
+                    window=window,
+                    seed=seed,
+                ),
+            )
+        case.tables(report)
+
+
 _TIMED = ("zipf", "diurnal", "bursts", "periodic")
 
 

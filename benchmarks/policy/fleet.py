@@ -21,6 +21,10 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.size_bytes)
 
+    def __deepcopy__(self, memo: object) -> Fleet:
+        """It is never changed: copies of what uses it share it."""
+        return self
+
     @property
     def total_bytes(self) -> int:
         """What all would hold at the same time."""

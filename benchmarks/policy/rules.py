@@ -24,6 +24,9 @@ from modelhost.pool.worth import per_use
 class Rule(Protocol):
     """Knows what is loaded, and in which order it is to leave. Requests are numbered by their place in the trace."""
 
+    age: float
+    """What the last that left was worth, in this rule's own unit: it grows as long as room is scarce."""
+
     def use(self, model: int, at: int) -> bool:
         """Notes a request; returns whether the model is loaded."""
 
@@ -38,66 +41,76 @@ class LeastRecentlyUsed:
     """Who was not used for longest."""
 
     def __init__(self, fleet: Fleet, trace: Trace) -> None:
-        self._loaded: OrderedDict[int, None] = OrderedDict()
+        self.age: float = 0
+        self._loaded: OrderedDict[int, int] = OrderedDict()
+        """With the last use of each."""
 
     def use(self, model: int, at: int) -> bool:
         """See Rule."""
-        if model in self._loaded:
-            self._loaded.move_to_end(model)
+        loaded = self._loaded
+        if model in loaded:
+            loaded[model] = at
+            loaded.move_to_end(model)
             return True
         return False
 
     def load(self, model: int, at: int) -> None:
         """See Rule."""
-        self._loaded[model] = None
+        self._loaded[model] = at
 
     def leave(self) -> int:
         """See Rule."""
-        return self._loaded.popitem(last=False)[0]
+        model, self.age = self._loaded.popitem(last=False)
+        return model
 
 
 class GreedyDualSizeFrequency:
     """Who is worth least; see `modelhost.pool.worth`. Every request counts as a use."""
 
     def __init__(self, fleet: Fleet, trace: Trace) -> None:
-        self._per_use = [
-            per_use(*model) for model in zip(fleet.load_s.tolist(), fleet.size_bytes.tolist(), strict=True)
-        ]
-        self._age = 0.0
-        self._uses = [0] * len(fleet)
-        """Since the load; 0: not loaded."""
-        self._worth = [0.0] * len(fleet)
+        self.age = 0.0
+        self._fleet = fleet
+        self._loaded: dict[int, _Valued] = {}
         # A worth only grows while a model is loaded: what the heap has may be too low, and is mended when it is met.
         self._heap: list[tuple[float, int]] = []
 
     def use(self, model: int, at: int) -> bool:
         """See Rule."""
-        uses = self._uses[model]
-        if not uses:
+        valued = self._loaded.get(model)
+        if valued is None:
             return False
-        self._uses[model] = uses = uses + 1
-        self._worth[model] = self._age + uses * self._per_use[model]
+        valued.uses = uses = valued.uses + 1
+        valued.worth = self.age + uses * valued.per_use
         return True
 
     def load(self, model: int, at: int) -> None:
         """See Rule."""
-        self._uses[model] = 1
-        self._worth[model] = found = self._age + self._per_use[model]
-        heappush(self._heap, (found, model))
+        gain = per_use(self._fleet.load_s.item(model), self._fleet.size_bytes.item(model))
+        self._loaded[model] = valued = _Valued(gain, self.age + gain)
+        heappush(self._heap, (valued.worth, model))
 
     def leave(self) -> int:
         """See Rule."""
-        heap = self._heap
+        heap, loaded = self._heap, self._loaded
         while True:
             noted, model = heap[0]
-            current = self._worth[model]
+            current = loaded[model].worth
             if current == noted:
                 break
             heapreplace(heap, (current, model))
         heappop(heap)
-        self._uses[model] = 0
-        self._age = max(self._age, current)
+        del loaded[model]
+        self.age = max(self.age, current)
         return model
+
+
+class _Valued:
+    """What a loaded model is worth, and what each use adds."""
+
+    __slots__ = ("per_use", "uses", "worth")
+
+    def __init__(self, per_use: float, worth: float) -> None:
+        self.per_use, self.uses, self.worth = per_use, 1, worth
 
 
 class Belady:
@@ -110,6 +123,7 @@ class Belady:
     """
 
     def __init__(self, fleet: Fleet, trace: Trace, *, by_size: bool = False) -> None:
+        self.age: float = 0  # it knows better
         self._next = array("q", next_uses(trace).tobytes())  # read one by one, which an array of numpy's is slow at
         self._sizes: list[int] = fleet.size_bytes.tolist() if by_size else [1] * len(fleet)
         self._wanted: dict[int, int] = {}

@@ -1,1 +1,1 @@
-"""Replays traces of requests against eviction policies, without a model, a runtime or a clock."""
+"""Replays traces of requests against policies, of eviction and of placement, without a model, a runtime or a clock."""

@@ -17,6 +17,9 @@ from benchmarks.policy.rules import Rule
 #: Load, count, age of a host that has left: nobody chooses the most of all.
 _GONE: Final = math.inf
 
+#: Age of a host that has made no room yet: less than any victim's worth.
+_NOBODY_LEFT: Final = -1.0
+
 
 class Placement(Protocol):
     """Says which host gets a request. It reads the cluster that it was made for, and changes nothing there."""
@@ -81,7 +84,7 @@ class Cluster:
         self.loads: list[float] = [terms.window] * terms.hosts  # as if all had been asked in turns before
         self.counts: list[float] = [0] * terms.hosts
         self.free_bytes: list[float] = [terms.budget_bytes] * terms.hosts
-        self.ages: list[float] = [0.0] * terms.hosts
+        self.ages: list[float] = [_NOBODY_LEFT] * terms.hosts
         """What the last model that had to leave was worth to the rule: who has the least has most to give."""
         self._rule = rule
         self._rules = [rule() for _ in range(terms.hosts)]
@@ -148,7 +151,7 @@ class Cluster:
         self.free_bytes.append(self.terms.budget_bytes)
         self.ages.append(age)
         self._rules.append(self._rule())
-        self._rules[-1].age = age
+        self._rules[-1].age = max(0, age)  # the new host's models are worth what they would be elsewhere
         for column in (self._requests, self._cold_starts, self._moved):
             column.append(0)
         self.bound = self._bound()

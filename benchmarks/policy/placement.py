@@ -17,7 +17,6 @@ from benchmarks.policy.cluster import Cluster, Placement
 #: Of splitmix64, by S. Vigna.
 _BITS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
 _ODD: Final = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_ALL: Final = (1 << 64) - 1
 
 
 class One:
@@ -112,9 +111,8 @@ class Rendezvous:
             return host
         order = self._orders.get(model)
         if order is None:
-            living = self._cluster.living
-            scores = [int(hashes(self._models[model : model + 1], host)[0]) for host in living]
-            order = [host for _, host in sorted(zip(scores, living, strict=True), reverse=True)]
+            living = np.array(self._cluster.living)
+            order = living[np.argsort(~hashes(np.uint64(model), living.astype(np.uint64)), kind="stable")].tolist()
             self._orders[model] = order
         return next(host for host in order if loads[host] < bound)
 
@@ -130,7 +128,7 @@ class Rendezvous:
         best = np.zeros(len(self._models), np.uint64)
         homes = np.full(len(self._models), -1)
         for host in self._cluster.living:
-            scores = hashes(self._models, host)
+            scores = hashes(self._models, np.array([host], np.uint64))
             is_better = (scores > best) | (homes < 0)
             best[is_better], homes[is_better] = scores[is_better], host
         return homes
@@ -172,9 +170,9 @@ class MemoryAware:
         return None
 
 
-def hashes(models: NDArray[np.uint64], host: int) -> NDArray[np.uint64]:
-    """Returns 64 bits for each model with a host: two rounds of splitmix64, which is one to one for each host."""
-    mixed = models ^ np.uint64(host * int(_ODD[1]) & _ALL)
+def hashes(models: NDArray[np.uint64] | np.uint64, hosts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Returns 64 bits for each model with a host, or a model with each host: two rounds of splitmix64."""
+    mixed = models ^ (hosts * _ODD[1])
     for _ in range(2):
         mixed = mixed + _ODD[0]
         mixed = (mixed ^ (mixed >> _BITS[0])) * _ODD[1]

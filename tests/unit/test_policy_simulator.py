@@ -13,6 +13,7 @@ from benchmarks import adaptive
 from benchmarks.commands import memory, simulations
 from benchmarks.policy import ahead, traces
 from benchmarks.policy.fleet import Fleet, mixed_sizes
+from benchmarks.policy.placement import PLACEMENTS
 from benchmarks.policy.replay import replay
 from benchmarks.policy.rules import RULES, next_uses
 
@@ -103,6 +104,7 @@ def test_what_is_no_trace_is_told_by_its_line(tmp_path: Path, text: str, said: s
 def test_the_command_line_names_what_there_is() -> None:
     assert set(simulations._TRACES) == set(traces.MADE)
     assert set(simulations._POLICIES) == set(RULES)
+    assert set(simulations._PLACEMENTS) == set(PLACEMENTS)
     assert set(simulations._TIMED) == set(ahead.TRACES)
     assert set(memory._LOADS) == {load.name for load in adaptive.LOADS}
 

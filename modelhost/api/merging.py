@@ -48,16 +48,19 @@ def merge_statistics(said: Sequence[Said]) -> Any:
     return {"model_stats": [found[key] for key in sorted(found, key=_by_version)]}
 
 
-def merge_index(said: Sequence[Said]) -> Any:
-    """Returns each version once, in the state that says most: where one process has it ready, it is ready."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+def merge_index(said: Sequence[Said], limit: int | None = None) -> Any:
+    """Returns each version once, by name, in the state that says most: where one process has it ready, it is ready.
+
+    With the `limit` that all were asked with, a page: what it has, each process had room to say on its own.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
     for _, answer in said:
         for entry in answer:
-            key = (entry["name"], entry["version"])
-            known = found.get(key)
+            versions = found.setdefault(entry["name"], {})
+            known = versions.get(entry["version"])
             if known is None or _STATES.index(entry["state"]) < _STATES.index(known["state"]):
-                found[key] = entry
-    return list(found.values())
+                versions[entry["version"]] = entry
+    return [entry for name in sorted(found)[:limit] for entry in found[name].values()]
 
 
 def merge_memory(said: Sequence[Said], label: str = "worker") -> Any:

@@ -45,6 +45,8 @@ def _const(value: object) -> Schema:
 _STRING: Final[Schema] = {"type": "string"}
 _BOOLEAN: Final[Schema] = {"type": "boolean"}
 _NUMBER: Final[Schema] = {"type": "number"}
+#: What a client's 64 bits with a sign have.
+_MOST: Final = (1 << 63) - 1
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _SIZE: Final = opt(_COUNT)
 _ANYTHING: Final[Schema] = {"type": "object"}
@@ -163,7 +165,14 @@ _V2: Final[dict[str, Schema]] = {
         },
         {"id": _STRING},
     ),
-    "IndexRequest": obj({}, {"ready": _BOOLEAN}),
+    "IndexRequest": obj(
+        {},
+        {
+            "ready": _BOOLEAN | {"description": "Only what is loaded."},
+            "limit": opt({"type": "integer", "minimum": 1, "maximum": _MOST, "description": "Most models; else all."}),
+            "after": opt(_STRING | {"description": "Only names after this one: the last of the page before."}),
+        },
+    ),
     "Index": array(
         obj(
             {

@@ -23,11 +23,9 @@ def routes(inference: Inference) -> APIRouter:
     @router.post("/v2/repository/index")
     @router.post("/v2/repository/{repository}/index")
     async def index(request: Request, repository: str | None = None) -> Response:
-        """Every model that was found, with its state; only the loaded ones with `{"ready": true}`."""
-        only_ready = (await read_object(request, inference.arrivals, host.settings.server)).get("ready", False)
-        if not isinstance(only_ready, bool):
-            raise InvalidRequest(f"'ready': expected true or false, got {say(only_ready)}")
-        return JsonResponse(await views.repository_index(host, only_ready=only_ready))
+        """Every model that was found, with its state; the loaded ones with `ready`, a page with `limit` and `after`."""
+        document = await read_object(request, inference.arrivals, host.settings.server)
+        return JsonResponse(await views.repository_index(host, wanted_of(document)))
 
     @router.post("/v2/repository/models/{name}/load")
     @router.post("/v2/repository/{repository}/models/{name}/load")
@@ -50,6 +48,22 @@ def routes(inference: Inference) -> APIRouter:
         )
 
     return router
+
+
+def wanted_of(document: Mapping[str, Any]) -> views.Wanted:
+    """Returns what of the index a request asks for. Raises InvalidRequest."""
+    wanted = views.Wanted()
+    only_ready = document.get("ready", wanted.only_ready)
+    if not isinstance(only_ready, bool):
+        raise InvalidRequest(f"'ready': expected true or false, got {say(only_ready)}")
+    limit, after = document.get("limit"), document.get("after")
+    if limit is None:
+        limit = wanted.limit
+    elif type(limit) not in (int, float) or not 1 <= limit <= wanted.limit or limit != int(limit):
+        raise InvalidRequest(f"'limit': expected a whole number from 1, got {say(limit)}")  # 1.0 is one, in JSON
+    if after is not None and not isinstance(after, str):
+        raise InvalidRequest(f"'after': expected the name of a model, got {say(after)}")
+    return views.Wanted(only_ready=only_ready, limit=int(limit), after=after or wanted.after)
 
 
 def check_load_parameters(parameters: Mapping[str, object]) -> None:

@@ -29,7 +29,8 @@ from modelhost.errors import HeldElsewhere
 
 log = logging.getLogger("modelhost")
 
-Merge: TypeAlias = Callable[[Sequence[tuple[int, bytes]]], bytes]
+#: Answers, this process's own first, and the body of the request: what makes one answer of them.
+Merge: TypeAlias = Callable[[Sequence[tuple[int, bytes]], bytes], bytes]
 
 _PASSED_ON: Final = (b"authorization", b"content-type", b"x-request-id")
 
@@ -38,14 +39,23 @@ _MAX_BODY_BYTES: Final = 64 << 10
 
 
 def _json(merge: Callable[[Sequence[tuple[int, Any]]], Any]) -> Merge:
-    return lambda said: json.dumps(merge([(seat, json.loads(body)) for seat, body in said])).encode()
+    return lambda said, _: json.dumps(merge(_read(said))).encode()
 
 
-def _metrics(said: Sequence[tuple[int, bytes]]) -> bytes:
+def _read(said: Sequence[tuple[int, bytes]]) -> list[tuple[int, Any]]:
+    return [(seat, json.loads(body)) for seat, body in said]
+
+
+def _index(said: Sequence[tuple[int, bytes]], asked: bytes) -> bytes:
+    limit = json.loads(asked).get("limit") if asked else None
+    return json.dumps(merge_index(_read(said), None if limit is None else int(limit))).encode()
+
+
+def _metrics(said: Sequence[tuple[int, bytes]], _: bytes) -> bytes:
     return merge_metrics([(seat, body.decode()) for seat, body in said]).encode()
 
 
-def _own(said: Sequence[tuple[int, bytes]]) -> bytes:
+def _own(said: Sequence[tuple[int, bytes]], _: bytes) -> bytes:
     return said[0][1]
 
 
@@ -76,8 +86,8 @@ class Together:
             if parts[-1] == "stats" and parts[:2] == ["v2", "models"]:
                 return _json(merge_statistics)
             return _READ.get(path)
-        if parts == ["v2", "repository", "index"]:
-            return _json(merge_index)
+        if parts[:2] == ["v2", "repository"] and parts[-1] == "index" and len(parts) in (3, 4):
+            return _index
         is_told = parts[:2] in (["v2", "repository"], ["v2", "logging"], ["memory", "cleanup"]) or parts[-1] == "pin"
         return _own if is_told else None
 
@@ -146,7 +156,7 @@ class Together:
             if merge is _own and reply.status >= 400 > own.status:
                 _warn(reply)
         good = [(reply.seat, reply.body) for reply in replies if reply.status == own.status]
-        answer = own.body if own.status >= 400 else merge([(self._peers.seat.number, own.body), *good])
+        answer = own.body if own.status >= 400 else merge([(self._peers.seat.number, own.body), *good], body)
         await own.send(send, answer)
 
     async def _ask_own(self, scope: Scope, body: bytes) -> _Captured:

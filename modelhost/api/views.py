@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from modelhost import __version__
-from modelhost.errors import ModelNotFound
+from modelhost.errors import ModelBroken, ModelNotFound
 from modelhost.host import Host
 from modelhost.pool import ModelKey
 from modelhost.pool.statistics import BatchTook, ModelStatistics
@@ -88,10 +92,33 @@ async def model_config(host: Host, name: str, version: str | None = None) -> dic
     }
 
 
-async def repository_index(host: Host, *, only_ready: bool = False) -> list[dict[str, str]]:
-    """Returns every version that the disk has now, with its state; only the loaded ones where asked to."""
-    await host.pool.catalog.scan()
-    return [entry for entry in _index(host) if not only_ready or entry["state"] == "READY"]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What of the index is wanted: all of it, or a page."""
+
+    only_ready: bool = False
+    limit: int = sys.maxsize
+    """Models on a page; a model's versions are on one page, however many they are."""
+    after: str = ""
+    """The page begins with the first name after this one; the first page has none."""
+
+
+async def repository_index(host: Host, wanted: Wanted) -> list[dict[str, str]]:
+    """Returns what is wanted of every version that the disk has, with its state, by name.
+
+    The disk is looked at for the first page; the others go on in what is known.
+    """
+    if not wanted.after:
+        await host.pool.catalog.scan()
+    entries: list[dict[str, str]] = []
+    models = 0
+    for name in _names_after(host, wanted.after):
+        found = [entry for entry in _entries(host, name) if not wanted.only_ready or entry["state"] == "READY"]
+        entries += found
+        models += bool(found)
+        if models == wanted.limit:
+            break
+    return entries
 
 
 async def model_statistics(host: Host, name: str | None = None, version: str | None = None) -> dict[str, Any]:
@@ -124,24 +151,30 @@ def _configured(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
     return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": shape[1:] if max_batch_size else shape}
 
 
-def _index(host: Host) -> list[dict[str, str]]:
+def _names_after(host: Host, after: str) -> Sequence[str]:
+    """Returns the names of what can be served and of what cannot, sorted."""
     catalog = host.pool.catalog
-    entries = []
-    for name in catalog.names:
-        try:
-            versions = catalog.versions(name)
-        except ModelNotFound:  # a scan in between has not found it again
-            continue
-        for version in versions:
-            state, reason = host.pool.state_of(ModelKey(name, version))
-            entries.append({"name": name, "version": version, "state": state, "reason": without_paths(reason)})
-    served = set(catalog.names)
-    entries += [
-        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": without_paths(reason)}
-        for name, reason in catalog.problems.items()
-        if name not in served
-    ]
-    return entries
+    names: Sequence[str] = catalog.names
+    if catalog.problems:
+        names = sorted({*names, *catalog.problems})
+    return names[bisect_right(names, after) :] if after else names
+
+
+def _entries(host: Host, name: str) -> Iterator[dict[str, str]]:
+    catalog = host.pool.catalog
+    try:
+        versions = catalog.versions(name)
+    except ModelNotFound:  # a scan in between has not found it again
+        return
+    except ModelBroken:
+        yield _entry(name, "", "UNAVAILABLE", catalog.problems.get(name, ""))
+        return
+    for version in versions:
+        yield _entry(name, version, *host.pool.state_of(ModelKey(name, version)))
+
+
+def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:
+    return {"name": name, "version": version, "state": state, "reason": without_paths(reason)}
 
 
 # --- statistics ------------------------------------------------------------------------------------

@@ -155,6 +155,10 @@ def test_what_one_is_told_all_do(host: HostProcess) -> None:
     assert sorted(row["worker"] for row in held if row["name"] == "digits") == [0, 1]
     index = clients[2].ask("POST", "/v2/repository/index", {})[1]
     assert [(row["name"], row["state"]) for row in index if row["name"] == "digits"] == [("digits", "READY")]
+    first = clients[2].ask("POST", "/v2/repository/index", {"limit": 2})[1]
+    rest = clients[2].ask("POST", "/v2/repository/index", {"limit": len(index), "after": first[-1]["name"]})[1]
+    assert len(first) == 2
+    assert first + rest == index
     assert clients[3].ask("POST", "/v2/repository/models/digits/unload", {})[0] == 200
     assert not [row for row in clients[0].ask("GET", "/memory")[1]["models"] if row["name"] == "digits"]
     for client in clients:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from modelhost.api.merging import (
     merge_history,
     merge_index,
@@ -55,6 +58,40 @@ def test_a_version_is_ready_where_one_process_has_it() -> None:
 
     said = [(0, [entry("UNAVAILABLE"), entry("LOADING", "n")]), (1, [entry("READY"), entry("UNAVAILABLE", "n")])]
     assert [(one["name"], one["state"]) for one in merge_index(said)] == [("m", "READY"), ("n", "LOADING")]
+
+
+STATES = st.sampled_from(["READY", "LOADING", "UNAVAILABLE"])
+#: What a process knows: models to versions to states.
+KNOWN = st.dictionaries(st.sampled_from("abcdefgh"), st.dictionaries(st.sampled_from("12"), STATES, min_size=1))
+
+
+@given(st.lists(KNOWN, min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+def test_pages_of_several_processes_are_the_whole_index_of_all(
+    known: list[dict[str, dict[str, str]]], limit: int, only_ready: bool
+) -> None:
+    def said(after: str = "", limit: int | None = None) -> list[tuple[int, list[dict[str, str]]]]:
+        """What each answers, as a process does that is asked alone."""
+        found = []
+        for seat, models in enumerate(known):
+            rows = {
+                name: [
+                    {"name": name, "version": version, "state": state, "reason": ""}
+                    for version, state in sorted(models[name].items())
+                    if state == "READY" or not only_ready
+                ]
+                for name in sorted(models)
+                if name > after
+            }
+            names = [name for name in rows if rows[name]][:limit]
+            found.append((seat, [row for name in names for row in rows[name]]))
+        return found
+
+    whole, pages, after = merge_index(said()), [], ""
+    while page := merge_index(said(after, limit), limit):
+        assert len({entry["name"] for entry in page}) <= limit
+        pages += page
+        after = page[-1]["name"]
+    assert pages == whole
 
 
 PAGES = (

@@ -284,6 +284,18 @@ def idle(runs: int, watch_s: float | None, limit_bytes: int, out: Path | None) -
 
 
 @click.command()
+@click.option("--folders", type=click.IntRange(1), default=20_000, show_default=True, help="Model folders.")
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Of each request.")
+@options.out
+def folders(folders: int, rounds: int, out: Path | None) -> None:
+    """A repository of very many models: start to ready, idle memory, the index and its pages, metrics, views."""
+    from benchmarks import folders as case
+
+    with options.report("folders", out, folders=folders, rounds=rounds) as report:
+        case.run(report, folders=folders, rounds=rounds)
+
+
+@click.command()
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Fresh processes.")
 @options.out
 def imports(runs: int, out: Path | None) -> None:

@@ -63,7 +63,7 @@ def policy(
         case.table(report)
 
 
-_PLACEMENTS = ("turns", "multiplexing", "rendezvous", "memory")
+_PLACEMENTS = ("turns", "multiplexing", "rendezvous", "homes", "memory")
 
 
 @click.command()
@@ -123,8 +123,9 @@ def hosts(
     """Many models on several hosts: who gets a request, what is loaded, and what it takes when a host leaves or joins.
 
     `turns` knows no models, as a plain balancer; `multiplexing` routes as Ray Serve does; `rendezvous` hashes, with
-    bounded load; `memory` asks where there is room, or who lets go of least. Each beside one host with the memory of
-    all. One core; some minutes for each trace of ten million requests.
+    bounded load; `homes` asks who has it, and hashes where nobody does, as modelhost[ray]; `memory` asks who has it,
+    where there is room, or who lets go of least. Each beside one host with the memory of all. One core; some minutes
+    for each trace of ten million requests.
 
     \b
     Examples:

@@ -107,8 +107,10 @@ class Rendezvous:
         """See Placement."""
         host = self._homes[model]
         loads, bound = self._loads, self._cluster.bound
-        if loads[host] < bound:
-            return host
+        return host if loads[host] < bound else self._next(model, bound)
+
+    def _next(self, model: int, bound: float) -> int:
+        loads = self._loads
         order = self._orders.get(model)
         if order is None:
             living = np.array(self._cluster.living)
@@ -132,6 +134,26 @@ class Rendezvous:
             is_better = (scores > best) | (homes < 0)
             best[is_better], homes[is_better] = scores[is_better], host
         return homes
+
+
+class HeldOrHome(Rendezvous):
+    """Where it is held, by the least busy; else its home, as `Rendezvous` has it: the routing of `modelhost[ray]`.
+
+    Its bound is `busy_at`. That a home is short of memory counts for nothing here: all are, all the time.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        self._holders = cluster.holders
+
+    def choose(self, model: int) -> int:
+        """See Placement."""
+        held = self._holders.get(model)
+        if held is not None:
+            host = held[0] if len(held) == 1 else min(held, key=self._loads.__getitem__)
+            if self._loads[host] < self._cluster.bound:
+                return host
+        return super().choose(model)
 
 
 class MemoryAware:
@@ -190,5 +212,6 @@ PLACEMENTS: Final[Mapping[str, Callable[[Cluster], Placement]]] = {
     "turns": Turns,
     "multiplexing": Multiplexing,
     "rendezvous": Rendezvous,
+    "homes": HeldOrHome,
     "memory": MemoryAware,
 }

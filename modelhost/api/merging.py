@@ -6,6 +6,7 @@ of a cluster's replicas (`label`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -61,6 +62,12 @@ def merge_index(said: Sequence[Said], limit: int | None = None) -> Any:
             if known is None or _STATES.index(entry["state"]) < _STATES.index(known["state"]):
                 versions[entry["version"]] = entry
     return [entry for name in sorted(found)[:limit] for entry in found[name].values()]
+
+
+def page_limit(asked: bytes) -> int | None:
+    """Returns the `limit` of a request for the index that each of them has answered; None where there is none."""
+    limit = json.loads(asked).get("limit") if asked else None
+    return None if limit is None else int(limit)
 
 
 def merge_memory(said: Sequence[Said], label: str = "worker") -> Any:

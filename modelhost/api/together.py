@@ -22,6 +22,7 @@ from modelhost.api.merging import (
     merge_metrics,
     merge_monitor,
     merge_statistics,
+    page_limit,
 )
 from modelhost.api.peers import ALONE, QUICK_S, Peers, Reply
 from modelhost.config import Settings
@@ -47,8 +48,7 @@ def _read(said: Sequence[tuple[int, bytes]]) -> list[tuple[int, Any]]:
 
 
 def _index(said: Sequence[tuple[int, bytes]], asked: bytes) -> bytes:
-    limit = json.loads(asked).get("limit") if asked else None
-    return json.dumps(merge_index(_read(said), None if limit is None else int(limit))).encode()
+    return json.dumps(merge_index(_read(said), page_limit(asked))).encode()
 
 
 def _metrics(said: Sequence[tuple[int, bytes]], _: bytes) -> bytes:

@@ -92,7 +92,7 @@ class Ingress:
         answers = await self._replicas.ask_all(asked, body, timeout_s=timeout_s)
         if not answers:
             raise HostStarting("no replica answers: they are being started, or started again")
-        return one_of(merge, answers)
+        return one_of(merge, answers, body)
 
     async def _body(self, asked: Asked, receive: Receive, hold: ByteHold) -> bytes:
         """Reads the body, its memory claimed before it comes. Raises what a host would refuse it with."""

@@ -16,11 +16,12 @@ from modelhost.api.merging import (
     merge_metrics,
     merge_monitor,
     merge_statistics,
+    page_limit,
 )
 from modelhost.cluster.messages import Answered
 
-#: Makes one body of those of all that have answered well.
-Merge: TypeAlias = Callable[[Sequence[Answered]], bytes]
+#: Makes one body of those of all that have answered well, and of that of the request.
+Merge: TypeAlias = Callable[[Sequence[Answered], bytes], bytes]
 
 _LABEL: Final = "replica"
 _LEVELS: Final = ("normal", "warning", "critical")
@@ -47,7 +48,7 @@ def merge_for(method: str, path: str) -> Merge | None:
             return _json(merge_statistics)
         return _READ.get(path)
     if parts == ["v2", "repository", "index"]:
-        return _json(merge_index)
+        return _index
     # A model is loaded where it lives, and unloaded wherever it is.
     is_told = parts[:2] in (["v2", "logging"], ["memory", "cleanup"]) or parts[-1] in ("pin", "unload")
     return _fullest if is_told else None
@@ -63,28 +64,37 @@ def model_of(path: str) -> str:
     return ""
 
 
-def one_of(merge: Merge, answers: Sequence[Answered]) -> Answered:
-    """Returns one answer for all: merged from those that went well, else the first that did not."""
+def one_of(merge: Merge, answers: Sequence[Answered], asked: bytes = b"") -> Answered:
+    """Returns one answer for all, whose request's body is `asked`: merged from those that went well, else the first
+    that did not."""
     good = [answer for answer in answers if answer.status < 400]
     if not good:
         return answers[0]
     first = good[0]
-    return Answered(first.replica, first.status, first.headers, merge(good))
+    return Answered(first.replica, first.status, first.headers, merge(good, asked))
 
 
 # --- inside --------------------------------------------------------------------------------------
 
 
 def _json(merge: Callable[[Sequence[tuple[str, Any]]], Any]) -> Merge:
-    return lambda said: json.dumps(merge([(one.replica, json.loads(one.body)) for one in said])).encode()
+    return lambda said, _: json.dumps(merge(_read(said))).encode()
 
 
-def _fullest(said: Sequence[Answered]) -> bytes:
+def _read(said: Sequence[Answered]) -> list[tuple[str, Any]]:
+    return [(one.replica, json.loads(one.body)) for one in said]
+
+
+def _index(said: Sequence[Answered], asked: bytes) -> bytes:
+    return json.dumps(merge_index(_read(said), page_limit(asked))).encode()
+
+
+def _fullest(said: Sequence[Answered], _: bytes) -> bytes:
     """Returns the answer that says most: of an unload, that of a replica which had the model."""
     return max((one.body for one in said), key=len)
 
 
-def _metrics(said: Sequence[Answered]) -> bytes:
+def _metrics(said: Sequence[Answered], _: bytes) -> bytes:
     return merge_metrics([(one.replica, one.body.decode()) for one in said], _LABEL, ()).encode()
 
 

@@ -171,6 +171,8 @@ async def test_what_is_everybodys_is_asked_of_all(tmp_path: Path) -> None:
         assert [one["execution_count"] for one in statistics["model_stats"]] == [1]
         index = json.loads((await found.request("POST", "/v2/repository/index", {}))[2])
         assert [(one["name"], one["state"]) for one in index] == [("m", "READY")]
+        assert json.loads((await found.request("POST", "/v2/repository/index", {"limit": 1}))[2]) == index
+        assert json.loads((await found.request("POST", "/v2/repository/index", {"limit": 1, "after": "m"}))[2]) == []
         page = (await found.request("GET", "/metrics"))[2].decode()
         limits = [line for line in page.splitlines() if line.startswith("modelhost_memory_limit_bytes{")]
         assert len(limits) == 3

@@ -76,7 +76,7 @@ def test_turns_load_a_model_on_every_host() -> None:
     assert cluster.held_bytes.tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("placement", ["multiplexing", "memory", "rendezvous"])
+@pytest.mark.parametrize("placement", ["multiplexing", "memory", "rendezvous", "homes"])
 def test_one_model_that_all_want_has_as_many_copies_as_the_bound_asks_for(placement: str) -> None:
     """Of four hosts each may have a quarter and a quarter of that: three have at most 15 of 16, so that all four get
     one; without a bound one is enough."""
@@ -138,6 +138,22 @@ def test_a_model_at_its_bound_goes_to_the_host_that_would_have_it_next() -> None
     cluster.leave(homes[0])
     assert spilled == {model: rendezvous._homes[model] for model in spilled}
     assert len(set(spilled.values())) == 4
+
+
+def test_what_is_held_stays_where_it_is_while_its_home_joins() -> None:
+    cluster = cluster_of("homes", [1] * 40, count=3, budget=100)
+    cluster.serve(range(40))
+    held = dict(cluster.holders)
+    assert {len(hosts) for hosts in held.values()} == {1}
+    assert (cluster.join() or 0) > 0
+    cluster.serve(range(40))
+    assert cluster.holders == held
+    rendezvous = cluster_of("rendezvous", [1] * 40, count=3, budget=100)
+    rendezvous.serve(range(40))
+    assert rendezvous.holders == held
+    moved = rendezvous.join()
+    rendezvous.serve(range(40))
+    assert sum(len(hosts) == 2 for hosts in rendezvous.holders.values()) == moved
 
 
 @given(REQUESTS, SIZES, st.integers(1, 30), st.sampled_from(["lru", "gdsf"]))

@@ -33,6 +33,7 @@ _ONLY_IN_FULL = {
     "sequential": ["--models", "2", "--rounds", "1"],
     "cold-start": ["--runs", "1"],
     "recovery": ["--short"],
+    "folders": ["--folders", "40", "--rounds", "1"],
 }
 _SHORT = {
     "pressure": ["--short", "--models", "2", "--requests", "6", "--hold", "0.5"],
@@ -61,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Record]
     def run(name: str) -> tuple[str, Record]:
         out = folder / f"{name}.jsonl"
         command = [sys.executable, "-m", "benchmarks", name, *_SHORT[name], "--out", str(out)]
-        if name != "leaks":
+        if name not in ("leaks", "folders"):
             command += ["--cache", str(cache)]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=_PATIENCE_S, check=False

@@ -19,9 +19,6 @@ from modelhost.api import errors, memory, models, monitor, page, repository, req
 from modelhost.api.access import Guard, check_origin
 from modelhost.api.access_log import KEY_NAME, AccessLog
 from modelhost.api.event_stream import IS_HEAD
-from modelhost.api.handed import Handed
-from modelhost.api.handover import PATH as HAND_OVER_PATH
-from modelhost.api.handover import HandOver
 from modelhost.api.infer import InferRoutes, infer_target
 from modelhost.api.inference import Inference
 from modelhost.api.metrics import Metrics
@@ -37,7 +34,8 @@ from modelhost.security.ring import KeyRing
 from modelhost.security.secret import read_secret
 from modelhost.security.texts import hide
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most hosts are one process, and serve no gRPC
+    from modelhost.api.handed import Handed
     from modelhost.api.rpc.server import RpcServer
 
 #: The framework would follow OpenTelemetry's environment variables and export from every request.
@@ -86,7 +84,7 @@ class ModelHostApp(FastAPI):
         """Answers inference requests, and leaves everything else to the framework; refuses who has no key for it."""
         if scope["type"] == "http":
             request_ids.begin(_sent_id(scope))
-            if self.handed is not None and scope["path"] == HAND_OVER_PATH and self._is_ours(scope):
+            if self.handed is not None and scope["path"] == self.handed.path and self._is_ours(scope):
                 await self.handed.respond(scope, receive, send)
                 return
             if self.access_log is not None:
@@ -213,13 +211,21 @@ def create_app(
     _add_routes(app, inference, metrics, infer, predictions, feed)
     app.infer, app.predictions, app.short_cut, app.feed, app.guard = infer, predictions, short_cut, feed, guard
     if isinstance(host.siblings, Seat):
-        app.together = Together(Peers(host.siblings), app.route, host.settings)
-        app.handed = Handed(inference)
-        inference.elsewhere = handing = HandOver(host.siblings, inference)
-        metrics.handed_over = lambda: handing.handed_over
-        feed.whole = app.together.monitor
+        _join(app, host.siblings, inference, metrics)
     app.access_log = AccessLog() if host.settings.logging.access else None
     return app
+
+
+def _join(app: ModelHostApp, seat: Seat, inference: Inference, metrics: Metrics) -> None:
+    """Makes it one of several processes: it answers for all, and they run what does not fit here."""
+    from modelhost.api.handed import Handed
+    from modelhost.api.handover import HandOver
+
+    app.together = Together(Peers(seat), app.route, inference.host.settings)
+    app.handed = Handed(inference)
+    inference.elsewhere = handing = HandOver(seat, inference)
+    metrics.handed_over = lambda: handing.handed_over
+    app.feed.whole = app.together.monitor
 
 
 def _inference(host: Host, metrics: Metrics) -> Inference:

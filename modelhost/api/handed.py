@@ -20,7 +20,7 @@ from modelhost.api.answers import Answer, AsgiAnswer
 from modelhost.api.body import ByteBudget, ByteHold
 from modelhost.api.codec import InferRequest, OutputRequest, encode_cost_bytes
 from modelhost.api.disconnect import DisconnectWatch
-from modelhost.api.handover import HEAD_LENGTH, TOOK, plain_of, took
+from modelhost.api.handover import HEAD_LENGTH, PATH, TOOK, plain_of, took
 from modelhost.api.inference import DECODE_INLINE_BYTES, ENCODE_AT_ONCE_BYTES, Inference, Outputs
 from modelhost.api.parcel import Buffer, pack, text_cost_bytes, unpack, unpack_head
 from modelhost.errors import InvalidRequest, ModelHostError
@@ -52,6 +52,9 @@ class _ParcelEncoding:
 
 class Handed:
     """Runs what others ask for. Event-loop thread."""
+
+    path: Final = PATH
+    """Where they ask."""
 
     def __init__(self, inference: Inference) -> None:
         self._inference, self._host = inference, inference.host

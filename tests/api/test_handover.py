@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from rpc_client import client_of, fake_raw, floats, raw, refused
 from served import Served, error_of, fake_host, fake_request, head, serve
 from wire import ROOMY, binary, infer, infer_binary, nothing_held, numbers, used_bytes, wire
 
+from modelhost.api.accepting import reserve
 from modelhost.api.handover import PATH, HandOver
 from modelhost.errors import RunFailed
 from modelhost.memory.board import Board, Seat
@@ -58,7 +61,10 @@ def large(**more: Any) -> FakeScript:
 
 
 @contextmanager
-def pair(directory: Path, *, first: FakeScript | None = None, **sections: dict[str, Any]) -> Iterator[Pair]:
+def pair(
+    directory: Path, *, first: FakeScript | None = None, rpc: bool = False, **sections: dict[str, Any]
+) -> Iterator[Pair]:
+    """`rpc`: over gRPC too; each on a port of its own, so that it is known who is asked."""
     machine, private = FakeMemory(), [_private() for _ in range(2)]
     board = Board(2, [end.getsockname() for end in private])
     board.baseline_bytes = machine.baseline_bytes
@@ -68,7 +74,11 @@ def pair(directory: Path, *, first: FakeScript | None = None, **sections: dict[s
         for number in range(2):
             seat = Seat(board, number)
             seat.sit()
-            host = fake_host(directory, scripts[number], machine=machine, siblings=seat, **sections)
+            more = sections
+            if rpc:
+                port = ends[number].enter_context(reserve("127.0.0.1", 0, is_shared=True)).getsockname()[1]
+                more = {**sections, "server": {**sections.get("server", {}), "grpc_port": port}}
+            host = fake_host(directory, scripts[number], machine=machine, siblings=seat, **more)
             served.append(ends[number].enter_context(serve(host, private=private[number])))
         found = Pair(served[0], served[1], scripts, ends)
         yield found
@@ -137,6 +147,25 @@ def test_in_every_form(shared: Pair) -> None:
     assert text.json()["outputs"][0]["data"] == [3.0] * 100_000
     empty = shared.other.infer("a", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0], "data": []}]})
     assert empty.json()["outputs"][0]["data"] == []
+
+
+def test_over_grpc_it_is_the_same_host(tmp_path: Path) -> None:
+    with pair(tmp_path, rpc=True, **ROOMY) as both, client_of(both.one) as one, client_of(both.other) as other:
+        one.call("RepositoryModelLoad", model_name="a")
+        assert floats(other.infer(fake_raw())) == [2, 4]
+        large = numbers(1 << 20)
+        assert floats(other.infer(raw("a", "FP32", large))) == (large * 2).tolist()
+        answers = other.stream(iter([fake_raw(), fake_raw("nosuch"), fake_raw()]))
+        assert [answer.error_message == "" for answer in answers] == [True, False, True]
+        assert both.handed_over == 4
+        assert refused(lambda: other.infer(fake_raw(timeout=-1)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        for asked in (one, other):
+            assert asked.call("ModelStatistics", name="a").model_stats[0].inference_count == 3 * 2 + large.size
+            assert [(entry.name, entry.state) for entry in asked.call("RepositoryIndex").models] == [("a", "READY")]
+        other.call("RepositoryModelLoad", model_name="a")
+        assert both.scripts[1]["a"].loads == 0, "it is loaded, and fits only once"
+        other.call("RepositoryModelUnload", model_name="a")
+        assert both.one.snapshot().models == ()
 
 
 def test_what_is_wrong_with_a_run_is_told_as_it_is(tmp_path: Path) -> None:

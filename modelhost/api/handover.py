@@ -142,7 +142,7 @@ class HandOver:
             if type(error) in (InsufficientMemory, HeldElsewhere):  # it has let go of the model meanwhile
                 raise _Gone(str(error), error.with_traceback(None)) from None
             raise
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, KeyError) as error:  # the last: its files are others now
             raise _Gone(str(error) or type(error).__name__) from None
         finally:
             if line is not None and is_over:

@@ -50,6 +50,11 @@ class Faces:
         self._known[key] = (options, inspection)
         return inspection
 
+    def remembered(self, file: ModelFile) -> Inspection | None:
+        """Returns what is remembered of a model, whatever its files are now; None where nothing is."""
+        known = self._known.get(ModelKey.of(file))
+        return known[1] if known is not None and known[0] == self._catalog.options(file) else None
+
     def forget(self, key: ModelKey) -> None:
         """Forgets what is remembered: more is known of the model now."""
         self._known.pop(key, None)

@@ -437,7 +437,11 @@ class Pool:
         slot = self._table.get(ModelKey.of(file))
         if slot is not None and slot.model is not None:
             return file, slot.model
-        return file, await self._scheduler.faces.inspect(file)
+        faces = self._scheduler.faces
+        # Another process of the host holds it, and looks whether what is asked fits what it holds.
+        is_elsewhere = slot is None and self._scheduler.elsewhere.recent(ModelKey.of(file)) is not None
+        face = faces.remembered(file) if is_elsewhere else None
+        return file, face or await faces.inspect(file)
 
     async def describe_again(
         self, name: str, version: str | None, file: ModelFile, face: LoadedModel | Inspection

@@ -252,7 +252,7 @@ class Adaptive:
 
     def _has_failed(self, move: _Move, cost_s: float | None) -> bool:
         if move.cost_s is None or cost_s is None:
-            return move.is_up and self._is_pressed
+            return move.is_up and self._is_pressed and not self._loads_cost_more()
         if move.is_up:
             return self._is_pressed and cost_s > move.cost_s * _COSTS_ABOVE
         return cost_s > move.cost_s * (_PAYS_BELOW if self._is_pressed else _AS_MUCH)

@@ -193,6 +193,17 @@ def test_a_step_up_that_the_page_cache_suffers_from_is_undone() -> None:
     assert "more" not in {step.rule for step in machine.live(200, departures=0.5)}
 
 
+@pytest.mark.parametrize(("load_s", "is_undone"), [(0.0, True), (0.6, False)])
+def test_where_runs_are_too_few_to_tell_a_step_up_is_undone_for_pages_that_no_load_reads(
+    load_s: float, is_undone: bool
+) -> None:
+    machine = Machine()
+    while not machine.decisions:
+        machine.live(1, runs=40 if machine.now < 20 else 0, departures=0.5, load_s=0.6)
+    steps = machine.live(11, runs=0, departures=0.5, refaulted=60 * MB, load_s=load_s)
+    assert ("undone" in {step.rule for step in steps}) is is_undone
+
+
 def test_what_has_paid_is_not_taken_back_for_minutes_unless_each_run_costs_far_more_now() -> None:
     for load_s, after_s in ((0.05, 300), (2.0, 120)):
         machine = Machine()

@@ -26,10 +26,16 @@ INDEX_MS: Final = 1000.0
 #: Models on a page of the index.
 PAGE: Final = 500
 
-#: Loaded before anything is asked: more than the metrics have samples of.
-_LOADED: Final = 250
+#: Loaded before anything is asked. What nobody has opened yet is opened by a child first, which takes a second or so.
+_LOADED: Final = 10
 
 _TINY: Final = ROOT / "models" / "iris_petals" / "1" / "model.onnx"
+_QUESTION: Final = {
+    "inputs": [
+        {"name": "species", "datatype": "BYTES", "shape": [1, 1], "data": ["setosa"]},
+        {"name": "sepal", "datatype": "FP32", "shape": [1, 2], "data": [5.1, 3.4]},
+    ]
+}
 _INDEX: Final = "/v2/repository/index"
 
 
@@ -96,9 +102,9 @@ def name_of(number: int) -> str:
 def _ask(report: Report, host: HostProcess, folders: int, rounds: int) -> None:
     middle = name_of(folders // 2)
     with httpx.Client(base_url=host.url, timeout=60, verify=False, trust_env=False) as http:
-        for number in range(min(_LOADED, folders)):
-            report.progress(f"loads {number + 1} of {_LOADED}")
-            http.post(f"/v2/repository/models/{name_of(number)}/load").raise_for_status()
+        report.progress(f"loads {_LOADED} models")
+        for number in range(min(_LOADED, folders)):  # by asking: an explicit load looks at the whole repository first
+            http.post(f"/v2/models/{name_of(number)}/infer", json=_QUESTION).raise_for_status()
 
         def index(**wanted: Any) -> Callable[[], bytes]:
             return lambda: http.post(_INDEX, json=wanted).raise_for_status().content

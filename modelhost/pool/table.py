@@ -29,6 +29,9 @@ from modelhost.pool.worth import EvictionOrder, LeastRecentlyUsed
 from modelhost.prepare.footprint import RunFootprint
 from modelhost.tensors import TensorSpec
 
+#: Prepared models hold less, and are wanted in each process of a host.
+_DEAR_BYTES = 4 << 20
+
 
 class SlotTable:
     """Every model that is wanted, loading, loaded or leaving has its slot here, others have none.
@@ -92,7 +95,14 @@ class SlotTable:
         idle = self._order.sort(self._idle.values())
         if any(slot.is_predicted for slot in idle):
             idle.sort(key=lambda slot: not slot.is_unused)  # nobody's place is taken by a guess
+        if not self._siblings.is_alone:
+            idle.sort(key=lambda slot: not self._is_second_copy(slot))  # nor by what is there twice
         return [Candidate(slot.key, slot.committed_bytes, slot.is_kept) for slot in idle]
+
+    def _is_second_copy(self, slot: Slot) -> bool:
+        """Whether another process of the host holds it too, which answers then; what holds next to nothing does not
+        count."""
+        return slot.committed_bytes >= _DEAR_BYTES and self._siblings.holder(str(slot.key)) is not None
 
     def evicted(self, slots: Sequence[Slot]) -> None:
         """Notes that these leave to make room."""

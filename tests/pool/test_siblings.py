@@ -291,3 +291,11 @@ async def test_no_child_opens_what_another_one_holds_where_it_would_get_too_litt
             with pytest.raises(HeldElsewhere):
                 await soon(other.pool.acquire("a"))
         assert second["a"].ceilings == []
+
+
+async def test_what_is_there_twice_leaves_before_what_is_there_once(tmp_path: Path) -> None:
+    async with two(tmp_path, *alike(a=30, b=30, c=30)) as (one, other):
+        await one.use("a", "b")
+        await other.use("b")
+        await one.use("c")
+        assert (one.loaded, other.loaded) == (["a", "c"], ["b"])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from rpc_client import client_of, fake_raw, floats, raw, refused
 from served import Served, error_of, fake_host, fake_request, head, serve
-from wire import ROOMY, binary, infer, infer_binary, nothing_held, numbers, used_bytes, wire
+from wire import ROOMY, SMALL, binary, infer, infer_binary, nothing_held, numbers, used_bytes, wire
 
 from modelhost.api.accepting import reserve
 from modelhost.api.handover import PATH, HandOver
@@ -175,6 +175,16 @@ def test_what_is_wrong_with_a_run_is_told_as_it_is(tmp_path: Path) -> None:
         assert (error["code"], error["error"]) == ("run_failed", "a: no such number")
         found = both.other.http.get("/v2/models/a/stats", headers={"x-modelhost-alone": "1"}).json()["model_stats"][0]
         assert found["inference_stats"]["fail"]["count"] == 1
+
+
+def test_what_is_known_to_be_short_is_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pair(tmp_path, first=large(run_footprint=SMALL)) as both:
+        for _ in range(4):
+            both.hold()
+        before = counts(both.one)
+        monkeypatch.setattr(both.one.app.infer.inference, "run_here", None)
+        assert both.other.infer("a").json()["outputs"][0]["data"] == [2, 4]
+        assert counts(both.one) == (before[0], before[1], before[2] + 1)
 
 
 def test_its_time_is_the_clients(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,9 @@ EXTENSIONS: Final = (
     "statistics",
     "logging",
 )
+
+#: Models that the index goes through in one turn of the event loop: some 5 to 10 us each.
+_MODELS_A_TURN: Final = 200
 
 _PLATFORM: Final = "onnxruntime_onnx"
 
@@ -103,22 +107,28 @@ class Wanted:
     """The page begins with the first name after this one; the first page has none."""
 
 
-async def repository_index(host: Host, wanted: Wanted) -> list[dict[str, str]]:
-    """Returns what is wanted of every version that the disk has, with its state, by name.
+async def repository_index(host: Host, wanted: Wanted) -> AsyncIterator[list[dict[str, str]]]:
+    """Yields what is wanted of every version that the disk has, with its state, by name: in parts, between which others
+    have a turn of the event loop.
 
     The disk is looked at for the first page; the others go on in what is known.
     """
     if not wanted.after:
         await host.pool.catalog.scan()
-    entries: list[dict[str, str]] = []
-    models = 0
-    for name in _names_after(host, wanted.after):
-        found = [entry for entry in _entries(host, name) if not wanted.only_ready or entry["state"] == "READY"]
-        entries += found
-        models += bool(found)
-        if models == wanted.limit:
-            break
-    return entries
+    names, left = _names(host, wanted), wanted.limit
+    for begin in range(0, len(names), _MODELS_A_TURN):
+        if begin:
+            await asyncio.sleep(0)
+        entries: list[dict[str, str]] = []
+        for name in names[begin : begin + _MODELS_A_TURN]:
+            found = [entry for entry in _entries(host, name) if not wanted.only_ready or entry["state"] == "READY"]
+            entries += found
+            left -= bool(found)
+            if not left:
+                break
+        yield entries
+        if not left:
+            return
 
 
 async def model_statistics(host: Host, name: str | None = None, version: str | None = None) -> dict[str, Any]:
@@ -151,13 +161,15 @@ def _configured(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
     return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": shape[1:] if max_batch_size else shape}
 
 
-def _names_after(host: Host, after: str) -> Sequence[str]:
-    """Returns the names of what can be served and of what cannot, sorted."""
+def _names(host: Host, wanted: Wanted) -> Sequence[str]:
+    """Returns the names of what can be served and of what cannot, sorted; where only loaded ones are, those."""
+    if wanted.only_ready:
+        return sorted({model.name for model in host.pool.snapshot().models if model.name > wanted.after})
     catalog = host.pool.catalog
     names: Sequence[str] = catalog.names
     if catalog.problems:
         names = sorted({*names, *catalog.problems})
-    return names[bisect_right(names, after) :] if after else names
+    return names[bisect_right(names, wanted.after) :] if wanted.after else names
 
 
 def _entries(host: Host, name: str) -> Iterator[dict[str, str]]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, error_of
+from served import Served, error_of, fake_host
 
+from modelhost.api import views
 from modelhost.pool import ModelKey, Timing
 from modelhost.repository.scan import Index
 from modelhost.runtime.fake import FakeScript
 
 MANY = 20_000
 NAMES = tuple(f"model-{number:05d}" for number in range(MANY))
+INDEX = Index(models=dict.fromkeys(NAMES, (("1", "1/model.onnx"),)), names=NAMES)
+
+pytestmark = pytest.mark.anyio
 
 
 def page(served: Served, **wanted: Any) -> list[dict[str, str]]:
@@ -88,9 +94,8 @@ def test_the_disk_is_looked_at_for_the_first_page(serve_fake, tmp_path) -> None:
 def many(serve_fake, monkeypatch) -> Served:
     """A host of 20,000 models, each asked for once since its start; one of them is loaded."""
     served = serve_fake({NAMES[7]: FakeScript()})
-    index = Index(models=dict.fromkeys(NAMES, (("1", "1/model.onnx"),)), names=NAMES)
     pool = served.host.pool
-    monkeypatch.setattr(pool.catalog._repository, "look", lambda: index)
+    monkeypatch.setattr(pool.catalog._repository, "look", lambda: INDEX)
     page(served, limit=1)
     assert served.infer(NAMES[7]).status_code == 200
 
@@ -121,6 +126,26 @@ def test_of_very_many_models_metrics_have_as_many_as_are_wanted(many: Served) ->
     assert f"modelhost_models_not_shown {MANY - 200}" in text
     assert f"modelhost_models_known {MANY}" in text
     assert text.count("\n") < 5000
+
+
+async def test_the_index_of_very_many_models_leaves_turns_to_others(tmp_path: Path) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with fake_host(tmp_path, {}) as host:
+        host.pool.catalog._repository.look = lambda: INDEX
+        await host.pool.catalog.scan()
+        beside = asyncio.create_task(others())
+        parts = [part async for part in views.repository_index(host, views.Wanted(after=NAMES[MANY - 2000]))]
+        beside.cancel()
+    assert sum(map(len, parts)) == 1999
+    assert max(map(len, parts)) <= 200
+    assert turns >= 9
 
 
 def test_of_very_many_models_a_page_is_as_long_as_it_is_asked_to_be(many: Served) -> None:

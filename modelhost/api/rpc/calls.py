@@ -93,7 +93,8 @@ def _answers(host: Host, together: Together | None) -> dict[str, Answer]:
         return _message("ModelStatistics", **values)
 
     async def repository_index(request: Any) -> Any:
-        models = await views.repository_index(host, views.Wanted(only_ready=request.ready))
+        parts = views.repository_index(host, views.Wanted(only_ready=request.ready))
+        models = [entry async for part in parts for entry in part]
         if together is not None:
             models = await together.index(models, only_ready=request.ready)
         return _message("RepositoryIndex", models=models)

@@ -55,11 +55,13 @@ class Supervisor:
         serve: Callable[[int], int],
         *,
         drain_timeout_s: float,
+        on_hangup: Callable[[], None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_end` is called once no process is started any more, to close what they have all listened on."""
-        self._on_end = on_end
+        """`on_hangup` is called at SIGHUP, so that those that are started from then on have what the others reload;
+        `on_end` is called once no process is started any more, to close what they have all listened on."""
+        self._on_hangup, self._on_end = on_hangup, on_end
         self._board, self._serve, self._drain_timeout_s, self._clock = board, serve, drain_timeout_s, clock
         self._processes = [_Process(number) for number in range(board.seats)]
         self._ending_since: float | None = None
@@ -157,6 +159,7 @@ class Supervisor:
         for number in signals:
             if number == signal.SIGHUP:
                 self._tell(signal.SIGHUP)
+                self._on_hangup()
             elif number != signal.SIGCHLD:
                 self._end(number)
         if self._ending_since is not None and self._clock() - self._ending_since >= self._end_within_s:

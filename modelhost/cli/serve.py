@@ -139,7 +139,7 @@ class Service:
         from modelhost.api.drain import DrainingServer
         from modelhost.host import Host
 
-        self._settings, self._listener, self._shared = settings, listener, shared
+        self._settings, self._listener, self._shared, self._read = settings, listener, shared, read
         self._announces = True
         self._failure: list[ConfigError] = []
         self._host = host = Host(settings, siblings=None if shared is None else shared.seat)
@@ -175,6 +175,18 @@ class Service:
             self._listener.close()
         if self._failure:
             raise self._failure[0]
+
+    def refresh(self) -> None:
+        """Takes over what a reload does, before it runs; what cannot be read stays, as those say that do run."""
+        try:
+            for call in self._host.on_reload:
+                call()
+            read = self._read()
+        except ConfigError:
+            return
+        settings = self._host.settings
+        memory = settings.memory.model_copy(update={"limit": read.memory.limit})
+        self._host.settings = settings.model_copy(update={"models": read.models, "memory": memory})
 
     def _fail(self, error: ConfigError) -> None:
         self._failure.append(error)

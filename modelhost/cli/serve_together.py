@@ -24,6 +24,9 @@ class Service(Protocol):
     def run(self, *, announces: bool) -> None:
         """Serves until a signal ends it; `announces`: says for all of them where."""
 
+    def refresh(self) -> None:
+        """Takes over what has changed in files, for copies that are made from here on."""
+
 
 def serve_together(
     workers: int,
@@ -74,7 +77,13 @@ def serve_together(
 
     gc.collect()
     gc.freeze()  # a collection in a fork would write to every page
-    status = Supervisor(board, in_child, drain_timeout_s=settings.server.drain_timeout, on_end=ends.close).run()
+    status = Supervisor(
+        board,
+        in_child,
+        drain_timeout_s=settings.server.drain_timeout,
+        on_hangup=service.refresh,
+        on_end=ends.close,
+    ).run()
     if status:
         raise SystemExit(status)
 

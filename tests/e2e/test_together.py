@@ -21,6 +21,7 @@ from sizes import FULL
 
 from benchmarks.tracebacks import first_traceback
 from modelhost.api.rpc.messages import METHODS, SERVICE
+from modelhost.security.keys import new_key
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork")
 
@@ -310,3 +311,38 @@ def test_a_port_for_grpc_that_is_in_use_is_said_at_once(host: HostProcess, tmp_p
     )
     assert ended.returncode == 1
     assert "for gRPC: Address already in use" in ended.stderr
+
+
+@pytest.mark.full
+def test_one_that_is_started_again_has_the_keys_that_were_reloaded(tmp_path: Path) -> None:
+    keys = {name: new_key(name, ("infer", "observe")) for name in ("old", "new")}
+    file = tmp_path / "keys"
+
+    def put(*names: str) -> None:
+        file.write_text("".join(f"{keys[name][1].line()}\n" for name in names))
+        file.chmod(0o600)
+
+    put("old")
+    settings = {"MODELHOST_SECURITY_KEYS_FILE": str(file)}
+    with running_host(tmp_path, MODELS, "--workers", "2", "--memory-limit", "500MB", **settings) as host:
+
+        def statuses(name: str) -> set[int]:
+            clients = [Client(host) for _ in range(6)]
+            path, headers = "/v2/models/wine/infer", {"authorization": f"Bearer {keys[name][0]}"}
+            found = {client.ask("POST", path, WINE, **headers)[0] for client in clients}
+            for client in clients:
+                client.close()
+            return found
+
+        assert (statuses("old"), statuses("new")) == ({200}, {401})
+        put("new")
+        host.process.send_signal(signal.SIGHUP)
+        eventually(lambda: host.log.count("1 API keys are in force; gone: old") >= 2)
+        observer = Client(host)
+        bearer = {"authorization": f"Bearer {keys['new'][0]}"}
+        found = {row["worker"]: row["pid"] for row in observer.ask("GET", "/monitor", **bearer)[1]["host"]["workers"]}
+        observer.close()
+        for pid in found.values():
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: host.log.count("was ended by SIGKILL") == 2)
+        assert (statuses("old"), statuses("new")) == ({401}, {200})

@@ -67,6 +67,17 @@ def test_one_that_cannot_start_ends_a_host_that_has_never_served(supervisor: Sup
     assert supervisor._status == 3
 
 
+def test_what_is_started_after_a_reload_has_what_was_reloaded(board: Board, clock: Clock) -> None:
+    reloads: list[str] = []
+    supervisor = Supervisor(
+        board, lambda number: 0, drain_timeout_s=10.0, on_hangup=lambda: reloads.append("again"), clock=clock
+    )
+    supervisor._signals = [signal.SIGCHLD, signal.SIGHUP]
+    supervisor._pass_on()
+    assert reloads == ["again"]
+    assert supervisor._ending_since is None
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """A supervisor takes signals as the main program that it is; the tests get theirs back."""

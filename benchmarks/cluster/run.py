@@ -1,7 +1,7 @@
 """Three nodes, 200 models, requests by popularity, and a node that is killed: who answers, right, how soon, from where.
 
 The same cluster, models, clients and seeds for modelhost's replicas and for plain Serve with `@serve.multiplexed`, to
-which somebody has to say how many models a replica may hold: as many as fit for sure, or as many as come.
+which somebody has to say how many models a replica may hold: as many as fit by their files' sizes, or as many as come.
 """
 
 from __future__ import annotations

@@ -142,8 +142,10 @@ class _Patience:
         self.wait_s = self.cost_s = 0.0
 
     def may_try(self, at_s: float, cost_s: float | None) -> bool:
-        """Says whether the wait is over, or what a run costs now is of another load."""
-        return at_s >= self.next_s or (cost_s is not None and 0 < self.cost_s * _ANOTHER_LOAD < cost_s)
+        """Says whether the wait is over, as it is from when a run costs what it does with another load."""
+        if cost_s is not None and 0 < self.cost_s * _ANOTHER_LOAD < cost_s:
+            self.next_s = -math.inf
+        return at_s >= self.next_s
 
 
 class Adaptive:

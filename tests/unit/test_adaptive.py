@@ -217,6 +217,17 @@ def test_what_has_paid_is_not_taken_back_for_minutes_unless_each_run_costs_far_m
         assert grown_bytes == round(256 * MB / (32 if load_s < 0.1 else 12))
 
 
+def test_a_wait_that_another_load_has_ended_does_not_begin_again_when_it_costs_less() -> None:
+    machine = Machine()
+    machine.live(60)
+    machine.live(7, refaulted=60 * MB)
+    machine.live(80, usage_bytes=149 * MB, resident_bytes=89 * MB)
+    first, *_ = machine.live(40, departures=0.5, load_s=2.0)
+    second, *_ = machine.live(30, departures=0.5, load_s=0.05)
+    assert first.rule == second.rule == "more"
+    assert second.at_s - first.at_s <= 30
+
+
 def test_where_nothing_could_leave_to_the_page_cache_nothing_is_moved() -> None:
     machine = Machine()
     assert machine.live(120, refaulted=60 * MB, usage_bytes=62 * MB, resident_bytes=2 * MB) == []

@@ -13,6 +13,8 @@ from modelhost.runtime.fake import FakeScript
 
 PATHS = ["/v2/models/a/infer", "/v1/models/a:predict"]
 SHORT = {"request_timeout_s": 0.05}
+#: Enough for all but what never ends, on a busy machine too.
+ENOUGH = {"request_timeout_s": 0.5}
 
 
 def body_for(path: str, numbers: int = 2) -> bytes:
@@ -53,7 +55,8 @@ def test_a_disk_that_does_not_answer_is_503_timeout(serve_fake, path: str, monke
 @pytest.mark.parametrize("path", PATHS)
 def test_a_body_whose_decoding_finds_no_thread_in_time_is_503_and_leaves_the_queue(serve_fake, path: str) -> None:
     busy = deaf()
-    served = serve_fake({"busy": busy, "a": FakeScript()}, server=SHORT | {"run_threads": 1})
+    served = serve_fake({"busy": busy, "a": FakeScript()}, server=ENOUGH | {"run_threads": 1})
+    assert served.post("/v2/repository/models/busy/load").status_code == 200
     running = served.later(served.infer, "busy")
     assert busy.run_started.wait(10)
     body = error_of(served.post(path, body_for(path, 40_000)), 503)
@@ -70,7 +73,8 @@ def test_a_body_whose_decoding_finds_no_thread_in_time_is_503_and_leaves_the_que
 @pytest.mark.parametrize("path", PATHS)
 def test_a_run_that_cannot_be_stopped_is_answered_in_time_and_counts_until_it_ends(serve_fake, path: str) -> None:
     script = deaf(run_bytes=10 << 20)
-    served = serve_fake({"a": script}, server=SHORT)
+    served = serve_fake({"a": script}, server=ENOUGH)
+    assert served.post("/v2/repository/models/a/load").status_code == 200
     body = error_of(served.post(path, body_for(path, 20_000)), 503)
     assert body["error"].startswith("the run did not finish within")
     found = served.snapshot()

@@ -165,7 +165,6 @@ class Service:
             log.info("%s answers; it is ready when models.preload is loaded", url)
         for number in (signal.SIGTERM, signal.SIGINT):  # until the server does so itself
             signal.signal(number, self._server.handle_exit)
-        go_first()
         try:
             self._server.run(sockets=[self._listener] if self._shared is None else [])
         except SystemExit:
@@ -260,6 +259,7 @@ async def _announce(
 ) -> None:
     """Says where the host listens once it really does."""
     gc.freeze()  # what start-up has made stays; collections need not look at it again
+    go_first()  # not before: ONNX Runtime's own threads, where it has some, were started here and are as usual
     if is_quiet:
         return
     while not server.started:  # noqa: ASYNC110 - uvicorn has a flag for it and no event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import socket
@@ -53,6 +54,21 @@ def test_the_banner_says_where_it_listens_and_the_limit_it_found(host_process: H
     assert "models:  3 in " in text
     assert "limit 400.0 MB (setting)" in text
     assert "critical" in text
+
+
+def test_the_thread_that_answers_goes_first_and_those_that_load_and_scan_go_last(host_process: HostProcess) -> None:
+    def wanted_ns(process: object) -> dict[int, int]:
+        """What each thread of a process wants of a core at a time."""
+        files = Path(f"/proc/{process}/task").glob("*/sched")
+        found = {int(file.parent.name): re.search(r"^se\.slice +: +(\d+)", file.read_text(), re.M) for file in files}
+        return {thread: int(match[1]) for thread, match in found.items() if match is not None}
+
+    threads, usual_ns = wanted_ns(host_process.process.pid), next(iter(wanted_ns("self").values()), None)
+    if not threads or set(threads.values()) == {usual_ns}:
+        pytest.skip("this kernel does not tell of slices, or has one for all")
+    assert usual_ns is not None
+    assert threads[host_process.process.pid] < usual_ns
+    assert sum(wanted > usual_ns for wanted in threads.values()) == 3  # loads, scans, and the wait for a child
 
 
 def test_the_curl_line_of_the_banner_works_when_pasted(host_process: HostProcess) -> None:

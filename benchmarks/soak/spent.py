@@ -17,6 +17,8 @@ from typing import Any, Final, Self
 #: Of V2's statistics, in the order of a request's life.
 PARTS: Final = ("compute_input", "queue", "compute_infer", "compute_output")
 
+_SHARES: Final = ("host", "children", "waited", "clients", "others")
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 #: By model: how many requests were answered, what they took in all, and each of PARTS; nanoseconds.
@@ -34,6 +36,8 @@ class Cores:
     waited: float
     """In which a thread of the host's could have run, and had no core."""
     clients: float
+    others: float
+    """Of whoever else is at work on the machine, and what its host has kept for itself: nobody's who is measured."""
 
     @classmethod
     def read(cls, host: int, clients: Sequence[int]) -> Cores:
@@ -41,7 +45,8 @@ class Cores:
         own, *children = _seconds(host)
         used = resource.getrusage(resource.RUSAGE_SELF)
         asking = used.ru_utime + used.ru_stime + sum(_seconds(pid)[0] for pid in clients)
-        return cls(time.monotonic(), own, sum(children), _waited_s(host), asking)
+        others = _busy_s() - own - sum(children) - asking
+        return cls(time.monotonic(), own, sum(children), _waited_s(host), asking, others)
 
 
 @dataclass(slots=True)
@@ -53,15 +58,14 @@ class Spent:
     children: float = 0.0
     waited: float = 0.0
     clients: float = 0.0
+    others: float = 0.0
     taken: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, before: Cores, after: Cores, taken_before: Taken, taken_after: Taken) -> Self:
         """Adds one stretch."""
         self.seconds += after.at - before.at
-        self.host += after.host - before.host
-        self.children += after.children - before.children
-        self.waited += after.waited - before.waited
-        self.clients += after.clients - before.clients
+        for name in _SHARES:
+            setattr(self, name, getattr(self, name) + getattr(after, name) - getattr(before, name))
         for model, now in taken_after.items():
             then = taken_before.get(model, (0,) * len(now))
             sums = self.taken.setdefault(model, [0] * len(now))
@@ -71,8 +75,7 @@ class Spent:
 
     def cores(self) -> dict[str, float]:
         """Returns how many cores each had, on the average."""
-        shares = {"host": self.host, "children": self.children, "waited": self.waited, "clients": self.clients}
-        return {f"{name}_cores": round(seconds / max(self.seconds, 1e-9), 3) for name, seconds in shares.items()}
+        return {f"{name}_cores": round(getattr(self, name) / max(self.seconds, 1e-9), 3) for name in _SHARES}
 
     def parts(self, model: str) -> dict[str, float]:
         """Returns what a request for a model took on the average, in all and by parts, in milliseconds."""
@@ -99,6 +102,14 @@ def _seconds(pid: int) -> tuple[float, float]:
         user, system, childrens_user, childrens_system = map(int, fields[11:15])
         return (user + system) / _TICKS, (childrens_user + childrens_system) / _TICKS
     return 0.0, 0.0
+
+
+def _busy_s() -> float:
+    """Returns what all processes of the machine have had of its cores, with what was stolen from it."""
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+        return (user + nice + system + sum(others)) / _TICKS
+    return 0.0
 
 
 def _waited_s(pid: int) -> float:

@@ -240,9 +240,10 @@ def test_where_time_went_is_told_by_parts_of_requests_and_by_cores() -> None:
         taken_of(stats(a=(10, 2, 1)), ["a"]),
     )
     later = taken_of(stats(a=(30, 2, 1), b=(4, 3, 2)), ["a", "b"])
-    spent.add(Cores(0, 0, 0, 0, 0), Cores(10, 5, 1, 2, 3), before, before)
-    spent.add(Cores(100, 5, 1, 2, 3), Cores(110, 20, 1, 2, 8), between, later)
-    assert spent.cores() == {"host_cores": 1.0, "children_cores": 0.05, "waited_cores": 0.1, "clients_cores": 0.4}
+    spent.add(Cores(0, 0, 0, 0, 0, 0), Cores(10, 5, 1, 2, 3, 1), before, before)
+    spent.add(Cores(100, 5, 1, 2, 3, 9), Cores(110, 20, 1, 2, 8, 10), between, later)
+    shares = {"host": 1.0, "children": 0.05, "waited": 0.1, "clients": 0.4, "others": 0.1}
+    assert spent.cores() == {f"{name}_cores": share for name, share in shares.items()}
     parts = spent.parts("a")
     assert (parts["request_ms"], parts["compute_infer_ms"], parts["queue_ms"]) == (2.0, 1.0, 0.0)
     assert spent.parts("b")["request_ms"] == 3.0

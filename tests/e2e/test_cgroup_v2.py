@@ -18,10 +18,10 @@ from sizes import FULL
 from benchmarks.process import ROOT
 
 TOOLS = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared" / "tools"))
-LIMIT_BYTES = 224 << 20
-MODELS, SIZE_MB = 4, 22  # 65 MB of the host and these are above warning, 148 MB; each first look takes minutes
+LIMIT_BYTES = 256 << 20
+MODELS, SIZE_MB = 10, 12  # 66 MB of the host and these are above warning, 172 MB; each first look takes a minute
 IMAGE = "modelhost-v2:latest"
-TIMEOUT_S = 1500
+TIMEOUT_S = 3600
 
 DOCKERFILE = """\
 FROM modelhost:latest
@@ -82,4 +82,5 @@ def test_limit_figures_evictions_and_a_limit_that_is_lowered_under_load(tmp_path
     )
     print(said)
     assert "GUEST test rc=0" in said, said[-4000:]
-    assert "oom_kill 0" in said
+    # Before the last write, of which nobody was told: that one may go either way.
+    assert '"oom_kill": 0' in next(line for line in said.splitlines() if "GUEST afterwards" in line)

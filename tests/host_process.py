@@ -52,7 +52,7 @@ def running_host(
     models: Path = MODELS,
     *flags: str,
     through: Sequence[str] = (),
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] | None = None,
     **settings: str,
 ) -> Iterator[HostProcess]:
     """Runs a host on a free port until the scope is left; `directory` gets its log. `through` is a command that
@@ -60,7 +60,7 @@ def running_host(
     errors = directory / "serve.log"
     with errors.open("w") as stream:
         process = subprocess.Popen(
-            [*through, *command, "serve", "--models", str(models), "--port", "0", *flags],
+            [*through, *(command or COMMAND), "serve", "--models", str(models), "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,

@@ -60,6 +60,9 @@ def test_only_the_upgrade_line_is_taken_out_of_a_head() -> None:
     start = b"POST /x HTTP/1.1\r\nHost: a\r\nUPGRADE : h2c\r\nX-Upgrade: kept\r\n\r\nupgrade: body"
     assert without_upgrade(start) == b"POST /x HTTP/1.1\r\nHost: a\r\nX-Upgrade: kept\r\n\r\nupgrade: body"
     assert without_upgrade(b"\r\nupgrade: unfinished") == b"\r\nupgrade: unfinished"
+    for body in (b"upgrade: a body is not looked at", b"UPGRADE"):
+        start = b"POST /x HTTP/1.1\r\nHost: a\r\n\r\n" + body
+        assert without_upgrade(start) is start
 
 
 # --- heads and connections ---------------------------------------------------------------------------------

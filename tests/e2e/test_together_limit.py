@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models_for_tests import heavy, save
+from sizes import FULL
 
 from benchmarks.process import HostProcess, running_host
 from modelhost.testing import cgroup
@@ -28,6 +29,7 @@ _REASON = cgroup.available()
 pytestmark = [
     pytest.mark.cgroup,
     pytest.mark.full,
+    pytest.mark.skipif(not FULL, reason="a minute of two processes under load; MODELHOST_TEST_FULL=1"),
     pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a host is one process where there is no fork"),
 ]

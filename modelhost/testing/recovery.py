@@ -34,9 +34,13 @@ class RecoveryReport:
 def cleanup() -> MemoryDifference:
     """Collects garbage and gives the heap's free pages back; returns what that changed. Takes milliseconds."""
     before = take_snapshot(exact=True)
+    _clean_up()
+    return compare(before, take_snapshot(exact=True))
+
+
+def _clean_up() -> None:
     gc.collect()
     allocator.trim()
-    return compare(before, take_snapshot(exact=True))
 
 
 def verify_recovered(baseline: MemorySnapshot, *, within: int | str = "1MB", wait_s: float = 0.0) -> RecoveryReport:
@@ -46,7 +50,7 @@ def verify_recovered(baseline: MemorySnapshot, *, within: int | str = "1MB", wai
     """
     within_bytes, started = parse_size(within), time.monotonic()
     while True:
-        cleanup()
+        _clean_up()
         after = take_snapshot(exact=True)
         if baseline.objects is not None:  # counted then: it leaves free memory in the heap, which is nobody's
             after = replace(after, objects=take_snapshot(objects=True).objects)

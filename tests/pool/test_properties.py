@@ -192,7 +192,11 @@ class World:
         if count < MOST_TURNS:
             await turns(count)
             return
-        await until(lambda: self._is_still)
+        try:
+            await until(lambda: self._is_still)
+        except AssertionError as error:
+            lanes = {lane.name: (lane._running, len(lane._jobs)) for lane in self.stage.runner._lanes.values()}
+            raise AssertionError(f"{error}: {lanes}, memory changes: {self.stage.memory.is_changing}") from None
 
     @property
     def _is_still(self) -> bool:
@@ -220,7 +224,7 @@ class World:
             if self.setting.per_model is not None:
                 assert runner._waiting_in(lane) <= self.setting.per_model
         assert runner._waiting <= runner.max_waiting
-        assert sum(lane._running for lane in lanes) <= runner.threads
+        assert sum(lane._running for lane in lanes) <= runner.threads + 1  # the spare thread
         most_bytes = gate.ceiling_bytes + gate.ceiling_bytes // 16  # short runs that pass the line
         assert 0 <= gate.claimed_bytes <= most_bytes
         assert 0 <= gate._passing_bytes <= gate.claimed_bytes

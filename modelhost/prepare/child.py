@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from modelhost.prepare.failures import Kind, PrepareFailed, is_no_descriptor, is_no_memory
-from modelhost.prepare.processes import anonymous_bytes, child_environment, family
+from modelhost.prepare.processes import anonymous_bytes, anonymous_bytes_at_most, child_environment, family
 from modelhost.units import format_bytes
 
 #: The module that a child runs; it imports ONNX Runtime, which this one does not.
@@ -25,6 +26,10 @@ _BUILDER: Final = "modelhost.runtime.build"
 _REPORT_BYTES: Final = 4 << 20
 _LOG_BYTES: Final = 16 << 10
 _CHUNK_BYTES: Final = 1 << 16
+
+#: What a child holds is looked at so often, where somebody asks, and for no more than so much of the time.
+_LOOK_EVERY_S: Final = 0.02
+_LOOK_SHARE: Final = 0.05
 
 #: Windows: nobody could end a child with all that it has started.
 _NO_GROUPS: Final = (
@@ -47,6 +52,8 @@ class Child:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._held_bytes = 0
+        self._is_asked = False
         self.is_killed = False
 
     def kill(self) -> None:
@@ -56,9 +63,23 @@ class Child:
             self._end()
 
     def committed_bytes(self) -> int:
-        """Returns the memory of the child and its forks now, 0 where there is none. Takes up to milliseconds."""
+        """Returns the memory of the child and its forks, 0 where there is none.
+
+        To tell apart what forks share takes milliseconds, and hundreds of them where the child maps memory meanwhile:
+        the thread that talks to it does that, and this returns what it found last: next to nothing (but not 0) at the
+        first call, and never more than they can have now.
+        """
+        process, self._is_asked = self._process, True
+        if process is None:
+            return 0
+        return min(max(1, self._held_bytes), sum(map(anonymous_bytes_at_most, family(process.pid))))
+
+    def look(self) -> None:
+        """Looks at what it holds, where somebody has asked since the last time."""
         process = self._process
-        return sum(map(anonymous_bytes, family(process.pid))) if process is not None else 0
+        if process is not None and self._is_asked:
+            self._is_asked = False
+            self._held_bytes = sum(map(anonymous_bytes, family(process.pid)))
 
     def report(self, job: bytes, bounds: Bounds) -> bytes:
         """Runs a child on a job and returns what it reports; blocks. Raises PrepareFailed."""
@@ -74,7 +95,7 @@ class Child:
                 text = f"no child process can be started: {error.strerror}"
                 raise PrepareFailed(text, "descriptors" if is_no_descriptor(error) else kind) from None
         try:
-            talk = _Talk(process, job)
+            talk = _Talk(process, job, self.look)
             is_in_time = talk.until(time.monotonic() + bounds.seconds)
         except OSError as error:
             text = f"the child process cannot be talked to: {error.strerror}"
@@ -82,7 +103,7 @@ class Child:
         finally:
             with self._lock:
                 self._end()
-                self._process = None
+                self._process, self._held_bytes = None, 0
             status = process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
@@ -135,9 +156,11 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 class _Talk:
-    """Writes the job and reads report and complaints, whichever comes; keeps only so much of either."""
+    """Writes the job and reads report and complaints, whichever comes; keeps only so much of either. Now and then it
+    calls `look`, which may take a while."""
 
-    def __init__(self, process: subprocess.Popen[bytes], job: bytes) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], job: bytes, look: Callable[[], None]) -> None:
+        self._look, self._look_at = look, 0.0
         self.report = b""
         self._log = b""
         self._job = memoryview(job)
@@ -163,10 +186,14 @@ class _Talk:
         """Talks until the other side has ended; returns False where the deadline was first."""
         with self._selector:
             while self._selector.get_map():
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                now = time.monotonic()
+                if now >= deadline:
                     return False
-                for key, _ in self._selector.select(left_s):
+                if now >= self._look_at:
+                    self._look()
+                    looked = time.monotonic()
+                    self._look_at = looked + max(_LOOK_EVERY_S, (looked - now) / _LOOK_SHARE)
+                for key, _ in self._selector.select(max(0.0, min(deadline, self._look_at) - time.monotonic())):
                     if not key.data(key.fd):
                         self._selector.unregister(key.fd)
                         if key.data == self._write:  # the job is whole only at its end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -47,6 +48,19 @@ def anonymous_bytes(pid: int) -> int:
     """Returns a process's own memory, of shared pages its share; 0 where it is gone."""
     # Kernels without the first have the second, which counts a page for every fork that shares it.
     return _figure(pid, ("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:"))
+
+
+def anonymous_bytes_at_most(pid: int) -> int:
+    """Returns a process's own memory with all that forks share with it, in microseconds; 0 where it is gone.
+
+    `anonymous_bytes` goes over its pages, and waits for who maps or frees memory there.
+    """
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as stream:
+            _, resident_pages, shared_pages, *_ = map(int, stream.read().split())
+    except OSError:
+        return 0
+    return (resident_pages - shared_pages) * mmap.PAGESIZE
 
 
 def private_bytes(pid: int) -> int:

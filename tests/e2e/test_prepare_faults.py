@@ -116,7 +116,9 @@ def test_a_child_may_end_while_its_memory_is_looked_at(monkeypatch: pytest.Monke
         process.wait()
         return listdir(path)
 
-    assert child.committed_bytes() > 0
+    assert child.committed_bytes() == 1, "there is one, and nobody has looked at it yet"
+    child.look()
+    assert child.committed_bytes() > 1
     monkeypatch.setattr(os, "listdir", end_and_list)
     child.committed_bytes()  # what it had a moment ago
     assert child.committed_bytes() == 0

@@ -407,12 +407,14 @@ class ActivationGate:
     ) -> Claim:
         if self._is_closed:
             raise HostClosed("the host is shutting down")
-        # Free memory first; then idle models leave for a run.
-        remedies: list[Callable[[], Awaitable[object]]] = [self._memory.trim, self._clean_up]
-        if must_fit:
-            remedies.insert(1, lambda: self._free(entry.predicted_bytes))
-        else:
+        if not must_fit:
             predicted_bytes = min(predicted_bytes, size_bytes)
+        # Free memory first; then idle models leave for a run, as many as it takes.
+        remedies: list[Callable[[], Awaitable[object]]] = [
+            self._memory.trim,
+            lambda: self._free(predicted_bytes),
+            self._clean_up,
+        ]
         entry = _Waiting(size_bytes, predicted_bytes, remedies, must_fit=must_fit)
         line.append(key, entry)
         self._pump()
@@ -456,9 +458,9 @@ class ActivationGate:
             return True
         if self._active or self._memory.is_changing or self._making_room is not None:
             return False  # each of these pumps again when it ends
+        if len(entry.remedies) <= 1 and self._preparing_bytes():
+            return False  # a child ends by itself, with more than what is left would give; the next sample sees it
         if not entry.remedies or self._is_closed:
-            if self._preparing_bytes():
-                return False  # a child ends by itself; the next sample sees it
             # Up to here models may hold by default: then it goes as any other.
             if not entry.must_fit or self._memory.usage_bytes < self._memory.fixed_thresholds.critical_bytes:
                 return True

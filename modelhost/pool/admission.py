@@ -6,8 +6,9 @@ The cases, in the order in which they are tried:
 2. It fits below warning as things are: load.
 3. Runs may have left free memory in the arena: trim, and ask again.
 4. Idle models that leave bring the projection below warning, or all of them at least below critical:
-   evict, and ask again with the figures read anew. Where they do not bring it below warning, and critical
-   does not need them, those stay that hold next to nothing.
+   evict, and ask again with the figures read anew. Those that hold next to nothing stay where they do not bring
+   it below warning, and critical does not need them; or where it does, and a child is about to give back more: they
+   are in use all the time, if any are, and would be back in a moment, in each other's place.
 5. What stands in the way is in use, loading or leaving: wait.
 6. Nothing that could come free would help: refuse.
 
@@ -22,8 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from modelhost.pool.eviction import Candidate, choose_victims, without_slight
+
+#: While a child is at work, who holds next to nothing is measured by this where less is needed.
+_LITTLE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Figures:
     """Runs have ended since the last trim."""
     reusable_bytes: int = 0
     """Of usage: free inside the process's heap, where loads of small blocks take it before usage grows."""
+    passing_bytes: int = 0
+    """Of those in use: what a child gives back for sure, when it has opened a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,10 @@ def decide(figures: Figures, *, resident_bytes: int, peak_bytes: int, in_small_b
         worthy = without_slight(victims, needed)
         if freed < needed and over_critical <= _held_bytes(worthy):
             victims = worthy
+        if figures.passing_bytes:
+            lasting_bytes = _held_bytes(without_slight(victims, max(needed, _LITTLE_BYTES)))
+            if lasting_bytes < over_critical <= lasting_bytes + figures.passing_bytes:
+                return Wait(max(0, figures.critical_bytes - base + lasting_bytes))
         return Evict(victims) if victims else Load()
     available = max(0, figures.critical_bytes - base + freed)
     if over_critical <= freed + figures.in_use_bytes:  # 5

@@ -139,11 +139,16 @@ class Arrivals:
         return self._child is not None
 
     @property
+    def child_bytes(self) -> int:
+        """What is reserved for the child at work; 0 where there is none."""
+        return 0 if self._child is None else self._child.slot.committed_bytes
+
+    @property
     def seen_bytes(self) -> int:
         """What of the child's reservation shows in usage already."""
         if self._child is None or not self._memory.probe.sees_children:
             return 0
-        return min(self._child.slot.committed_bytes, self._runtime.preparing_bytes())
+        return min(self.child_bytes, self._runtime.preparing_bytes())
 
     def prepare(self, slot: Slot, ceiling_bytes: int, *, is_last: bool) -> Coroutine[Any, Any, None]:
         """Reserves at once; the coroutine has a child open the model, and queues the slot again."""

@@ -50,6 +50,10 @@ _ELSEWHERE = "prepare it where there is more (modelhost prepare): a prepared mod
 #: one holds may well have mappings of its own, which no hole in the heap can give.
 _SMALL_LOAD_BYTES = 4 << 20
 
+#: Of what there is for a child, it is given no more at first: all models would have to leave for the last of it, those
+#: too that are in use all the time and hold next to nothing, and nothing could load beside it.
+_CHILD_SHARE = 7 / 8
+
 #: Holders of memory that a refusal names, largest first.
 _HOLDERS_NAMED = 10
 
@@ -376,6 +380,7 @@ class Scheduler:
             in_use_bytes += memory.limit_bytes - memory.critical_bytes  # what their runs may hold
         # A model that drains or that others are unloading comes back too, and all that a child takes.
         in_use_bytes += self._memory.ledger.totals.leaving_bytes
+        passing_bytes = self._arrivals.child_bytes
         if self._arrivals.is_preparing:
             in_use_bytes += memory.reserved_bytes
         # What other processes of the host load, hold and can let go of. What they load is in usage and in reservations
@@ -394,6 +399,7 @@ class Scheduler:
             can_trim=self._runner.started != self._trimmed_after
             and self._clock() - self._trimmed_at >= self._memory.settings.sample_interval_s,
             reusable_bytes=memory.reusable_bytes,
+            passing_bytes=passing_bytes,
         )
 
     def _refusal(self, needs: str, needed_bytes: int, available_bytes: int, *, never: bool) -> ModelHostError:
@@ -492,10 +498,15 @@ def _largest_child(figures: Figures) -> int:
 
 
 def _ceiling(slot: Slot, preparation: Preparation, largest_bytes: int) -> int:
-    """Returns what a child is given: what most likely does, or all there is; more than that where that never does."""
+    """Returns what a child is given: what most likely does, or most of what there is, and all of it where that was not
+    enough; more than that where that never does."""
     if preparation.least_bytes > largest_bytes:
         return preparation.least_bytes
-    return min(slot.child_bytes or preparation.likely_bytes, largest_bytes)
+    wanted_bytes, former_bytes = slot.child_bytes or preparation.likely_bytes, (slot.child_bytes or 0) // 2
+    most_bytes = int(largest_bytes * _CHILD_SHARE)
+    if max(preparation.least_bytes, former_bytes + 1) <= most_bytes < wanted_bytes:
+        return most_bytes
+    return min(wanted_bytes, largest_bytes)
 
 
 def _is_in_small_blocks(plan: LoadPlan) -> bool:

@@ -288,7 +288,7 @@ async def test_idle_models_leave_for_a_run(tmp_path: Path) -> None:
         async with stage.pool.lease("a") as lease:
             stage.machine.other_bytes = 40 * MB  # 200 used with the models
             await soon(lease.run(FEEDS))
-        assert stage.loaded == ["a"]
+        assert stage.loaded == ["a", "c", "d", "e"], "as many as it takes"
         assert stage.machine.highest_bytes < stage.machine.limit_bytes
 
 

@@ -297,3 +297,34 @@ def test_victims_are_the_oldest_that_hold_enough(
 ) -> None:
     assert choose_victims(idle, needed) == victims
     assert choose_victims(list(idle), needed) == victims
+
+
+@pytest.mark.parametrize(
+    ("figures", "needed", "decision"),
+    [
+        # what holds next to nothing leaves for a load where nothing else helps …
+        ({"idle": (SLIGHT, SLIGHT_TOO)}, 10, Evict((SLIGHT, SLIGHT_TOO))),
+        # … and stays where a child will give back more
+        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 10, Wait(8)),
+        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 9, Wait(8)),
+        ({"idle": (SLIGHT, A), "passing_bytes": 50}, 10, Evict((SLIGHT, A))),
+        # … but where that would not do either
+        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 1}, 10, Evict((SLIGHT, SLIGHT_TOO))),
+        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 7, Load()),
+    ],
+)
+def test_what_holds_next_to_nothing_waits_for_a_child_to_end(
+    figures: dict[str, Any], needed: int, decision: Decision
+) -> None:
+    megabytes = {name: value << 20 for name, value in figures.items() if isinstance(value, int)}
+    bounds = {name: getattr(EMPTY, name) << 20 for name in ("baseline_bytes", "critical_bytes")}
+    idle = tuple(replace(one, committed_bytes=one.committed_bytes << 20) for one in figures["idle"])
+    found = replace(EMPTY, usage_bytes=184 << 20, warning_bytes=191 << 20, **bounds, **megabytes | {"idle": idle})
+    found_decision = decide(found, resident_bytes=1 << 20, peak_bytes=(needed << 20) - 1)
+    if isinstance(decision, Evict):
+        assert isinstance(found_decision, Evict)
+        assert [one.key for one in found_decision.victims] == [one.key for one in decision.victims]
+    elif isinstance(decision, Wait):
+        assert found_decision == Wait(decision.available_bytes << 20)
+    else:
+        assert found_decision == decision

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 #: Jobs that take longer leave one thread to others, as long as there are others: they would have to wait for
@@ -27,6 +27,9 @@ _BRIEF_NS: Final = 5_000_000
 
 #: There are others where one of their jobs has begun within so long.
 _LATELY_NS: Final = 1_000_000_000
+
+#: A look at the clock is not to come just before the time that it is for.
+_A_MOMENT_S: Final = 0.001
 
 #: What a job of a lane takes follows what its last ones took, by one part in so many.
 _FOLLOWS: Final = 4
@@ -150,14 +153,30 @@ class FairQueue:
 
     def take(self) -> Taken | None:
         """Returns the job whose turn it is; waits for one. None: the thread has to end."""
-        while self._tokens.get() is not _END:
+        wait_s: float | None = None
+        while self._has_token(wait_s):
             with self._lock:
                 taken = self._choose()
                 is_spares = self._lasting >= self._threads and any(lane.is_brief for lane in self._waiting)
+                wait_s = None if taken is not None else self._left_alone_s()
             if is_spares:
                 self._wake_spare()
             if taken is not None:
                 return taken
+        return None
+
+    def _has_token(self, wait_s: float | None) -> bool:
+        """Waits for a token, or so long; False: the thread has to end."""
+        try:
+            return self._tokens.get(timeout=wait_s) is not _END
+        except Empty:
+            return True
+
+    def _left_alone_s(self) -> float | None:
+        """Returns when those may begin that leave this thread to others, where no others come: nothing else says so.
+        None where nobody does."""
+        if any(lane.max_running is None and not self._may_begin(lane) for lane in self._waiting):
+            return max(0, _LATELY_NS - (self._clock_ns() - self._short_at_ns)) / 1e9 + _A_MOMENT_S
         return None
 
     def _wake_spare(self) -> None:

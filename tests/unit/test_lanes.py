@@ -328,3 +328,36 @@ def test_a_job_that_was_held_up_is_taken_though_its_lane_has_become_short_meanwh
         pass
     assert sorted(play.ended) == ["long", "long", "short"]
     assert not play.queue._waiting
+
+
+@pytest.mark.timeout(60)
+def test_a_long_job_begins_beside_another_when_others_have_not_come_for_a_while() -> None:
+    """Though nothing happens then that could say so: the thread looks at the clock."""
+    now_ns = 0
+    queue, lane = FairQueue(2, clock_ns=lambda: now_ns), Lane("long")
+    short = Lane("short")
+    queue.put(short, Work(MS))
+    taken = queue.take()
+    assert taken is not None
+    queue.done(taken, MS)
+    lane.job_ns = 10_000 * MS
+    for _ in range(2):
+        queue.put(lane, Work(10_000 * MS))
+    assert queue.take() is not None
+    looked: list[float | None] = []
+    has_token = queue._has_token
+
+    def look(wait_s: float | None) -> bool:
+        nonlocal now_ns
+        looked.append(wait_s)
+        assert len(looked) < 10
+        if wait_s is not None:  # as if it had waited
+            now_ns += int(wait_s * 1e9)
+            return True
+        return has_token(None)
+
+    queue._has_token = look  # type: ignore[method-assign]
+    second = queue.take()
+    assert second is not None
+    assert second.lane is lane
+    assert [wait_s for wait_s in looked if wait_s] == [pytest.approx(1.001)]

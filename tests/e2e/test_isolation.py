@@ -192,6 +192,8 @@ def test_ctrl_c_and_the_end_of_the_host_leave_no_worker(models: Path, tmp_path: 
         assert until_answered(host, "inside", _ONE) == [3]
         (worker,) = workers(host)
         assert os.getsid(worker) != os.getsid(host.process.pid)  # the terminal's signals are not for it
+        # Who starts it lets others go first, and it is not to.
+        assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, host.process.pid)
         loaded = httpx.get(f"{host.url}/memory", trust_env=False).json()["models"]
         assert [model["committed_bytes"] > _MB for model in loaded] == [True]
         assert host.stop() == 0

@@ -44,14 +44,14 @@ def test_threads_want_little_much_or_what_is_usual_at_a_time() -> None:
     assert wanted_ns() == usual_ns
 
 
-def test_a_priority_stays_as_it_was_given() -> None:
+def test_a_priority_stays_as_it_was_given_but_for_who_goes_last() -> None:
 
-    def nice_after(step: Callable[[], object]) -> int:
+    def nice_after(step: Callable[[], object], before: int = 3) -> int:
         found: list[int] = []
 
         def work() -> None:
             own = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, own, 3)
+            os.setpriority(os.PRIO_PROCESS, own, before)
             step()
             found.append(os.getpriority(os.PRIO_PROCESS, own))
 
@@ -60,4 +60,7 @@ def test_a_priority_stays_as_it_was_given() -> None:
         thread.join()
         return found[0]
 
-    assert [nice_after(step) for step in (go_first, go_as_usual, go_last)] == [3, 3, 3]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert [nice_after(step) for step in (go_first, go_as_usual, go_last)] == [3, 3, 8]
+    assert nice_after(go_last, before=18) == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own, "the thread's own, not the process's"

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -109,6 +110,9 @@ class Nursery:
         }
         self._lock = threading.Lock()  # one start and one fork at a time
         self._template: _Template | None = None
+        # A process is as nice as the thread that starts it; those that load are nicer than workers should be.
+        self._starter = ThreadPoolExecutor(1, "modelhost-template")
+        self._starter.submit(int).result()  # the thread is there from now on, and as nice as this one
 
     @property
     def is_started(self) -> bool:
@@ -144,11 +148,12 @@ class Nursery:
             if self._template is not None:
                 self._template.close()
                 self._template = None
+            self._starter.shutdown()
 
     def _started(self) -> _Template:
         if self._template is None or self._template.has_ended:
             began = time.monotonic()
-            self._template = _Template(self._job)
+            self._template = self._starter.submit(_Template, self._job).result()
             log.info(
                 "started the process that workers are forked from in %.0f ms, %s",
                 (time.monotonic() - began) * 1e3,

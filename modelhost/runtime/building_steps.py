@@ -125,12 +125,16 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+#: Than the host's thread that has started this process, which lets others go first already: a tenth of their share.
+_NICER: Final = 5
+
+
 def stand_back() -> None:
     """Lets everybody else go first: at the CPU, and when the kernel looks for whom to kill."""
     with contextlib.suppress(OSError):  # some sandboxes have no such file
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(10)
+    os.nice(_NICER)
 
 
 def limit_memory(ceiling_bytes: int) -> None:

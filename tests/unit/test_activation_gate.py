@@ -587,7 +587,8 @@ async def test_idle_models_leave_for_it_as_far_as_it_takes() -> None:
     stage.machine.other_bytes = 160 * MB
     stage.let_idle_models_leave(25 * MB)
     (await stage.claim(50)).run_ended()
-    assert [(goal.everything, goal.excess_bytes) for goal in stage.goals] == [(False, 22 * MB)]
+    a_little_more_bytes = stage.memory.thresholds.hysteresis_bytes
+    assert [(goal.everything, goal.excess_bytes) for goal in stage.goals] == [(False, 22 * MB + a_little_more_bytes)]
     await stage.memory.close()
 
 

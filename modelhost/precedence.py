@@ -21,7 +21,7 @@ _USUAL_NS: Final = 0
 #: By so much is who goes last nicer than others: it has a third of what each of them has of a core. Turns alone do not
 #: do: who wakes up has to have had less than others so far, and waits for the end of a turn of theirs where it had
 #: not, which is until the next tick of the clock, 4 ms. With two busy threads and one like this one beside it, a thread
-#: that is awake for a tenth of the time waits for a core for 130 ms of each second instead of 210. No more than that:
+#: that is awake for a tenth of the time waits for a core for 160 ms of each second instead of 210. No more than that:
 #: who goes last may hold the interpreter's lock, which all others need.
 _NICER: Final = 5
 _NICEST: Final = 19

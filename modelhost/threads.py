@@ -31,13 +31,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def one_thread(name: str) -> ThreadPoolExecutor:
-    """Returns an executor whose one thread runs already, and lets others go first.
+def one_thread(name: str, *, begin: Callable[[], None] = go_last) -> ThreadPoolExecutor:
+    """Returns an executor whose one thread runs already, and lets others go first where `begin` is nothing else.
 
     An executor that starts its thread with the first job, and cannot, raises and keeps the job: a thread that
     is started later would do what nobody waits for any more. Raises RuntimeError where there is none to be had.
     """
-    executor = _OneThread(1, thread_name_prefix=name, initializer=go_last)
+    executor = _OneThread(1, thread_name_prefix=name, initializer=begin)
     executor.submit(int).result()
     return executor
 

@@ -171,7 +171,7 @@ class Probe:
         """Reads what this process has committed, whatever it shares its group with."""
         if sys.platform != "linux":
             return _process_usage_elsewhere()
-        resident_bytes, anonymous_bytes = _statm(self._proc)
+        resident_bytes, anonymous_bytes = statm(self._proc)
         return Usage(anonymous_bytes, {"resident_bytes": resident_bytes, "anonymous_bytes": anonymous_bytes})
 
     def _machine_usage(self) -> Usage:
@@ -200,8 +200,9 @@ def _process_usage_elsewhere() -> Usage:
     return Usage(private_bytes, {"resident_bytes": int(found.rss), "private_bytes": private_bytes})
 
 
-def _statm(proc: Path) -> tuple[int, int]:
-    """Returns what of a process is resident, and what of that is anonymous."""
+def statm(proc: str | Path) -> tuple[int, int]:
+    """Returns what of a process is resident, and what of that is anonymous; `proc` is its folder in `/proc`. In
+    microseconds: it waits for nobody, and counts whole what forks share. Raises OSError."""
     resident, shared = read_file(f"{proc}/statm").split()[1:3]
     return int(resident) * _PAGE_BYTES, (int(resident) - int(shared)) * _PAGE_BYTES
 
@@ -213,7 +214,7 @@ def _counts_each_page(proc: Path) -> bool:
     6.2 a thread of 64.
     """
     try:
-        _statm(proc)  # which only Linux has
+        statm(proc)  # which only Linux has
         return any(all(_steps(proc)) for _ in range(_TRIES))
     except (OSError, ValueError):
         return False
@@ -224,6 +225,6 @@ def _steps(proc: Path) -> Iterator[bool]:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             pages.madvise(mmap.MADV_NOHUGEPAGE)
         for page in range(_PAGES_TRIED):
-            before = _statm(proc)[1]
+            before = statm(proc)[1]
             pages[page * _PAGE_BYTES] = 1
-            yield _statm(proc)[1] - before == _PAGE_BYTES
+            yield statm(proc)[1] - before == _PAGE_BYTES

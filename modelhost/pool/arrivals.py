@@ -196,7 +196,7 @@ class Arrivals:
             log.info("prepared %s in %.1f s", slot.key, took_s)
             self.look_again(slot)
         elif isinstance(error, NeedsMemory) and not is_last:
-            slot.child_bytes = ceiling_bytes * 2
+            slot.tried_bytes = ceiling_bytes
             slot.looks -= 1  # ends at what there is
             self.look_again(slot)
         elif isinstance(error, NeedsMemory):
@@ -297,7 +297,7 @@ class Arrivals:
         assert slot.reservation is not None
         slot.reservation.settle(settled.size_bytes)
         slot.model = model
-        slot.looks, slot.child_bytes = 0, None
+        slot.looks, slot.tried_bytes = 0, 0
         slot.load_s, slot.worth = took_s, None
         if slot.is_predicted:
             self._accounts.counters.predicted_loads += 1

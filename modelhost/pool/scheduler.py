@@ -264,7 +264,7 @@ class Scheduler:
         largest = _largest_child(figures)
         ceiling = _ceiling(slot, inspection.preparation, largest)
         decision = decide(figures, resident_bytes=0, peak_bytes=ceiling)
-        is_short = ceiling < (slot.child_bytes or inspection.preparation.likely_bytes)
+        is_short = ceiling < _wanted_by_child(slot, inspection.preparation)
         if (is_short or not isinstance(decision, Load | Trim)) and self._is_sent_away(slot):
             return False
         if isinstance(decision, Load):
@@ -380,7 +380,6 @@ class Scheduler:
             in_use_bytes += memory.limit_bytes - memory.critical_bytes  # what their runs may hold
         # A model that drains or that others are unloading comes back too, and all that a child takes.
         in_use_bytes += self._memory.ledger.totals.leaving_bytes
-        passing_bytes = self._arrivals.child_bytes
         if self._arrivals.is_preparing:
             in_use_bytes += memory.reserved_bytes
         # What other processes of the host load, hold and can let go of. What they load is in usage and in reservations
@@ -399,7 +398,7 @@ class Scheduler:
             can_trim=self._runner.started != self._trimmed_after
             and self._clock() - self._trimmed_at >= self._memory.settings.sample_interval_s,
             reusable_bytes=memory.reusable_bytes,
-            passing_bytes=passing_bytes,
+            passing_bytes=self._arrivals.child_bytes,
         )
 
     def _refusal(self, needs: str, needed_bytes: int, available_bytes: int, *, never: bool) -> ModelHostError:
@@ -502,11 +501,15 @@ def _ceiling(slot: Slot, preparation: Preparation, largest_bytes: int) -> int:
     enough; more than that where that never does."""
     if preparation.least_bytes > largest_bytes:
         return preparation.least_bytes
-    wanted_bytes, former_bytes = slot.child_bytes or preparation.likely_bytes, (slot.child_bytes or 0) // 2
-    most_bytes = int(largest_bytes * _CHILD_SHARE)
-    if max(preparation.least_bytes, former_bytes + 1) <= most_bytes < wanted_bytes:
+    wanted_bytes, most_bytes = _wanted_by_child(slot, preparation), int(largest_bytes * _CHILD_SHARE)
+    if max(preparation.least_bytes, slot.tried_bytes + 1) <= most_bytes < wanted_bytes:
         return most_bytes
     return min(wanted_bytes, largest_bytes)
+
+
+def _wanted_by_child(slot: Slot, preparation: Preparation) -> int:
+    """Returns what a child is likely to need: twice of what was not enough."""
+    return 2 * slot.tried_bytes or preparation.likely_bytes
 
 
 def _is_in_small_blocks(plan: LoadPlan) -> bool:

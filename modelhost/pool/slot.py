@@ -87,8 +87,8 @@ class Slot:
     """Where its runs are started, while it is ready."""
     inspection: Inspection | None = None
     reservation: Reservation | None = None
-    child_bytes: int | None = None
-    """What a child is given to open the model first, where one that was given less did not do."""
+    tried_bytes: int = 0
+    """What a child had to open the model with, and was not enough; 0 where none has tried."""
     looks: int = 0
     """Children and loads since it was queued that ended in another look at the files."""
     pinned: bool = False

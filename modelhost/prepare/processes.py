@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Iterator
 from typing import Final
 
 from modelhost.memory import allocator
+from modelhost.memory.probe import statm
 
 #: What a child inherits: all that an interpreter may need to find itself and its libraries.
 _INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
@@ -56,11 +56,9 @@ def anonymous_bytes_at_most(pid: int) -> int:
     `anonymous_bytes` goes over its pages, and waits for who maps or frees memory there.
     """
     try:
-        with open(f"/proc/{pid}/statm", "rb") as stream:
-            _, resident_pages, shared_pages, *_ = map(int, stream.read().split())
+        return statm(f"/proc/{pid}")[1]
     except OSError:
         return 0
-    return (resident_pages - shared_pages) * mmap.PAGESIZE
 
 
 def private_bytes(pid: int) -> int:

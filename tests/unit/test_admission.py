@@ -299,32 +299,37 @@ def test_victims_are_the_oldest_that_hold_enough(
     assert choose_victims(list(idle), needed) == victims
 
 
+MB = 1 << 20
+LITTLE, LITTLE_TOO, MUCH = candidate("s", MB), candidate("t", MB), candidate("a", 20 * MB)
+#: In bytes, 8 MB below critical: nothing of a load of more fits there.
+NEARLY_FULL = Figures(
+    usage_bytes=184 * MB,
+    reserved_bytes=0,
+    baseline_bytes=60 * MB,
+    warning_bytes=191 * MB,
+    critical_bytes=192 * MB,
+    idle=(),
+    in_use_bytes=0,
+    can_trim=False,
+)
+
+
 @pytest.mark.parametrize(
-    ("figures", "needed", "decision"),
+    ("idle", "passing", "peak", "decision"),
     [
         # what holds next to nothing leaves for a load where nothing else helps …
-        ({"idle": (SLIGHT, SLIGHT_TOO)}, 10, Evict((SLIGHT, SLIGHT_TOO))),
+        ((LITTLE, LITTLE_TOO), 0, 10, Evict((LITTLE, LITTLE_TOO))),
         # … and stays where a child will give back more
-        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 10, Wait(8)),
-        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 9, Wait(8)),
-        ({"idle": (SLIGHT, A), "passing_bytes": 50}, 10, Evict((SLIGHT, A))),
+        ((LITTLE, LITTLE_TOO), 50, 10, Wait(8 * MB)),
+        ((LITTLE, LITTLE_TOO), 50, 9, Wait(8 * MB)),
+        ((LITTLE, MUCH), 50, 10, Evict((LITTLE, MUCH))),
         # … but where that would not do either
-        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 1}, 10, Evict((SLIGHT, SLIGHT_TOO))),
-        ({"idle": (SLIGHT, SLIGHT_TOO), "passing_bytes": 50}, 7, Load()),
+        ((LITTLE, LITTLE_TOO), 1, 10, Evict((LITTLE, LITTLE_TOO))),
+        ((LITTLE, LITTLE_TOO), 50, 7, Load()),
     ],
 )
 def test_what_holds_next_to_nothing_waits_for_a_child_to_end(
-    figures: dict[str, Any], needed: int, decision: Decision
+    idle: tuple[Candidate, ...], passing: int, peak: int, decision: Decision
 ) -> None:
-    megabytes = {name: value << 20 for name, value in figures.items() if isinstance(value, int)}
-    bounds = {name: getattr(EMPTY, name) << 20 for name in ("baseline_bytes", "critical_bytes")}
-    idle = tuple(replace(one, committed_bytes=one.committed_bytes << 20) for one in figures["idle"])
-    found = replace(EMPTY, usage_bytes=184 << 20, warning_bytes=191 << 20, **bounds, **megabytes | {"idle": idle})
-    found_decision = decide(found, resident_bytes=1 << 20, peak_bytes=(needed << 20) - 1)
-    if isinstance(decision, Evict):
-        assert isinstance(found_decision, Evict)
-        assert [one.key for one in found_decision.victims] == [one.key for one in decision.victims]
-    elif isinstance(decision, Wait):
-        assert found_decision == Wait(decision.available_bytes << 20)
-    else:
-        assert found_decision == decision
+    figures = replace(NEARLY_FULL, idle=idle, passing_bytes=passing * MB)
+    assert decide(figures, resident_bytes=MB, peak_bytes=peak * MB - 1) == decision

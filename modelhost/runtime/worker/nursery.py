@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from modelhost.precedence import go_as_usual
 from modelhost.prepare.failures import is_no_descriptor
 from modelhost.prepare.processes import anonymous_bytes, child_environment
 from modelhost.runtime.base import LoadError, NoDescriptor
 from modelhost.runtime.worker.wire import BrokenWire, Connection, Message
+from modelhost.threads import one_thread
 from modelhost.units import format_bytes
 
 log = logging.getLogger("modelhost")
@@ -111,8 +112,7 @@ class Nursery:
         self._lock = threading.Lock()  # one start and one fork at a time
         self._template: _Template | None = None
         # A process is as nice as the thread that starts it; those that load are nicer than workers should be.
-        self._starter = ThreadPoolExecutor(1, "modelhost-template")
-        self._starter.submit(int).result()  # the thread is there from now on, and as nice as this one
+        self._starter = one_thread("modelhost-template", begin=go_as_usual)
 
     @property
     def is_started(self) -> bool:

@@ -5,12 +5,16 @@ rows. Of the variants whose outputs agree, those that fit into the room that the
 of these, those within 10 % (and 0.2 ms) of the least slow one; of these, the one that holds the least
 memory; where two are within 128 KB, the one that loads faster. Unless that one takes a multiple of
 another's memory for a little time: what takes less than half, and 8 MB less, is served where it is not
-slower by half. The machine's other work gets into times, and not into bytes.
+slower by half.
+
+The machine's other work gets into times, and not into bytes. So what so much less memory speaks for and
+only its time against is measured again before that is believed (`doubted`, `with_fastest`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from modelhost.prepare.footprint import RunFootprint, RunPoint
@@ -45,27 +49,52 @@ def footprint(
 
 def choose(usable: Sequence[VariantFigures], stock: VariantFigures, *, room_bytes: int) -> tuple[Variant, str]:
     """Returns the variant to serve, and why: see the rule above. A load may take `room_bytes`."""
-    best = [min(found.runs[index].ms for found in [*usable, stock]) for index in range(len(stock.runs))]
-
-    def slowness(found: VariantFigures) -> float:
-        return max([1.0, *((run.ms - _SLOWER_MS) / ms for run, ms in zip(found.runs, best, strict=True))])
-
     if not usable:
         return "heap", "no variant opened and answered as the original does"
-    usable = [found for found in usable if _taken_bytes(found) <= room_bytes] or usable
-    least_slow = min(map(slowness, usable))
-    chosen = _smallest([found for found in usable if slowness(found) <= least_slow * _SLOWER])
-    most_bytes = min(_taken_bytes(chosen) * _MUCH_LESS, _taken_bytes(chosen) - _MUCH_LESS_BYTES)
-    smaller = [
-        found for found in usable if _taken_bytes(found) <= most_bytes and slowness(found) <= least_slow * _MUCH_SLOWER
-    ]
-    chosen = _smallest(smaller or [chosen])
+    chosen = _chosen(usable, stock, room_bytes)
     if chosen.resident_bytes >= stock.resident_bytes:
         return "heap", f"mapping saves nothing: {chosen.resident_bytes} bytes against {stock.resident_bytes}"
     return chosen.variant, (
         f"{chosen.resident_bytes} bytes held against {stock.resident_bytes} from the heap, loaded in "
         f"{chosen.load_ms:.1f} ms against {stock.load_ms:.1f}"
     )
+
+
+def doubted(usable: Sequence[VariantFigures], stock: VariantFigures, *, room_bytes: int) -> VariantFigures | None:
+    """Returns the least slow of what takes so much less than what would be chosen, and is not for its time."""
+    if not usable:
+        return None
+    smaller = _much_smaller(usable, _chosen(usable, stock, room_bytes))
+    slowness = _slowness(usable, stock)
+    return min(smaller, key=lambda found: slowness[found.variant]) if smaller else None
+
+
+def with_fastest(found: VariantFigures, again: Sequence[RunFigures]) -> VariantFigures:
+    """Returns the figures with the less of two times for each run."""
+    pairs = zip(found.runs, again, strict=True)
+    return replace(found, runs=tuple(replace(run, ms=min(run.ms, other.ms)) for run, other in pairs))
+
+
+def _chosen(usable: Sequence[VariantFigures], stock: VariantFigures, room_bytes: int) -> VariantFigures:
+    slowness = _slowness(usable, stock)
+    usable = [found for found in usable if _taken_bytes(found) <= room_bytes] or usable
+    least_slow = min(slowness[found.variant] for found in usable)
+    chosen = _smallest([found for found in usable if slowness[found.variant] <= least_slow * _SLOWER])
+    smaller = [found for found in _much_smaller(usable, chosen) if slowness[found.variant] <= least_slow * _MUCH_SLOWER]
+    return _smallest(smaller or [chosen])
+
+
+def _slowness(usable: Sequence[VariantFigures], stock: VariantFigures) -> dict[Variant, float]:
+    best = [min(found.runs[index].ms for found in [*usable, stock]) for index in range(len(stock.runs))]
+    return {
+        found.variant: max([1.0, *((run.ms - _SLOWER_MS) / ms for run, ms in zip(found.runs, best, strict=True))])
+        for found in usable
+    }
+
+
+def _much_smaller(usable: Sequence[VariantFigures], chosen: VariantFigures) -> list[VariantFigures]:
+    most_bytes = min(_taken_bytes(chosen) * _MUCH_LESS, _taken_bytes(chosen) - _MUCH_LESS_BYTES)
+    return [found for found in usable if _taken_bytes(found) <= most_bytes]
 
 
 def _taken_bytes(found: VariantFigures) -> int:

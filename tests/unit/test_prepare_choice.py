@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelhost.prepare.manifest import RunFigures, Variant, VariantFigures
-from modelhost.runtime.building_choice import choose
+from modelhost.runtime.building_choice import choose, doubted, with_fastest
 
 _MB = 1 << 20
 
@@ -89,3 +89,34 @@ LARGE = figures("heap", 800, 50, 300, load_ms=900, peak_mb=1600)
 )
 def test_memory_counts_for_more_than_a_little_time(usable: list[VariantFigures], room_mb: int, expected: str) -> None:
     assert choose(usable, LARGE, room_bytes=room_mb * _MB)[0] == expected
+
+
+def test_what_takes_much_less_goes_for_its_time_only_when_that_was_measured_again() -> None:
+    mapped = figures("mapped", 19, 5, 30)
+    packed, unpacked = figures("mapped_prepacked", 0.1, 12, 66), figures("mapped_unpacked", 0.1, 5, 150)
+    usable = [mapped, packed, unpacked]
+    assert choose(usable, HEAP, room_bytes=ROOM)[0] == "mapped"
+    assert doubted(usable, HEAP, room_bytes=ROOM) == packed  # the least slow of them
+    again = with_fastest(packed, figures("mapped_prepacked", 0.1, 13, 31).runs)
+    assert [run.ms for run in again.runs] == [12, 31]
+    assert doubted([mapped, again, unpacked], HEAP, room_bytes=ROOM) == again
+    again = with_fastest(again, figures("mapped_prepacked", 0.1, 5, 70).runs)
+    assert [run.ms for run in again.runs] == [5, 31]
+    assert choose([mapped, again, unpacked], HEAP, room_bytes=ROOM)[0] == "mapped_prepacked"
+    assert doubted([mapped, again, unpacked], HEAP, room_bytes=ROOM) is None
+
+
+@pytest.mark.parametrize(
+    "usable",
+    [
+        [],
+        [figures("mapped", 20, 5, 30)],
+        [
+            figures("mapped", 7, 5, 30),
+            figures("mapped_prepacked", 0.1, 12, 66),
+        ],  # a host may well hold it
+        [figures("mapped", 300, 5, 30), figures("mapped_prepacked", 0.1, 12, 66)],  # only one fits
+    ],
+)
+def test_nothing_is_measured_again_where_no_time_decided(usable: list[VariantFigures]) -> None:
+    assert doubted(usable, HEAP, room_bytes=ROOM) is None

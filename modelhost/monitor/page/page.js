@@ -98,7 +98,9 @@ async function showNames() {
 
 async function act(work) {
   try {
-    tell(await work());
+    const said = await work();
+    await look(); // so that what is said and what is shown agree, and a second press means what it says
+    tell(said);
   } catch (error) {
     if (!(error instanceof Refused)) {
       tell("The host does not answer.", { isFailure: true });
@@ -107,6 +109,16 @@ async function act(work) {
     if (error.status === 403) models.forbidManaging(error.message);
     if (error.status === 401) askForKey(error.message);
     tell(error.message, { isFailure: true });
+  }
+}
+
+/** Shows the host as it is now: the stream's next snapshot may be a second away. */
+async function look() {
+  try {
+    const snapshot = await askJson("/monitor");
+    if (latest !== null && snapshot.at >= latest.at) onSnapshot(snapshot);
+  } catch {
+    // the stream says what there is to say of it
   }
 }
 

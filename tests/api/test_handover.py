@@ -179,9 +179,17 @@ def test_what_is_wrong_with_a_run_is_told_as_it_is(tmp_path: Path) -> None:
 
 def test_what_is_known_to_be_short_is_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pair(tmp_path, first=large(run_footprint=SMALL)) as both:
-        for _ in range(4):
-            both.hold()
+        both.hold()
         before = counts(both.one)
+
+        def know() -> None:
+            slot = both.one.host.pool.resident(("a", None))
+            assert slot is not None
+            assert slot.runs is not None
+            for _ in range(2):
+                slot.runs.demand.look({"x": np.ones(2, np.float32)}).note(1000, 8)
+
+        both.one.on_loop(know)
         monkeypatch.setattr(both.one.app.infer.inference, "run_here", None)
         assert both.other.infer("a").json()["outputs"][0]["data"] == [2, 4]
         assert counts(both.one) == (before[0], before[1], before[2] + 1)

@@ -666,7 +666,6 @@ async def test_a_model_that_has_left_does_not_wait_for_a_collection(tmp_path: Pa
         gc.disable()
         try:
             await stage.pool.unload("a")
-            await stage.settled()
-            assert model() is None
+            await until(lambda: model() is None)
         finally:
             gc.enable()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import faults
@@ -17,7 +17,17 @@ from sizes import FULL
 
 from modelhost.errors import InsufficientMemory
 from modelhost.slope import theil_sen
-from modelhost.testing import Leak, LeakDetector, Place, allocate, cgroup, compare, take_snapshot
+from modelhost.testing import (
+    Leak,
+    LeakDetector,
+    LeakReport,
+    Place,
+    allocate,
+    cgroup,
+    compare,
+    memory_limit,
+    take_snapshot,
+)
 from modelhost.testing.census import take_census
 from modelhost.testing.plugin_fixtures import MemoryOfTest
 
@@ -76,16 +86,16 @@ def test_planted_leaks_are_named_with_where(fault: str, portion: int) -> None:
     assert f"named rightly {LEAK_RUNS} of {LEAK_RUNS}" in told
 
 
-@pytest.fixture
-def leaked() -> Iterator[list[int]]:
-    blocks: list[int] = []
-    yield blocks
-    for block in blocks:
-        libc.free(block)
+def look(operation: Callable[[], object]) -> LeakReport:
+    """Has a process of its own look, which a fork begins with one thread: in this one another test's host may run."""
+    found = memory_limit("64GB", means="RLIMIT_AS").run(lambda: LeakDetector(100).run(operation)).value()
+    assert isinstance(found, LeakReport)
+    return found
 
 
-def test_a_native_leak_of_a_kilobyte_is_found(leaked: list[int]) -> None:
-    report = LeakDetector(100).run(lambda: leaked.append(libc.malloc(1024)))
+def test_a_native_leak_of_a_kilobyte_is_found() -> None:
+    leaked: list[int] = []
+    report = look(lambda: leaked.append(libc.malloc(1024)))
     assert 900 < report.native_bytes < 1200, report
     assert "native memory" in str(report)
 
@@ -93,11 +103,12 @@ def test_a_native_leak_of_a_kilobyte_is_found(leaked: list[int]) -> None:
 def test_growth_that_slows_down_is_given_the_time_to_end() -> None:
     kept: list[bytes] = []
     counts = (int(64 * 3 ** -(index / 100)) for index in itertools.count())
-    report = LeakDetector(100).run(lambda: kept.extend(bytes(200) for _ in range(next(counts))))
+    report = look(lambda: kept.extend(bytes(200) for _ in range(next(counts))))
     assert not report, report
 
 
-def test_objects_that_are_only_replaced_take_no_part_in_a_leak(leaked: list[int]) -> None:
+def test_objects_that_are_only_replaced_take_no_part_in_a_leak() -> None:
+    leaked: list[int] = []
     cache = dict.fromkeys(range(16), b"")
     numbers = itertools.count()
 
@@ -105,14 +116,14 @@ def test_objects_that_are_only_replaced_take_no_part_in_a_leak(leaked: list[int]
         cache[next(numbers) % 16] = bytes(1000)
         leaked.append(libc.malloc(1024))
 
-    report = LeakDetector(100).run(work)
+    report = look(work)
     assert report.kinds == {Leak.NATIVE}, report
     assert 900 < report.native_bytes < 1200, report
 
 
 def test_a_python_leak_of_a_kilobyte_is_found_with_its_line() -> None:
     kept: list[object] = []
-    report = LeakDetector(100).run(lambda: kept.append([bytes(90) for _ in range(8)]))
+    report = look(lambda: kept.append([bytes(90) for _ in range(8)]))
     assert 900 < report.python_bytes < 1400, report
     assert any("test_toolkit.py" in line for line in report.where), report
 

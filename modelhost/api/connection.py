@@ -27,6 +27,22 @@ from modelhost.errors import Overloaded
 _LINGER_S: Final = 1.0
 
 
+class Streaming:
+    """Whether what a connection sends has no end of its own. Not the connection itself: scopes have it, and a
+    connection has scopes, so that all of it would wait for a collection when the client has left."""
+
+    __slots__ = ("_transport", "is_on")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.is_on = False
+
+    def begin(self) -> Callable[[], None]:
+        """Notes that from here on nobody waits for the client to take what is sent; returns what cuts it off."""
+        self.is_on = True
+        return self._transport.abort
+
+
 class Connection(HttpToolsProtocol):
     """A connection without what comes on it. Event-loop thread."""
 
@@ -45,7 +61,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: bytes | None = None
         self._unsent: Answer | None = None
         self._send_check: asyncio.TimerHandle | None = None
-        self._is_streaming = False
+        self._streaming = Streaming(transport)
         server = self.short_cut.inference.host.settings.server
         self._read_timeout_s = min(server.read_timeout, self.timeout_keep_alive)
         self._active_at = now = self.loop.time()
@@ -88,15 +104,7 @@ class Connection(HttpToolsProtocol):
     @property
     def is_sending(self) -> bool:
         """Whether the client has yet to take what was sent, all of which it is to have."""
-        return not self._is_streaming and (self._unsent is not None or self.transport.get_write_buffer_size() > 0)
-
-    def begin_stream(self) -> Callable[[], None]:
-        """Notes that what is sent from here on has no end of its own, so that nobody waits for the client to take it.
-
-        Returns what cuts it off.
-        """
-        self._is_streaming = True
-        return self.transport.abort
+        return not self._streaming.is_on and (self._unsent is not None or self.transport.get_write_buffer_size() > 0)
 
     def end_lingering(self) -> None:
         """Closes a connection that was refused and waits only for its client to see that."""

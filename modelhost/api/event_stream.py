@@ -16,7 +16,7 @@ from modelhost.monitor.viewers import Viewer
 #: In a scope: that the request was HEAD, and wants no body.
 IS_HEAD: Final = "modelhost.is_head"
 
-#: In a scope: what its connection calls a stream, see Connection.begin_stream. Not there behind other servers.
+#: In a scope: what its connection calls a stream, see connection.Streaming. Not there behind other servers.
 BEGIN_STREAM: Final = "modelhost.begin_stream"
 
 #: A client that takes nothing for so long is left: it would be shown what is over.

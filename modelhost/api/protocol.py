@@ -89,8 +89,8 @@ class HttpProtocol(Connection):
         if exchange is not None:
             self._end_receiving(exchange)
             exchange.leave()
-        if isinstance(self.cycle, Exchange):
-            self.cycle = None
+        if isinstance(self.cycle, Exchange) or (self.pipeline and self.pipeline[0][0] is self.cycle):
+            self.cycle = None  # nor will one that is queued run, which lets go of the connection when it has
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnected = True  # uvicorn tells the last one that came
@@ -236,7 +236,7 @@ class HttpProtocol(Connection):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
-        self.scope[BEGIN_STREAM] = self.begin_stream  # type: ignore[typeddict-unknown-key]
+        self.scope[BEGIN_STREAM] = self._streaming.begin  # type: ignore[typeddict-unknown-key]
         if len(self.pipeline) == waiting:
             self._running = self.cycle
         if self.short_cut.host.is_draining and self.scope["method"] == "POST":

@@ -38,8 +38,9 @@ class _AsgiBody:
         try:
             yield
         finally:
-            if self._arrival is not None:
-                arrivals.end(self._arrival)
+            arrival, self._arrival = self._arrival, None  # each has the other
+            if arrival is not None:
+                arrivals.end(arrival)
 
     async def keep(self, piece_bytes: int) -> None:
         """Claims what is there of it; waits for the memory of all of it where it is a large one, and for a while where

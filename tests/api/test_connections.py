@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import ExitStack
 
 import pytest
-from served import FakeScript, Served
+from served import FakeScript, Served, head
 from wire import Wire, infer, quick_script, wire
 
 from modelhost.api import connections
@@ -123,3 +125,40 @@ def test_a_head_that_comes_byte_by_byte_has_its_time_only_once(serve_fake) -> No
             pass
         assert connection.answer() is None
     assert sent < 10_000
+
+
+LEAVE = [
+    ("nothing", b""),
+    ("half a head", b"POST /v2/mod"),
+    ("a request", infer("a")),
+    ("one that is refused", infer("nobody")),
+    ("one for the application", head("/v2", method="GET")),
+    ("one whose body is for the application", infer("a", "Content-Encoding: gzip")),
+    ("one in pieces", head("/v2/models/a/infer", "Transfer-Encoding: chunked") + b"5\r\n{'a':\r\n0\r\n\r\n"),
+    ("a body that never ends", infer("a")[:-3]),
+    ("a body for the application that never ends", infer("a", "Content-Encoding: gzip")[:-3]),
+    ("two at once", infer("a") + infer("a")),
+    ("two at once for the application", head("/v2", method="GET") + head("/v2", method="GET")),
+    ("no request", b"\x00\x01\x02\r\n\r\n"),
+    ("a head that is too long", b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000),
+    ("a body that is too large", head("/v2/models/a/infer", "Content-Length: 999999999999") + b"x" * 1000),
+    ("a stream", head("/monitor/stream", method="GET")),
+]
+
+
+@pytest.mark.parametrize("sent", [pytest.param(data, id=name) for name, data in LEAVE])
+def test_a_connection_that_has_ended_leaves_nothing_for_the_collector(serve_fake, sent: bytes) -> None:
+    """Which comes by rarely: bodies and answers would lie about until then."""
+    served = bounded(serve_fake({"a": quick_script()}), 3)
+    with wire(served) as client:
+        served.eventually(lambda _: served.server.server_state.connections)
+        [left] = [weakref.ref(one) for one in served.server.server_state.connections]
+        gc.disable()
+        try:
+            client.send(sent)
+            if sent:
+                served.eventually(lambda _: left() is None or left()._head_bytes or left().cycle or left()._refusal)
+            client.socket.close()
+            served.eventually(lambda _: left() is None)
+        finally:
+            gc.enable()

@@ -61,7 +61,6 @@ def test_the_attributes_of_the_servers_protocol_are_there(serve_fake) -> None:
 
 #: What exchanges, the receiver of large bodies, the door, streams and the end of the server call.
 OWN = {"send", "received", "granted", "refused", "note_piece", "idle_s", "slow_s", "spare", "end_lingering"} | {
-    "begin_stream",
     "has_unread",
 }
 

@@ -123,5 +123,5 @@ def test_thousands_of_them_are_refused_soon_and_leave_nothing_behind(host: HostP
         f"{ROUNDS * len(TABLE)} requests: {(after - before) / MB:+.2f} MB, at rest {(at_rest - before) / MB:+.2f} MB; "
         f"median {median:.1f} ms, the slowest {medians[slowest]:.1f} ms ({slowest})"
     )
-    assert at_rest - before <= 2 * MB  # 1.5 come once, at any of them; half a kilobyte of each is found
+    assert at_rest - before <= 1 * MB  # a third of a kilobyte of each is found
     assert median < 100  # the figures above are what was measured; a busy machine is no reason to fail

@@ -1,4 +1,4 @@
-"""Everybody else: clients at a steady pace that ask all the other models, in all forms, and some do not wait."""
+"""Everybody else: clients that ask all the other models, so many in a second, in all forms, and some do not wait."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ class Traffic:
         due = time.monotonic() + self._interval_s * number / self._clients
         try:
             while not self._ends.wait(max(0.0, due - time.monotonic())):
-                due = max(due + self._interval_s, time.monotonic() - 1.0)
+                # Not at an even pace: it might fall in step with that of a resident, which would meet all of it.
+                due = max(due + self._interval_s * choose.uniform(0.5, 1.5), time.monotonic() - 1.0)
                 case = choose.choice(self._cases)
                 question, form = choose.choice(case.questions), choose.choice(forms)
                 if form == _GRPC and self._rpc_address is not None:

@@ -14,7 +14,7 @@ from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError
 from modelhost.pool.bounds import QueueBound
 from modelhost.pool.guard import RunGuard
 from modelhost.pool.lanes import FairQueue, Job, Lane, Taken
-from modelhost.precedence import go_as_usual, go_first
+from modelhost.precedence import go_behind, go_first
 from modelhost.runtime.base import CancelToken
 from modelhost.threads import for_future
 
@@ -146,7 +146,7 @@ class Runner:
     def add_thread(self) -> None:
         """Starts a thread; where the system has none to give, those that are there go on. Raises RuntimeError
         where there is none at all, which is why a host starts one before it takes requests."""
-        thread = self._thread(self._queue.take, go_as_usual, f"modelhost-run-{len(self._threads)}")
+        thread = self._thread(self._queue.take, go_behind, f"modelhost-run-{len(self._threads)}")
         try:
             thread.start()
         except RuntimeError:

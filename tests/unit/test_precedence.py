@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhost.precedence import go_as_usual, go_first, go_last
+from modelhost.precedence import go_as_usual, go_behind, go_first, go_last
 
 
 def wanted_ns(step: Callable[[], object] = lambda: None) -> int:
@@ -40,11 +40,12 @@ def test_threads_want_little_much_or_what_is_usual_at_a_time() -> None:
     if first_ns == last_ns:
         pytest.skip("this kernel has one slice for all")
     assert first_ns < usual_ns < last_ns
-    assert on_thread(lambda: (go_first(), go_as_usual())) == usual_ns
+    for step in (go_as_usual, go_behind):
+        assert on_thread(lambda step=step: (go_first(), step())) == usual_ns
     assert wanted_ns() == usual_ns
 
 
-def test_a_priority_stays_as_it_was_given_but_for_who_goes_last() -> None:
+def test_a_priority_stays_as_it_was_given_but_for_who_lets_others_go_first() -> None:
 
     def nice_after(step: Callable[[], object], before: int = 3) -> int:
         found: list[int] = []
@@ -61,6 +62,6 @@ def test_a_priority_stays_as_it_was_given_but_for_who_goes_last() -> None:
         return found[0]
 
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert [nice_after(step) for step in (go_first, go_as_usual, go_last)] == [3, 3, 8]
+    assert [nice_after(step) for step in (go_first, go_as_usual, go_behind, go_last)] == [3, 3, 6, 8]
     assert nice_after(go_last, before=18) == 19
     assert os.getpriority(os.PRIO_PROCESS, 0) == own, "the thread's own, not the process's"

@@ -102,6 +102,11 @@ class Connection(HttpToolsProtocol):
         return self._exchange is not None or bool(self.pipeline) or not (running is None or running.response_complete)
 
     @property
+    def _is_queued(self) -> bool:
+        """Whether the request that came last waits behind another, and the application has not begun on it."""
+        return bool(self.pipeline) and self.pipeline[0][0] is self.cycle
+
+    @property
     def is_sending(self) -> bool:
         """Whether the client has yet to take what was sent, all of which it is to have."""
         return not self._streaming.is_on and (self._unsent is not None or self.transport.get_write_buffer_size() > 0)
@@ -202,7 +207,7 @@ class Connection(HttpToolsProtocol):
         head = answer_head(answer, self.server_state.default_headers, keep_alive=False)
         self._refusal = refusal = head + answer.body
         if not self._in_head:  # what is wrong is in the body of a request that was begun
-            if self.pipeline and self.pipeline[0][0] is self.cycle:
+            if self._is_queued:
                 self.pipeline.popleft()
             elif self.cycle.response_complete or self.cycle.response_started:
                 self.transport.close()  # one answer for each request

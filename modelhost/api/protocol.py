@@ -89,7 +89,7 @@ class HttpProtocol(Connection):
         if exchange is not None:
             self._end_receiving(exchange)
             exchange.leave()
-        if isinstance(self.cycle, Exchange) or (self.pipeline and self.pipeline[0][0] is self.cycle):
+        if isinstance(self.cycle, Exchange) or self._is_queued:
             self.cycle = None  # nor will one that is queued run, which lets go of the connection when it has
         running = self._running
         if running is not None and not running.response_complete:

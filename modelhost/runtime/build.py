@@ -50,7 +50,6 @@ _PACKED_BYTES: Final = 32 << 10
 #: there was less, what does not work may have been cut short by it.
 _DISK_FACTOR, _DISK_BYTES = 3.2, 16 << 20
 
-
 #: How often what only its time speaks against is measured again, and for how long.
 _DOUBTS, _DOUBTS_S = 4, 1.0
 

@@ -112,14 +112,11 @@ async function act(work) {
   }
 }
 
-/** Shows the host as it is now: the stream's next snapshot may be a second away. */
+/** Shows the host as it is now: the stream's next snapshot may be a second away. Where there is none to be had, the
+ * stream says why. */
 async function look() {
-  try {
-    const snapshot = await askJson("/monitor");
-    if (latest !== null && snapshot.at >= latest.at) onSnapshot(snapshot);
-  } catch {
-    // the stream says what there is to say of it
-  }
+  const snapshot = await askJson("/monitor").catch(() => null);
+  if (snapshot !== null && latest !== null && snapshot.at >= latest.at) onSnapshot(snapshot);
 }
 
 function askForKey(reason) {

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from modelhost.errors import DeadlineExceeded, HostClosed, ModelHostError
 from modelhost.pool.bounds import QueueBound
+from modelhost.pool.cores import Cores
 from modelhost.pool.guard import RunGuard
 from modelhost.pool.lanes import FairQueue, Job, Lane, Taken
 from modelhost.precedence import go_behind, go_first
@@ -64,6 +65,7 @@ class Runner:
         self._common = self.lane("")
         self._threads: list[threading.Thread] = []
         self._spare: threading.Thread | None = None
+        self._cores = Cores(threads)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_place_ns = 0  # of runs on the event loop itself in this turn of it, and perhaps in some before
         self.guard = guard or RunGuard()
@@ -146,7 +148,12 @@ class Runner:
     def add_thread(self) -> None:
         """Starts a thread; where the system has none to give, those that are there go on. Raises RuntimeError
         where there is none at all, which is why a host starts one before it takes requests."""
-        thread = self._thread(self._queue.take, go_behind, f"modelhost-run-{len(self._threads)}")
+
+        def begin() -> None:
+            go_behind()
+            self._cores.join()
+
+        thread = self._thread(self._queue.take, begin, f"modelhost-run-{len(self._threads)}")
         try:
             thread.start()
         except RuntimeError:
@@ -175,6 +182,8 @@ class Runner:
         self.in_flight += 1
         lane.in_flight += 1
         self._queue.put(lane, job)
+        if self.in_flight >= self.threads:
+            self._cores.note_crowd(lane.job_ns)
 
     def withdraw(self, job: Job, lane: Lane | None = None) -> bool:
         """Ends a job that nobody wants and that has not begun, soon; returns False for one that has, which goes on."""
@@ -205,10 +214,12 @@ class Runner:
         while (taken := take()) is not None:
             job, lane, began_ns = taken.job, taken.lane, self.clock_ns()
             job.work()
-            self._queue.done(taken, self.clock_ns() - began_ns)
+            took_ns = self.clock_ns() - began_ns
+            self._queue.done(taken, took_ns)
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._ended, job, lane)
+            self._cores.call_loop(took_ns)
             del taken, job  # a thread that waits keeps nothing of the last request
 
     def _ended(self, job: Job, lane: Lane) -> None:
@@ -257,6 +268,7 @@ class Runner:
         if not self._is_closed:
             self._is_closed = True
             self._queue.end()
+            self._cores.end()
             self.guard.close()
 
     def close(self) -> None:

@@ -267,8 +267,8 @@ class Runner:
         """Takes no more jobs; those in flight go on. Harmless when closed."""
         if not self._is_closed:
             self._is_closed = True
+            self._cores.end()  # while there are its threads: the system may give their numbers to others then
             self._queue.end()
-            self._cores.end()
             self.guard.close()
 
     def close(self) -> None:

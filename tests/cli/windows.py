@@ -27,7 +27,7 @@ MODULES = ("resource", "fcntl", "termios", "pty", "tty", "pwd", "grp", "syslog",
 PARTS = {
     "os": (
         *("O_CLOEXEC", "O_NONBLOCK", "fork", "getuid", "geteuid", "killpg", "memfd_create", "mkfifo", "pread"),
-        *("sched_getaffinity", "set_blocking", "setsid", "statvfs", "sysconf"),
+        *("sched_getaffinity", "sched_setaffinity", "set_blocking", "setsid", "statvfs", "sysconf"),
     ),
     "signal": ("SIGHUP", "SIGKILL", "SIGCHLD", "SIGUSR1", "SIGALRM", "pthread_sigmask"),
     "time": ("CLOCK_BOOTTIME", "clock_gettime"),

@@ -25,6 +25,7 @@ from modelhost.api.codec import (
     decode_request,
     parse_header_length,
 )
+from modelhost.api.deadlines import Expiries
 from modelhost.api.disconnect import GoneWatch
 from modelhost.api.errors import respond_unexpected
 from modelhost.api.exchange import Exchange
@@ -66,7 +67,7 @@ class ShortCut:
         self._routes = routes
         self.inference = routes.inference
         self.host = self.inference.host
-        self._on_threads: set[_OnThread] = set()
+        self._on_threads: Expiries[_OnThread] = Expiries()
         self.receiving: set[Exchange] = set()
         """Those whose bodies are still coming, after the first segment of them."""
         self.is_closed = False
@@ -102,8 +103,9 @@ class ShortCut:
         self.is_closed = True
         for exchange in tuple(self.receiving):
             exchange.refused(self.inference.closed())
-        for running in tuple(self._on_threads):
+        for running in self._on_threads:
             running.give_up(self.inference.closed())
+        self._on_threads.close()
 
     # --- quickly -------------------------------------------------------------------------------------
 
@@ -153,14 +155,24 @@ class ShortCut:
         arrays: list[Array],
     ) -> EncodedResponse:
         """Returns the answer of a run in place, whose outputs are small unless the values make them large."""
+        finished = self._finish(runs, decoded, encoding, arrays)
+        if isinstance(finished, Kept):
+            finished = encoding.encode(runs.key, finished.value[0])
+        return self.inference.admit(finished, exchange.hold, encoding)
+
+    def _finish(
+        self,
+        runs: ModelRuns,
+        decoded: InferRequest,
+        encoding: Encoding[EncodedResponse],
+        arrays: list[Array],
+    ) -> EncodedResponse | Kept[tuple[Outputs, int]]:
+        """Returns what `Inference.finisher` makes of a run's outputs, a small one's in fewer steps; any thread."""
         if len(arrays) == 1 and arrays[0].nbytes <= _SMALL_OUTPUT_BYTES and type(encoding) is QuickEncoding:
             encoded = encoding.encode_quickly(arrays)
             if encoded is not None:
                 return encoded
-        finished = self.inference.finisher(runs.key, runs.model.outputs, decoded, encoding)(arrays)
-        if isinstance(finished, Kept):
-            finished = encoding.encode(runs.key, finished.value[0])
-        return self.inference.admit(finished, exchange.hold, encoding)
+        return self.inference.finisher(runs.key, runs.model.outputs, decoded, encoding)(arrays)
 
     def _decode(self, exchange: Exchange, runs: ModelRuns) -> InferRequest | None:
         """Decodes where that is quick and its memory is free, which is claimed only beyond small ones."""
@@ -221,19 +233,24 @@ class ShortCut:
         if decoded.timeout_s is not None:
             timeout_s = min(timeout_s, decoded.timeout_s)
         lease = self.host.pool.grant(slot)
-        running = _OnThread(self, exchange, slot.file, lease, encoding)
-        finish = self.inference.finisher(slot.key, runs.model.outputs, decoded, encoding)
+        running = _OnThread(self, exchange, slot.file, runs, lease, encoding, timeout_s)
         try:
             if not runs.try_start(
-                decoded.feeds, names, finish, cancel=running.cancel, timing=exchange.timing, on_end=running.ended
+                decoded.feeds,
+                names,
+                lambda arrays: self._finish(runs, decoded, encoding, arrays),
+                cancel=running.cancel,
+                timing=exchange.timing,
+                on_end=running.ended,
+                figures=figures,
             ):
                 lease.end()
                 return False
         except BaseException:
             lease.end()
             raise
-        self._on_threads.add(running)
-        running.begin(timeout_s)
+        self._on_threads.add(running, max(0.0, timeout_s - _elapsed_s(exchange)))
+        exchange.on_gone = running.gone
         return True
 
     # --- thoroughly ----------------------------------------------------------------------------------
@@ -340,21 +357,21 @@ class ShortCut:
 class _OnThread:
     """A run in progress: its exchange is answered when it ends, when its time is over, or when the host closes."""
 
-    __slots__ = ("_encoding", "_exchange", "_file", "_lease", "_of", "_timeout_s", "_timer", "cancel")
+    __slots__ = ("_encoding", "_exchange", "_file", "_lease", "_of", "_runs", "_timeout_s", "cancel")
 
     def __init__(
-        self, of: ShortCut, exchange: Exchange, file: ModelFile, lease: Lease, encoding: Encoding[EncodedResponse]
+        self,
+        of: ShortCut,
+        exchange: Exchange,
+        file: ModelFile,
+        runs: ModelRuns,
+        lease: Lease,
+        encoding: Encoding[EncodedResponse],
+        timeout_s: float,
     ) -> None:
         self._of, self._exchange, self._file, self._lease, self._encoding = of, exchange, file, lease, encoding
-        self._timer: asyncio.TimerHandle | None = None
+        self._runs, self._timeout_s = runs, timeout_s
         self.cancel = CancelToken()
-
-    def begin(self, timeout_s: float) -> None:
-        """Bounds it in time, and by the client's patience."""
-        self._timeout_s = timeout_s
-        remaining_s = timeout_s - _elapsed_s(self._exchange)
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, remaining_s), self._expire)
-        self._exchange.on_gone = self._gone
 
     def ended(self, run: Run) -> None:
         """Answers, where nobody has yet; called when the thread has returned."""
@@ -364,8 +381,6 @@ class _OnThread:
         of, exchange = self._of, self._exchange
         of._on_threads.discard(self)
         exchange.on_gone = None
-        if self._timer is not None:
-            self._timer.cancel()
         if exchange.response_complete or exchange.is_gone:
             if isinstance(result, Kept):
                 result.__exit__(None, None, None)
@@ -385,7 +400,7 @@ class _OnThread:
         except Exception as failed:
             of._fail_unexpected(exchange, failed)
         else:
-            of.inference.note("ok", exchange.timing, self._file)
+            of.inference.note_success(exchange.timing, self._runs)
             of._send(exchange, encoded)
 
     def give_up(self, error: ModelHostError) -> None:
@@ -394,10 +409,12 @@ class _OnThread:
         self._exchange.send(Answer.of_error(error, self._exchange.request_id))
         self.cancel.cancel()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """See Expiring."""
         self.give_up(DeadlineExceeded("the run", waited_s=_elapsed_s(self._exchange)))
 
-    def _gone(self) -> None:
+    def gone(self) -> None:
+        """Stops the run, for whose answer nobody is there any more."""
         self.cancel.cancel()
         self._of.inference.note("client_gone", self._exchange.timing, self._file)
 

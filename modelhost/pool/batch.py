@@ -62,7 +62,19 @@ class Run:
     `error` has what became of it.
     """
 
-    __slots__ = ("_on_end", "cancel", "claim", "created_ns", "error", "feeds", "finish", "outputs", "result", "timing")
+    __slots__ = (
+        "_on_end",
+        "cancel",
+        "claim",
+        "created_ns",
+        "error",
+        "feeds",
+        "figures",
+        "finish",
+        "outputs",
+        "result",
+        "timing",
+    )
 
     def __init__(
         self,
@@ -74,8 +86,9 @@ class Run:
         cancel: CancelToken,
         timing: Timing,
         on_end: Callable[[Run], None],
+        figures: Figures,
     ) -> None:
-        self.feeds, self.outputs, self.finish = feeds, outputs, finish
+        self.feeds, self.outputs, self.finish, self.figures = feeds, outputs, finish, figures
         self.claim, self.cancel, self.timing = claim, cancel, timing
         self.result: Any = None
         self.error: BaseException | None = None
@@ -137,6 +150,8 @@ class Batch:
         "_model",
         "_on_end",
         "_on_misfit",
+        "_paying_rows",
+        "_pays_up_to",
         "_ran",
         "_rows",
         "_runner",
@@ -165,6 +180,7 @@ class Batch:
         self._runs = [run]
         self._rows = run.timing.rows
         self._bytes = self._claimed_bytes = 0  # of all runs, from the second on
+        self._paying_rows = self._pays_up_to = 0  # how large it may become with more runs of so many rows
         self._is_taken = False
         self._lock = threading.Lock()  # taken for a moment: by who joins, and by the thread that begins
         self._timer: asyncio.Handle | None = None
@@ -182,24 +198,22 @@ class Batch:
         if self.is_taken:
             return False
         self._runner.check_room(self._lane)
+        rows, most = self._rows + run.timing.rows, min(share, rule.max_rows)
+        if rows > most:
+            return False
         if not self._bytes:
             self._bytes, self._claimed_bytes = _size_bytes(self._runs[0]), self._runs[0].claim.size_bytes
-        rows, size_bytes = self._rows + run.timing.rows, self._bytes + _size_bytes(run)
-        claimed_bytes = self._claimed_bytes + run.claim.size_bytes
-        if (
-            rows > min(share, rule.max_rows)
-            or size_bytes > _MAX_STACKED_BYTES
-            or not self._pays(run, rows, claimed_bytes)
-        ):
+        size_bytes, claimed_bytes = self._bytes + _size_bytes(run), self._claimed_bytes + run.claim.size_bytes
+        if size_bytes > _MAX_STACKED_BYTES or not self._pays(run, rows, claimed_bytes):
             return False
         with self._lock:
             if self._is_taken:
                 return False
             self._runs.append(run)
-        self._runner.admit(self._lane)
+        self._runner.note_admitted(self._lane)
         run.cancel.bind(self._leave_if_unwanted)
         self._rows, self._bytes, self._claimed_bytes = rows, size_bytes, claimed_bytes
-        if rows == min(share, rule.max_rows):
+        if rows == most:
             self.start_now()
         return True
 
@@ -210,10 +224,17 @@ class Batch:
 
     def _pays(self, run: Run, rows: int, claimed_bytes: int) -> bool:
         """Whether one run on all rows is expected to be faster than several, and to take no more memory."""
-        together_bytes = self._demand.rows_like(run.feeds, rows).bytes
+        times, own_rows = self._times, run.timing.rows
+        if times is None:
+            return False
+        if rows not in times.predicted_bytes:
+            times.predicted_bytes[rows] = self._demand.rows_like(run.feeds, rows).bytes
+        together_bytes = times.predicted_bytes[rows]
         if together_bytes is not None and together_bytes > claimed_bytes:
             return False
-        return self._times is None or self._times.pays(run.timing.rows, rows)
+        if rows > self._pays_up_to or own_rows != self._paying_rows:  # else it was found for one before
+            self._paying_rows, self._pays_up_to = own_rows, times.pays_up_to(own_rows, rows)
+        return rows <= self._pays_up_to
 
     def start(self) -> None:
         """Waits for a thread. Raises Overloaded or HostClosed; it never ends then."""
@@ -260,7 +281,7 @@ class Batch:
             ran.figures.note(ran.infer_ns, ran.output_bytes)
             for run in self._runs if ran.is_shared else ():
                 share_bytes = ran.output_bytes * run.timing.rows // ran.rows
-                self._demand.look(run.feeds).note_at_most(ran.infer_ns, share_bytes)
+                run.figures.note_at_most(ran.infer_ns, share_bytes)
             if self._times is not None:
                 self._times.note(ran.rows, ran.infer_ns)
         self._on_end(self._rows)
@@ -301,8 +322,7 @@ class Batch:
         except BaseException as error:
             run.error = without_frames(error)
         else:
-            figures = self._demand.look(run.feeds)
-            self._ran.append(Ran(figures, run.timing.rows, infer_ns, run.timing.output_ns, size_bytes))
+            self._ran.append(Ran(run.figures, run.timing.rows, infer_ns, run.timing.output_ns, size_bytes))
 
     def _run_together(self, wanted: list[Run]) -> bool:
         """Runs all as one; returns whether that worked. An error may be one request's own fault."""

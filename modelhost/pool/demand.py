@@ -98,9 +98,11 @@ class RowTimes:
     By powers of two: there are enough runs of each to know. Event-loop thread.
     """
 
-    __slots__ = ("_asked", "_crowd", "_known")
+    __slots__ = ("_asked", "_crowd", "_known", "predicted_bytes")
 
     def __init__(self) -> None:
+        self.predicted_bytes: dict[int, int | None] = {}
+        """What a run of so many is predicted to take of the arena, as far as anybody has asked; see Figures."""
         self._known: dict[int, tuple[int, float]] = {}
         self._asked = 0
         self._crowd = 0.0
@@ -128,21 +130,30 @@ class RowTimes:
         row_ns = found_ns if found_ns < row_ns else row_ns + (found_ns - row_ns) / _SLOW_TO_RISE
         self._known[size] = runs + 1, row_ns
 
-    def pays(self, rows: int, together: int) -> bool:
-        """Whether a row takes less in a run of `together` than in one of `rows`, which is not long either; unknown
-        sizes are tried, and all of them now and then."""
+    def pays_up_to(self, rows: int, together: int) -> int:
+        """Returns up to how many rows, of about so many as `together`, a row takes less in a run of them than in one of
+        `rows`, while that is not long either: 0 where `together` are too many. Unknown sizes are tried, and all of them
+        now and then."""
         self._asked += 1
         if self._asked % _TRIED_EVERY == 0:
-            return True
-        if self._is_long(rows, together):
-            return False
+            return together
+        limit_ns = self._limit_ns(rows)
+        if self._expected_ns(together) > limit_ns:
+            return 0
         row_ns, alone_ns = self._row_ns(together), self._row_ns(rows)
-        return row_ns is None or alone_ns is None or row_ns <= _PAYS_BELOW * alone_ns
+        if row_ns is None or alone_ns is None:
+            return together
+        if row_ns > _PAYS_BELOW * alone_ns:
+            return 0
+        return min((1 << together.bit_length()) - 1, int(limit_ns / row_ns))
 
     def _is_long(self, rows: int, together: int) -> bool:
-        """Whether a run of `together` would take too long to share it, see `_SHARED_NS`; one of `rows` is its own
-        measure. Nothing is long of which nobody knows."""
-        return self._expected_ns(together) > max(_SHARED_NS, _SHARED_TIMES * self._expected_ns(rows))
+        """Whether a run of `together` would take too long to share it. Nothing is long of which nobody knows."""
+        return self._expected_ns(together) > self._limit_ns(rows)
+
+    def _limit_ns(self, rows: int) -> float:
+        """Returns how long a run may be that one of `rows`, which is its own measure, shares; see `_SHARED_NS`."""
+        return max(_SHARED_NS, _SHARED_TIMES * self._expected_ns(rows))
 
     def _expected_ns(self, rows: int) -> float:
         """Returns what a run of so many rows is expected to take, from the first run on; 0 where there was none.

@@ -150,7 +150,16 @@ class Lease:
 
         try:
             self._open().start(
-                Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=ended),
+                Run(
+                    feeds,
+                    outputs,
+                    finish,
+                    claim=claim,
+                    cancel=cancel,
+                    timing=timing,
+                    on_end=ended,
+                    figures=self._runs.demand.look(feeds),
+                ),
             )
         except BaseException:
             claim.run_ended()

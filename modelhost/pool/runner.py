@@ -130,6 +130,10 @@ class Runner:
     def admit(self, lane: Lane | None = None) -> None:
         """Counts a run that waits and is no job of its own, until `note_begun`. Raises what `start` raises."""
         self.check_room(lane)
+        self.note_admitted(lane)
+
+    def note_admitted(self, lane: Lane | None = None) -> None:
+        """Does so where there is room, as `check_room` has just said."""
         self._admitted += 1
         (lane or self._common).admitted += 1
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from modelhost.errors import DeadlineExceeded
 from modelhost.pool.activations import ActivationGate
 from modelhost.pool.batch import Batch, BatchRule, Run
-from modelhost.pool.demand import Feeds, RowTimes
+from modelhost.pool.demand import Feeds, Figures, RowTimes
 from modelhost.pool.key import ModelKey
 from modelhost.pool.lanes import Lane
 from modelhost.pool.runner import Runner
@@ -124,16 +124,17 @@ class ModelRuns:
         cancel: CancelToken,
         timing: Timing,
         on_end: Callable[[Run], None],
+        figures: Figures,
     ) -> bool:
         """Starts a run whose memory is free now; returns False where it has to wait for that.
 
-        Raises Overloaded or HostClosed. The caller holds a lease, and ends it in `on_end`.
+        `figures` are those of `feeds`. Raises Overloaded or HostClosed. The caller holds a lease, and ends it in
+        `on_end`.
         """
-        figures = self.demand.look(feeds)
         claim = self.gate.try_claim(figures.bytes, is_short=figures.is_short)
         if claim is None:
             return False
-        run = Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=on_end)
+        run = Run(feeds, outputs, finish, claim=claim, cancel=cancel, timing=timing, on_end=on_end, figures=figures)
         try:
             self.start(run)
         except BaseException:
@@ -209,8 +210,10 @@ class ModelRuns:
 
     def _row_shape(self, run: Run) -> RowShape | None:
         """Returns the shape of one row; None where the inputs do not agree on how many there are."""
-        rows = run.timing.rows
-        shapes = [run.feeds[name].shape for name in self._inputs]
+        rows, inputs = run.timing.rows, self._inputs
+        if len(inputs) == 1:  # as most models have: whose rows they are
+            return (run.feeds[inputs[0]].shape[1:],) if rows else None
+        shapes = [run.feeds[name].shape for name in inputs]
         return tuple([shape[1:] for shape in shapes]) if rows and all(shape[0] == rows for shape in shapes) else None
 
 

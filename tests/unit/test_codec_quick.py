@@ -116,10 +116,22 @@ def spoilt(draw: st.DrawFn, document: dict[str, Any]) -> Any:
 
 
 def assert_same(body: Any, header_length: int | None, inputs: dict[str, TensorSpec]) -> InferRequest | None:
-    """Asserts that the quick way gives nothing, or what the general way gives; returns what it gave."""
-    quick = QuickCodec("m", "1", inputs, OUTPUTS).decode(body, header_length)
+    """Asserts that the quick way gives nothing, or what the general way gives; returns what it gave. Each time: it
+    remembers how tensors were described."""
+    codec = QuickCodec("m", "1", inputs, OUTPUTS)
+    quick = codec.decode(body, header_length)
     if quick is None:
         return None
+    assert_as_the_general_way(quick, body, header_length, inputs)
+    again = codec.decode(body, header_length)
+    assert again is not None
+    assert_as_the_general_way(again, body, header_length, inputs)
+    return quick
+
+
+def assert_as_the_general_way(
+    quick: InferRequest, body: Any, header_length: int | None, inputs: dict[str, TensorSpec]
+) -> None:
     general = decode_request(
         body, header_length=header_length, inputs=inputs, outputs=OUTPUTS, max_decoded_bytes=LIMIT_BYTES
     )
@@ -134,7 +146,6 @@ def assert_same(body: Any, header_length: int | None, inputs: dict[str, TensorSp
             assert value.tolist() == expected.tolist()
         else:
             assert value.tobytes() == expected.tobytes()
-    return quick
 
 
 @st.composite
@@ -230,6 +241,36 @@ def test_common_requests_are_decoded_quickly(document: dict[str, Any], raw: byte
 def test_what_is_wrong_or_uncommon_is_left_to_the_general_way(change: dict[str, Any]) -> None:
     body = json.dumps({"inputs": [PLAIN | change]}).encode()
     assert QuickCodec("m", "1", X, OUTPUTS).decode(body, None) is None
+
+
+DESCRIBED = {name: value for name, value in PLAIN.items() if name != "data"} | {"parameters": {"binary_data_size": 8}}
+
+
+def test_how_tensors_were_described_is_remembered_for_others_of_their_size() -> None:
+    codec = QuickCodec("m", "1", X, OUTPUTS)
+    head = orjson.dumps({"inputs": [DESCRIBED]})
+    for values in ([1.0, 2.0], [3.0, 4.0]):
+        found = codec.decode(head + np.array(values, np.float32).tobytes(), len(head))
+        assert found is not None
+        assert found.feeds["x"].ravel().tolist() == values
+    assert list(codec._heads) == [head]
+    for wrong in (b"", bytes(4), bytes(12)):
+        assert codec.decode(head + wrong, len(head)) is None  # which the general way has the words for
+
+
+def test_descriptions_with_an_id_or_in_great_number_are_not_kept() -> None:
+    codec, document = QuickCodec("m", "1", X, OUTPUTS), {"inputs": [DESCRIBED]}
+    for number in range(100):
+        head = orjson.dumps(document | {"id": str(number)})
+        assert codec.decode(head + bytes(8), len(head)) is not None
+        assert not codec._heads
+    for number in range(100):
+        head = orjson.dumps(document | {"unknown": number})
+        assert codec.decode(head + bytes(8), len(head)) is not None
+        assert 1 <= len(codec._heads) <= 16
+    head = orjson.dumps(document | {"unknown": "long" * 1000})
+    assert codec.decode(head + bytes(8), len(head)) is not None
+    assert head not in codec._heads
 
 
 def test_inputs_given_twice_are_not_decoded_quickly() -> None:

@@ -10,7 +10,7 @@ import math
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -30,16 +30,31 @@ _FORMATS: Final = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q", "UINT8"
 #: Answers whose beginning is remembered for each model, by their shapes.
 _SHAPES_KEPT: Final = 64
 
+#: Descriptions of raw tensors that are remembered for each model, and how long one may be: clients that name no id send
+#: the same one with each request.
+_HEADS_KEPT: Final = 16
+_HEAD_BYTES: Final = 1 << 10
+
 _NULL: Final = b"null"
 _IS_LITTLE: Final = sys.byteorder == "little"
 
 Key = tuple[tuple[OutputRequest, ...], tuple[tuple[int, ...], ...]]
 
 
+class _Head(NamedTuple):
+    """What the JSON before raw tensors says, where it names no id."""
+
+    inputs: tuple[tuple[TensorSpec, tuple[int, ...], int], ...]
+    """Each with its shape and its size in bytes, in the order of the tensors."""
+    size_bytes: int
+    """Of all of them."""
+    outputs: tuple[OutputRequest, ...]
+
+
 class QuickCodec:
     """Decodes and encodes for one model. Any thread."""
 
-    __slots__ = ("_as_binary", "_as_json", "_inputs", "_outputs", "_prefix", "_templates")
+    __slots__ = ("_as_binary", "_as_json", "_heads", "_inputs", "_outputs", "_prefix", "_templates")
 
     def __init__(
         self, name: str, version: str, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
@@ -50,6 +65,7 @@ class QuickCodec:
         # Without the closing brace, so that the id and the outputs follow.
         self._prefix = orjson.dumps({"model_name": name, "model_version": version})[:-1]
         self._templates: dict[Key, list[bytes]] = {}
+        self._heads: dict[bytes, _Head] = {}
 
     # --- requests ------------------------------------------------------------------------------------
 
@@ -57,12 +73,19 @@ class QuickCodec:
         """Returns what `decode_request` would, or None where that has to be asked."""
         if header_length == 0:
             return None
+        head = b""  # where it may be remembered
+        if header_length is not None and header_length <= _HEAD_BYTES:
+            head = bytes(body[:header_length])
+            known = self._heads.get(head)
+            if known is not None:
+                return _decode_known(known, body, header_length)
         try:
-            document = orjson.loads(body if header_length is None else body[:header_length])
+            document = orjson.loads(body if header_length is None else head or body[:header_length])
             entries = document["inputs"]
             if len(entries) != len(self._inputs):
                 return None
             feeds: dict[str, Array] = {}
+            raw: list[tuple[TensorSpec, tuple[int, ...], int]] = []
             start = len(body) if header_length is None else header_length
             for entry in entries:
                 spec = self._inputs[entry["name"]]
@@ -75,6 +98,7 @@ class QuickCodec:
                         return None
                     value: Array | None = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
                     start += size
+                    raw.append((spec, tuple(shape), size))
                 else:
                     value = _from_list(spec.datatype, shape, entry["data"])
                 if value is None:
@@ -102,6 +126,10 @@ class QuickCodec:
             return None  # wrong in some way, or only uncommon
         if start != len(body) or len(feeds) != len(self._inputs) or type(request_id) is not str:
             return None
+        if head and not request_id and len(raw) == len(feeds):
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[head] = _Head(tuple(raw), len(body) - len(head), outputs)
         return InferRequest(request_id, feeds, outputs, None)
 
     def _outputs_of(self, document: dict[str, object]) -> tuple[OutputRequest, ...] | None:
@@ -183,6 +211,20 @@ class QuickCodec:
             before = b',"outputs":[' if index == 0 else b","
             template.append(before + (text if asked.binary else text[:-1] + b',"data":'))
         return template
+
+
+def _decode_known(head: _Head, body: Body, start: int) -> InferRequest | None:
+    """Returns what `QuickCodec.decode` does, of tensors that are described as others before them."""
+    if start + head.size_bytes != len(body):
+        return None
+    feeds: dict[str, Array] = {}
+    try:
+        for spec, shape, size in head.inputs:
+            feeds[spec.name] = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
+            start += size
+    except InvalidTensor:
+        return None
+    return InferRequest("", feeds, head.outputs, None)
 
 
 def _fits(spec: TensorSpec, shape: list[int]) -> bool:

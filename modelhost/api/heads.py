@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import ClassVar, Final
 from urllib.parse import unquote
@@ -38,6 +39,9 @@ KNOWN: Final = frozenset({CONTENT_LENGTH, _HEADER_LENGTH, _ACCEPT_ENCODING, AUTH
     UNUSUAL - {TWICE}
 )
 
+#: Of the headers that are known, in a request with nothing but the two lengths.
+_WITH_LENGTH: Final = 2
+
 Target = tuple[str, "str | None"]
 
 
@@ -61,6 +65,8 @@ def path_of(target: Target) -> str:
 def head_of(known: dict[bytes, bytes]) -> Head:
     """Returns what says how the body is read, of the headers that are known."""
     header_length, accept_encoding = known.get(_HEADER_LENGTH), known.get(_ACCEPT_ENCODING)
+    if header_length is not None and len(known) == _WITH_LENGTH:
+        return _length_head(header_length)
     request_id = known.get(RAW_HEADER)
     return Head(
         None if header_length is None else header_length.decode("latin-1"),
@@ -68,6 +74,12 @@ def head_of(known: dict[bytes, bytes]) -> Head:
         None if accept_encoding is None else accept_encoding.decode("latin-1"),
         None if request_id is None else request_id.decode("latin-1"),
     )
+
+
+@lru_cache(maxsize=64)
+def _length_head(header_length: bytes) -> Head:
+    """Returns the head of a request with raw tensors, as most clients send it: one for all that are alike."""
+    return Head(header_length.decode("latin-1"), None, None)
 
 
 def head_bytes(url: bytes, headers: list[Header]) -> int:
@@ -97,12 +109,17 @@ class _Defaults:
     text: ClassVar[bytes] = b""
 
 
+@lru_cache(maxsize=64)
+def _lines(headers: tuple[Header, ...]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 def answer_head(answer: Answer, defaults: list[Header], *, keep_alive: bool) -> bytes:
     """Returns status line and headers of an answer, the server's own (`defaults`) first."""
     if defaults is not _Defaults.headers:
         _Defaults.headers = defaults
         _Defaults.text = b"".join([b"%b: %b\r\n" % header for header in defaults])
-    extra = b"".join([b"%b: %b\r\n" % header for header in answer.extra]) if answer.extra else b""
+    extra = _lines(answer.extra) if answer.extra else b""
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
         _STATUS_LINES[answer.status],
         _Defaults.text,

@@ -38,14 +38,29 @@ _HEAD_BYTES: Final = 1 << 10
 _NULL: Final = b"null"
 _IS_LITTLE: Final = sys.byteorder == "little"
 
+#: Numbers of which all bytes are some, and that lie in a body as they do in memory.
+_AS_THEY_LIE: Final = {
+    name: dtype for name, dtype in DTYPES.items() if _IS_LITTLE and name not in ("BOOL", "BYTES", "BF16")
+}
+
 Key = tuple[tuple[OutputRequest, ...], tuple[tuple[int, ...], ...]]
+
+
+class _Raw(NamedTuple):
+    """A tensor as it lies in a body."""
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    size_bytes: int
+    dtype: np.dtype[np.generic] | None
+    """Of numbers that need no look; None for others, and where there are none."""
 
 
 class _Head(NamedTuple):
     """What the JSON before raw tensors says, where it names no id."""
 
-    inputs: tuple[tuple[TensorSpec, tuple[int, ...], int], ...]
-    """Each with its shape and its size in bytes, in the order of the tensors."""
+    inputs: tuple[_Raw, ...]
+    """In the order of the tensors."""
     size_bytes: int
     """Of all of them."""
     outputs: tuple[OutputRequest, ...]
@@ -85,7 +100,7 @@ class QuickCodec:
             if len(entries) != len(self._inputs):
                 return None
             feeds: dict[str, Array] = {}
-            raw: list[tuple[TensorSpec, tuple[int, ...], int]] = []
+            raw: list[_Raw] = []
             start = len(body) if header_length is None else header_length
             for entry in entries:
                 spec = self._inputs[entry["name"]]
@@ -98,7 +113,7 @@ class QuickCodec:
                         return None
                     value: Array | None = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
                     start += size
-                    raw.append((spec, tuple(shape), size))
+                    raw.append(_Raw(spec, tuple(shape), size, _AS_THEY_LIE.get(spec.datatype) if size else None))
                 else:
                     value = _from_list(spec.datatype, shape, entry["data"])
                 if value is None:
@@ -219,8 +234,14 @@ def _decode_known(head: _Head, body: Body, start: int) -> InferRequest | None:
         return None
     feeds: dict[str, Array] = {}
     try:
-        for spec, shape, size in head.inputs:
-            feeds[spec.name] = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
+        for spec, shape, size, dtype in head.inputs:
+            if dtype is None:
+                value = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
+            else:
+                value = np.ndarray(shape, dtype, body, start)
+                if not value.flags.aligned:
+                    value = value.copy()
+            feeds[spec.name] = value
             start += size
     except InvalidTensor:
         return None

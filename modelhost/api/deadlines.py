@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
 from modelhost.errors import DeadlineExceeded
+
+log = logging.getLogger("modelhost")
 
 
 @asynccontextmanager
@@ -80,4 +83,7 @@ class Expiries(Generic[E]):
             del self._until[who]
         self._look_at(min(self._until.values(), default=math.inf))
         for who in expired:
-            who.expire()
+            try:
+                who.expire()
+            except Exception:  # the others' time is over all the same
+                log.exception("the end of a request's time could not be told")

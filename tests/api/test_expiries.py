@@ -90,3 +90,22 @@ async def test_one_that_has_less_time_than_others_is_not_kept_waiting_for_them()
     assert list(expiries) == workers[:1]
     expiries.close()
     assert not expiries
+
+
+class Broken(Worker):
+    def expire(self) -> None:
+        super().expire()
+        raise RuntimeError("said by a test")
+
+
+@pytest.mark.anyio
+async def test_one_that_fails_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    expired: list[int] = []
+    both = asyncio.Event()
+    expiries: Expiries[Worker] = Expiries()
+    for number, kind in enumerate((Broken, Worker)):
+        expiries.add(kind(expired, number, both), 0.0)
+    async with asyncio.timeout(30):
+        await both.wait()
+    assert expired == [0, 1]
+    assert "said by a test" in caplog.text

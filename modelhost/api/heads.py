@@ -118,7 +118,7 @@ def answer_head(answer: Answer, defaults: list[Header], *, keep_alive: bool) -> 
     """Returns status line and headers of an answer, the server's own (`defaults`) first."""
     if defaults is not _Defaults.headers:
         _Defaults.headers = defaults
-        _Defaults.text = b"".join([b"%b: %b\r\n" % header for header in defaults])
+        _Defaults.text = _lines(tuple(defaults))
     extra = _lines(answer.extra) if answer.extra else b""
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
         _STATUS_LINES[answer.status],

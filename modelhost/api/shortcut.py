@@ -249,7 +249,7 @@ class ShortCut:
         except BaseException:
             lease.end()
             raise
-        self._on_threads.add(running, max(0.0, timeout_s - _elapsed_s(exchange)))
+        self._on_threads.add(running, timeout_s - _elapsed_s(exchange))
         exchange.on_gone = running.gone
         return True
 

@@ -118,7 +118,9 @@ class RowTimes:
     def hold_s(self, rows: int, share: int) -> float:
         """Returns how long `rows` may wait for the rest of their share, where both are known and it pays; else 0."""
         row_ns, alone_ns = self._row_ns(share), self._row_ns(rows)
-        if row_ns is None or alone_ns is None or row_ns > _HOLDS_BELOW * alone_ns or self._is_long(rows, share):
+        if row_ns is None or alone_ns is None or row_ns > _HOLDS_BELOW * alone_ns:
+            return 0.0
+        if self._expected_ns(share) > self._limit_ns(rows):
             return 0.0
         hold_s = _HOLD_SHARE * row_ns * share / 1e9
         return hold_s if hold_s >= _HOLD_MIN_S else 0.0
@@ -146,10 +148,6 @@ class RowTimes:
         if row_ns > _PAYS_BELOW * alone_ns:
             return 0
         return min((1 << together.bit_length()) - 1, int(limit_ns / row_ns))
-
-    def _is_long(self, rows: int, together: int) -> bool:
-        """Whether a run of `together` would take too long to share it. Nothing is long of which nobody knows."""
-        return self._expected_ns(together) > self._limit_ns(rows)
 
     def _limit_ns(self, rows: int) -> float:
         """Returns how long a run may be that one of `rows`, which is its own measure, shares; see `_SHARED_NS`."""

@@ -282,6 +282,10 @@ def test_rows_wait_for_others_only_where_both_are_known_and_it_pays() -> None:
 MS = 1_000_000
 
 
+def pays(times: RowTimes, rows: int, together: int) -> bool:
+    return times.pays_up_to(rows, together) >= together
+
+
 @pytest.mark.parametrize(
     ("known", "rows", "most"),
     [
@@ -296,17 +300,12 @@ MS = 1_000_000
 )
 def test_a_shared_run_is_no_longer_than_others_can_wait(known: dict[int, int], rows: int, most: int) -> None:
     times = known_times(known)
-    assert (
-        max(
-            together for together in range(rows, 65) if together == rows or times.pays_up_to(rows, together) >= together
-        )
-        == most
-    )
+    assert max(together for together in range(rows, 65) if together == rows or pays(times, rows, together)) == most
 
 
 def test_what_took_long_by_chance_is_tried_again() -> None:
     times = known_times({1: 3 * MS, 2: 150 * MS})
-    assert [(times.pays_up_to(1, 2) >= 2) for _ in range(64)].count(True) == 1
+    assert [pays(times, 1, 2) for _ in range(64)].count(True) == 1
 
 
 async def test_requests_whose_rows_take_long_share_no_long_run(tmp_path: Path) -> None:
@@ -555,10 +554,10 @@ def test_sizes_that_did_not_pay_are_tried_again_now_and_then_and_believed_when_t
     for _ in range(3):
         times.note(1, 10_000_000)
         times.note(8, 80_000_000)
-    tries = [(times.pays_up_to(1, 8) >= 8) for _ in range(128)]
+    tries = [pays(times, 1, 8) for _ in range(128)]
     assert tries.count(True) == 2
     times.note(8, 30_000_000)
-    assert all((times.pays_up_to(1, 8) >= 8) for _ in range(10))
+    assert all(pays(times, 1, 8) for _ in range(10))
 
 
 @pytest.mark.parametrize("answered", [1, 0])

@@ -10,7 +10,7 @@ import math
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -54,6 +54,11 @@ class _Raw(NamedTuple):
     size_bytes: int
     dtype: np.dtype[np.generic] | None
     """Of numbers that need no look; None for others, and where there are none."""
+
+    @classmethod
+    def of(cls, spec: TensorSpec, shape: list[int], size_bytes: int) -> _Raw:
+        """Returns one of so many bytes."""
+        return cls(spec, tuple(shape), size_bytes, _AS_THEY_LIE.get(spec.datatype) if size_bytes else None)
 
 
 class _Head(NamedTuple):
@@ -107,15 +112,15 @@ class QuickCodec:
                 shape = entry["shape"]
                 if entry["datatype"] != spec.datatype or not _fits(spec, shape):
                     return None
-                if "parameters" in entry:
-                    size = entry["parameters"]["binary_data_size"]
-                    if type(size) is not int or size < 0 or len(entry["parameters"]) != 1 or "data" in entry:
-                        return None
-                    value: Array | None = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
-                    start += size
-                    raw.append(_Raw(spec, tuple(shape), size, _AS_THEY_LIE.get(spec.datatype) if size else None))
-                else:
+                if "parameters" not in entry:
                     value = _from_list(spec.datatype, shape, entry["data"])
+                else:
+                    size = _raw_size(entry)
+                    if size is None:
+                        return None
+                    value = decode_binary(spec.name, spec.datatype, shape, body, start=start, size=size)
+                    start += size
+                    raw.append(_Raw.of(spec, shape, size))
                 if value is None:
                     return None
                 feeds[spec.name] = value
@@ -142,10 +147,13 @@ class QuickCodec:
         if start != len(body) or len(feeds) != len(self._inputs) or type(request_id) is not str:
             return None
         if head and not request_id and len(raw) == len(feeds):
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[head] = _Head(tuple(raw), len(body) - len(head), outputs)
+            self._remember(head, _Head(tuple(raw), len(body) - len(head), outputs))
         return InferRequest(request_id, feeds, outputs, None)
+
+    def _remember(self, text: bytes, head: _Head) -> None:
+        if len(self._heads) >= _HEADS_KEPT:
+            self._heads.clear()
+        self._heads[text] = head
 
     def _outputs_of(self, document: dict[str, object]) -> tuple[OutputRequest, ...] | None:
         """Returns the outputs asked for, where nothing is asked besides which, and whether as raw bytes."""
@@ -246,6 +254,14 @@ def _decode_known(head: _Head, body: Body, start: int) -> InferRequest | None:
     except InvalidTensor:
         return None
     return InferRequest("", feeds, head.outputs, None)
+
+
+def _raw_size(entry: dict[str, Any]) -> int | None:
+    """Returns the size of an input that comes as raw bytes; None where more is said of it, or what is said is wrong."""
+    size = entry["parameters"]["binary_data_size"]
+    if type(size) is not int or size < 0 or len(entry["parameters"]) != 1 or "data" in entry:
+        return None
+    return size
 
 
 def _fits(spec: TensorSpec, shape: list[int]) -> bool:

@@ -17,17 +17,18 @@ from modelhost.api.body import ByteHold
 from modelhost.api.codec import (
     Body,
     EncodedResponse,
+    Foreseen,
     InferRequest,
     QuickCodec,
     choose_coding,
     compress,
     compress_cost_bytes,
-    decode_cost_bytes,
     decode_request,
     decompress,
     decompressed_size_bytes,
     encode_cost_bytes,
     encode_response,
+    foresee,
     parse_header_length,
 )
 from modelhost.api.deadlines import within
@@ -305,19 +306,27 @@ class InferRoutes:
         inputs, outputs = face.inputs, face.outputs
         has_text = len(body) > DECODE_INLINE_BYTES and any(spec.datatype == "BYTES" for spec in inputs.values())
 
+        foreseen: Foreseen | None = None
+
+        def cost_bytes() -> int:
+            nonlocal foreseen
+            foreseen = foresee(body, header_length=length, inputs=inputs)
+            return foreseen.cost_bytes
+
         def decode() -> InferRequest:
             return decode_request(
                 body,
                 header_length=length,
                 inputs=inputs,
                 outputs=outputs,
-                max_decoded_bytes=None if len(body) > DECODE_INLINE_BYTES else self.inference.max_decoded_bytes,
+                max_decoded_bytes=None if foreseen else self.inference.max_decoded_bytes,
+                foreseen=foreseen,
             )
 
         decoded = await self.inference.decode(
             decode,
             hold,
-            cost_bytes=lambda: decode_cost_bytes(body, header_length=length, inputs=inputs),
+            cost_bytes=cost_bytes,
             body_bytes=len(body),
             text_bytes=text_bytes,
             slow_bytes=len(body) if has_text else text_bytes,

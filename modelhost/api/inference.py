@@ -30,6 +30,10 @@ A = TypeVar("A")
 #: Binary tensors are views on the body and cost nothing.
 DECODE_INLINE_BYTES: Final = 64 << 10
 
+#: What decoding takes is found where a body arrives up to this: looking at this much JSON takes 0.1 ms, as going to a
+#: thread does; much longer where a thread decodes meanwhile, as each step of numpy's lets the interpreter go.
+_FORESEE_INLINE_BYTES: Final = 256 << 10
+
 #: Answers up to this are encoded and sent without a claim of their own.
 ENCODE_AT_ONCE_BYTES: Final = 256 << 10
 
@@ -183,13 +187,16 @@ class Inference:
         """Returns what `work` decodes, its memory claimed first: on a thread where `slow_bytes` are many.
 
         `text_bytes` of the body are JSON, `slow_bytes` take time to decode. Small bodies claim a multiple
-        of their JSON, others `cost_bytes()`, which looks at all of it.
+        of their JSON, others `cost_bytes()`, which looks at all of it, on a thread where that takes long.
         """
         if body_bytes <= DECODE_INLINE_BYTES:
             await hold.grow(KEPT_FACTOR * text_bytes)  # one is decoded at a time: this much stays of it, at most
             return work()
-        await hold.grow(cost_bytes())
-        return work() if slow_bytes <= DECODE_INLINE_BYTES else await self.on_thread(work, hold)
+        is_long = slow_bytes > _FORESEE_INLINE_BYTES
+        await hold.grow(await self.on_thread(cost_bytes, hold) if is_long else cost_bytes())
+        if slow_bytes <= DECODE_INLINE_BYTES:
+            return work()
+        return await self.on_thread(work, hold, holds_interpreter=True)
 
     async def run(
         self,
@@ -329,16 +336,30 @@ class Inference:
             raise _no_room(size_bytes, self.budget.free_bytes)
         return answer
 
-    async def on_thread(self, work: Callable[[], T], hold: ByteHold, *, kept: Kept[Any] | None = None) -> T:
+    async def on_thread(
+        self,
+        work: Callable[[], T],
+        hold: ByteHold,
+        *,
+        kept: Kept[Any] | None = None,
+        holds_interpreter: bool = False,
+    ) -> T:
         """Works on an inference thread, in the turn of the model that `hold` is for.
 
         What is held, and the claim of `kept` outputs, last until the work is over, whoever still waits for it.
+        `holds_interpreter`: it is Python that hardly ever lets the interpreter go.
         """
         cancel = CancelToken()
-        return await self.host.pool.runner.result(self._submit(work, cancel, hold, kept), cancel=cancel)
+        job = self._submit(work, cancel, hold, kept, holds_interpreter)
+        return await self.host.pool.runner.result(job, cancel=cancel)
 
     def _submit(
-        self, work: Callable[[], T], cancel: CancelToken, hold: ByteHold, kept: Kept[Any] | None
+        self,
+        work: Callable[[], T],
+        cancel: CancelToken,
+        hold: ByteHold,
+        kept: Kept[Any] | None,
+        holds_interpreter: bool,
     ) -> asyncio.Future[T]:
         def ended() -> None:
             hold.end_use()
@@ -346,7 +367,8 @@ class Inference:
                 kept.end_use()
 
         runner = self.host.pool.runner
-        job = runner.submit(work, cancel=cancel, on_end=ended, lane=runner.lane(hold.model))
+        lane = runner.lane(hold.model)
+        job = runner.submit(work, cancel=cancel, on_end=ended, lane=lane, holds_interpreter=holds_interpreter)
         hold.begin_use()
         if kept is not None:
             kept.begin_use()

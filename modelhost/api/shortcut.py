@@ -21,8 +21,8 @@ from modelhost.api.codec import (
     EncodedResponse,
     InferRequest,
     QuickCodec,
-    decode_cost_bytes,
     decode_request,
+    foresee,
     parse_header_length,
 )
 from modelhost.api.deadlines import Expiries
@@ -183,15 +183,16 @@ class ShortCut:
         model = runs.model
         if budget.waiting:
             return None
+        foreseen = None
         if size_bytes <= DECODE_INLINE_BYTES:
             if KEPT_FACTOR * text_bytes + size_bytes > budget.free_bytes:
                 return None
-        elif (
-            text_bytes > DECODE_INLINE_BYTES
-            or runs.has_text_inputs
-            or not exchange.hold.try_grow(decode_cost_bytes(body, header_length=length, inputs=model.inputs))
-        ):
-            return None
+        else:
+            if text_bytes > DECODE_INLINE_BYTES or runs.has_text_inputs:
+                return None
+            foreseen = foresee(body, header_length=length, inputs=model.inputs)
+            if not exchange.hold.try_grow(foreseen.cost_bytes):
+                return None
         codec = runs.attached
         if codec is None:
             codec = runs.attached = QuickCodec(runs.key.name, runs.key.version, model.inputs, model.outputs)
@@ -204,7 +205,8 @@ class ShortCut:
             header_length=length,
             inputs=model.inputs,
             outputs=model.outputs,
-            max_decoded_bytes=None if size_bytes > DECODE_INLINE_BYTES else budget.limit_bytes,
+            max_decoded_bytes=None if foreseen else budget.limit_bytes,
+            foreseen=foreseen,
         )
 
     def _on_thread(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -138,6 +138,8 @@ class Batch:
     `on_misfit` is called on the event loop where runs could not be run together, and each of them could alone;
     `on_end` with its rows when it has ended.
     """
+
+    holds_interpreter: ClassVar[bool] = False
 
     __slots__ = (
         "_bytes",

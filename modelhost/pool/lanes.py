@@ -4,6 +4,10 @@ The thread that is free goes to the lane whose jobs have had the least time of t
 when it began to wait: a model that floods the host with long runs delays another one by what is running,
 not by all that waits. Within a lane it is first come, first served.
 
+Of jobs that hold the interpreter one runs at a time, whichever lane it is of: two would take it from each other some
+hundred times, which takes longer (an eighth, of 8 MB of JSON each) than one after the other, and would keep the
+thread from runs, which need no interpreter. What waits behind one in its lane goes first then.
+
 What is running may still be long, and no order makes it shorter. So there is one thread more, for jobs that are
 known to be brief, while all others are at work on some that are not: the system gives it a core between two turns
 of theirs.
@@ -40,6 +44,10 @@ _END: Final = None
 
 class Job(Protocol):
     """Something to do on an inference thread."""
+
+    @property
+    def holds_interpreter(self) -> bool:
+        """Whether it hardly ever lets the interpreter go, so that two at once only wait for each other."""
 
     def work(self) -> None:
         """Does it, on an inference thread; raises nothing."""
@@ -114,6 +122,7 @@ class FairQueue:
         self._waiting: dict[Lane, None] = {}  # lanes with jobs, in the order in which they began to wait
         self._now_ns = 0  # the tag of the job that began last
         self._long_running = 0
+        self._is_held = False  # the interpreter, by a job on one of the threads
         self._short_at_ns = -_LATELY_NS  # when a job that is not long began last
         self._is_ending = False
 
@@ -200,10 +209,14 @@ class FairQueue:
             if is_spare and not lane.is_brief:
                 continue
             if (chosen is None or lane._tag_ns < chosen._tag_ns) and self._may_begin(lane):
+                if self._is_held and not self._is_ending and all(job.holds_interpreter for job in lane._jobs):
+                    continue
                 chosen = lane
         if chosen is None:
             return None
-        job = chosen._jobs.popleft()
+        job = self._first(chosen)
+        if job.holds_interpreter:
+            self._is_held = True
         if not chosen._jobs:
             del self._waiting[chosen]
         self._now_ns = max(self._now_ns, chosen._tag_ns)
@@ -220,6 +233,15 @@ class FairQueue:
             self._lasting += 1
         return Taken(job, chosen, job_ns, is_long, is_lasting)
 
+    def _first(self, lane: Lane) -> Job:
+        """Takes out the first job of a lane that may begin."""
+        jobs = lane._jobs
+        if self._is_held and not self._is_ending and jobs[0].holds_interpreter:
+            job = next(job for job in jobs if not job.holds_interpreter)
+            jobs.remove(job)
+            return job
+        return jobs.popleft()
+
     def _may_begin(self, lane: Lane) -> bool:
         if lane.max_running is not None:
             return lane._running < lane.max_running or self._is_ending
@@ -235,6 +257,8 @@ class FairQueue:
             if taken.is_lasting:
                 self._lasting -= 1
             self._long_running -= taken.is_long
+            if taken.job.holds_interpreter:
+                self._is_held = False
             lane._tag_ns += took_ns - taken.charged_ns
             lane.job_ns += (took_ns - lane.job_ns) // (_FOLLOWS if lane.job_ns else 1)
             # Who was not allowed to begin may be now, and has no token any more; also where nothing bounds its lane

@@ -238,9 +238,13 @@ class Runner:
         cancel: CancelToken,
         on_end: Callable[[], None] = lambda: None,
         lane: Lane | None = None,
+        holds_interpreter: bool = False,
     ) -> asyncio.Future[T]:
-        """Queues `work` for one who waits. Raises Overloaded where the queue is full; then `on_end` is not called."""
-        job = _Awaited(work, cancel, on_end)
+        """Queues `work` for one who waits. Raises Overloaded where the queue is full; then `on_end` is not called.
+
+        `holds_interpreter`: see Job.
+        """
+        job = _Awaited(work, cancel, on_end, holds_interpreter)
         self.start(job, lane)
         cancel.bind(lambda: self.withdraw(job, lane))
         return job.future
@@ -288,9 +292,12 @@ class Runner:
 class _Awaited:
     """A job whose result a future takes."""
 
-    __slots__ = ("_cancel", "_error", "_on_end", "_result", "_work", "future")
+    __slots__ = ("_cancel", "_error", "_on_end", "_result", "_work", "future", "holds_interpreter")
 
-    def __init__(self, work: Callable[[], Any], cancel: CancelToken, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, work: Callable[[], Any], cancel: CancelToken, on_end: Callable[[], None], holds_interpreter: bool
+    ) -> None:
+        self.holds_interpreter = holds_interpreter
         self._work, self._cancel, self._on_end = work, cancel, on_end
         self._result: Any = None
         self._error: BaseException | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import MB, fake_request
+from served import MB, fake_request, tensor
 from wire import (
     ROOMY,
     binary,
@@ -21,6 +21,7 @@ from wire import (
     wire,
 )
 
+from modelhost.api.codec import cost
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.fake import FakeModel
 from modelhost.tensors import Array
@@ -150,3 +151,22 @@ def test_runs_that_have_become_long_leave_the_event_loop(serve_fake, monkeypatch
     assert not threads[-1].startswith("modelhost-run")  # nobody could know
     warm(served, "a", runs=5)
     assert all(name.startswith("modelhost-run") for name in threads[-5:])
+
+
+def test_large_json_is_looked_at_once_and_on_a_thread(serve_fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def look(text: bytes | memoryview) -> Any:
+        threads.append(threading.current_thread().name)
+        return cut(text)
+
+    cut = cost.cut
+    monkeypatch.setattr(cost, "cut", look)
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    warm(served, "a", runs=1)
+    many = 300_000  # more than 1 MB of text
+    answer = served.infer("a", tensor("x", "FP32", [many], [0.5] * many))
+    assert answer.status_code == 200
+    assert answer.json()["outputs"][0]["shape"] == [many]
+    assert len(threads) == 1
+    assert threads[0].startswith("modelhost-run")

@@ -126,6 +126,8 @@ async def test_the_event_loop_goes_where_a_long_job_has_ended_and_may_leave_at_o
 class Held:
     """A job that waits for a gate, and notes which cores its thread may use."""
 
+    holds_interpreter = False
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.cores: set[int] = set()

@@ -11,7 +11,7 @@ import orjson
 import probes
 import pytest
 
-from modelhost.api.codec import decode_cost_bytes, decode_request, json_cost_bytes
+from modelhost.api.codec import decode_request, foresee, json_cost_bytes
 from modelhost.errors import InvalidTensor
 from modelhost.tensors import DTYPES, TensorSpec
 
@@ -67,7 +67,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
 
 def bound_of(body: bytes, datatype: str, rank: int) -> int:
     inputs = {"x": TensorSpec("x", datatype, (-1,) * rank)}
-    return decode_cost_bytes(body, header_length=None, inputs=inputs)
+    return foresee(body, header_length=None, inputs=inputs).cost_bytes
 
 
 def wrap(datatype: str, shape: list[int], data: bytes) -> bytes:
@@ -199,7 +199,7 @@ def test_raw_texts_take_no_more_than_the_bound(text: str, grown: Grown) -> None:
     used, kind = grown(head + raw, "BYTES", 1, len(head))
     assert kind == "InferRequest"
     spec = {"x": TensorSpec("x", "BYTES", (-1,))}
-    bound = decode_cost_bytes(head + raw, header_length=len(head), inputs=spec)
+    bound = foresee(head + raw, header_length=len(head), inputs=spec).cost_bytes
     assert used <= bound + COUNTING_ERROR_BYTES
 
 
@@ -237,12 +237,12 @@ def copies(body: memoryview, header_length: int, specs: dict[str, TensorSpec]) -
         finally:
             tracemalloc.stop()
     peak = min(peaks)
-    cost = decode_cost_bytes(body, header_length=header_length, inputs=specs)
+    cost = foresee(body, header_length=header_length, inputs=specs).cost_bytes
     assert peak <= cost
     where = np.frombuffer(body, np.uint8)
     copied = sum(array.nbytes for array in decoded.feeds.values() if not np.shares_memory(array, where))
     text = body[:header_length]
-    return copied, cost - decode_cost_bytes(text, header_length=header_length, inputs=specs) - header_length
+    return copied, cost - foresee(text, header_length=header_length, inputs=specs).cost_bytes - header_length
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 4, 6, 8])
@@ -277,7 +277,7 @@ def test_no_tensors_of_different_widths_are_copied_beyond_the_bound(tensors: lis
 def test_a_wrong_byte_among_many_is_found_within_the_bound() -> None:
     body, header_length, specs = raw_body(("BOOL", 10 * N))
     wrong = body[:-2] + b"\x02\x03"
-    cost = decode_cost_bytes(wrong, header_length=header_length, inputs=specs)
+    cost = foresee(wrong, header_length=header_length, inputs=specs).cost_bytes
     assert cost < N
     peaks = []
     for _ in range(3):  # other threads of the process may allocate something meanwhile

@@ -15,10 +15,10 @@ from benchmarks.fuzz.corpus import Message
 from modelhost.api.codec import (
     QuickCodec,
     compress,
-    decode_cost_bytes,
     decode_request,
     decompress,
     decompressed_size_bytes,
+    foresee,
     parse_header_length,
 )
 from modelhost.api.codec.v1 import decode_predict
@@ -70,7 +70,7 @@ def decode(body: bytes, header: str | None, specs: dict[str, TensorSpec]) -> Non
         return
     check_feeds(specs, request.feeds)
     assert all(value.flags.aligned for value in request.feeds.values())
-    assert decode_cost_bytes(body, header_length=length, inputs=specs) <= 1 << 22
+    assert foresee(body, header_length=length, inputs=specs).cost_bytes <= 1 << 22
 
 
 @given(st.binary(max_size=100), st.none() | st.text(max_size=5) | st.integers().map(str), SPECS)

@@ -24,7 +24,7 @@ from modelhost.tensors import DTYPES, TensorSpec
 OUTPUTS = {"y": TensorSpec("y", "FP32", (-1,))}
 NUMERIC = ["FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 #: Long enough for any number's text, so that a list is not left to the other way for it.
-PIECES = [64, 100, 257, 64 << 10]
+PIECES = [64, 100, 257, list_pieces.PIECE_BYTES]
 
 Outcome = tuple[object, ...]
 
@@ -57,7 +57,7 @@ def large_way(piece: int) -> Iterator[list[bool]]:
             cuts.append(found is not None)
             return found
 
-        patch.setattr("modelhost.api.codec.request.cut", spy)
+        patch.setattr("modelhost.api.codec.cost.cut", spy)
         yield cuts
 
 

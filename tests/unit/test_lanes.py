@@ -15,8 +15,8 @@ MS = 1_000_000
 class Work:
     """A job that takes so long."""
 
-    def __init__(self, took_ns: int) -> None:
-        self.took_ns = took_ns
+    def __init__(self, took_ns: int, holds_interpreter: bool = False) -> None:
+        self.took_ns, self.holds_interpreter = took_ns, holds_interpreter
         self.asked_ns = 0
 
     def work(self) -> None: ...
@@ -34,10 +34,11 @@ class Play:
         self.waits_ns: dict[str, list[int]] = {}
         self.ended: list[str] = []
         self.most_running: dict[str, int] = {}
+        self.most_holding = 0
         self.on_end: Callable[[str], None] = lambda name: None
 
-    def put(self, lane: Lane, took_ns: int) -> None:
-        job = Work(took_ns)
+    def put(self, lane: Lane, took_ns: int, *, holds_interpreter: bool = False) -> None:
+        job = Work(took_ns, holds_interpreter)
         job.asked_ns = self.now_ns
         self.queue.put(lane, job)
 
@@ -49,6 +50,8 @@ class Play:
                 taken = self.queue._choose()
             if taken is not None:
                 assert isinstance(taken.job, Work)
+                holding = [taken, *(other for _, other in self.running)]
+                self.most_holding = max(self.most_holding, sum(other.job.holds_interpreter for other in holding))
                 self.waits_ns.setdefault(taken.lane.name, []).append(self.now_ns - taken.job.asked_ns)
                 self.running.append((self.now_ns + taken.job.took_ns, taken))
                 name = taken.lane.name
@@ -308,7 +311,7 @@ def test_nothing_is_forgotten_and_tokens_do_not_pile_up(seed: int) -> None:
         if dice.random() < 0.6:
             lane = dice.choice(lanes)
             asked[lane.name] = asked.get(lane.name, 0) + 1
-            play.put(lane, dice.choice((0, MS, 30 * MS)))
+            play.put(lane, dice.choice((0, MS, 30 * MS)), holds_interpreter=dice.random() < 0.3)
         else:
             play.step()
         waiting = sum(len(lane._jobs) for lane in lanes)
@@ -316,6 +319,38 @@ def test_nothing_is_forgotten_and_tokens_do_not_pile_up(seed: int) -> None:
     while play.step():
         pass
     assert {name: play.ended.count(name) for name in asked} == asked
+    assert play.most_holding == 1
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_jobs_that_hold_the_interpreter_take_one_thread_and_leave_the_others_to_runs(threads: int) -> None:
+    play, lanes, runs = Play(threads), [Lane("a"), Lane("b")], Lane("runs")
+    for lane in lanes:
+        for _ in range(4):
+            play.put(lane, 10 * MS, holds_interpreter=True)
+    play.look()
+    assert [taken.lane.name for _, taken in play.running] == ["a"]
+    play.put(lanes[0], MS)  # as the run of a request that is decoded already
+    for _ in range(8):
+        play.put(runs, 5 * MS)
+    while play.step():
+        pass
+    assert play.now_ns == 80 * MS
+    assert play.most_holding == 1
+    assert play.most_running["runs"] == threads - 1
+    assert play.waits_ns["a"][1] == 0, "a run does not wait for what stands before it and may not begin"
+    assert len(play.ended) == 17
+
+
+def test_what_was_held_up_by_the_interpreter_begins_at_the_end_too() -> None:
+    play, lane = Play(2), Lane("a")
+    for _ in range(4):
+        play.put(lane, MS, holds_interpreter=True)
+    play.look()
+    play.queue.end()
+    while play.step():
+        pass
+    assert len(play.ended) == 4
 
 
 def test_a_job_that_was_held_up_is_taken_though_its_lane_has_become_short_meanwhile() -> None:

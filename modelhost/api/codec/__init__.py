@@ -1,7 +1,7 @@
 """Pure synchronous functions between V2 request and response bytes and named tensors.
 
 No HTTP framework, no model runtime and no memory manager in here: the caller reserves
-`decode_cost_bytes` before it decodes, and maps the errors to statuses.
+what `foresee` says before it decodes, and maps the errors to statuses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from modelhost.api.codec.compression import (
     decompress,
     decompressed_size_bytes,
 )
-from modelhost.api.codec.cost import decode_cost_bytes, json_cost_bytes
+from modelhost.api.codec.cost import Foreseen, foresee, json_cost_bytes
 from modelhost.api.codec.messages import Body, EncodedResponse, InferRequest, OutputRequest
 from modelhost.api.codec.quick import QuickCodec
 from modelhost.api.codec.request import decode_request, parse_header_length
@@ -23,18 +23,19 @@ from modelhost.api.codec.structured import json_texts, json_values
 __all__ = [
     "Body",
     "EncodedResponse",
+    "Foreseen",
     "InferRequest",
     "OutputRequest",
     "QuickCodec",
     "choose_coding",
     "compress",
     "compress_cost_bytes",
-    "decode_cost_bytes",
     "decode_request",
     "decompress",
     "decompressed_size_bytes",
     "encode_cost_bytes",
     "encode_response",
+    "foresee",
     "json_cost_bytes",
     "json_texts",
     "json_values",

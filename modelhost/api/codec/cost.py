@@ -8,7 +8,7 @@ and a copy of the text; the untouched rest is address space, not memory, and is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -46,25 +46,33 @@ _CHUNK_BYTES: Final = 1 << 16  # fits the second-level cache
 _NUMPY_PAYS_BYTES: Final = 1 << 14  # below, five bytes.count are faster
 
 
-def decode_cost_bytes(body: bytes | memoryview, *, header_length: int | None, inputs: Mapping[str, TensorSpec]) -> int:
-    """Returns an upper bound for the bytes that `decode_request` of `body` holds at its peak.
+class Foreseen(NamedTuple):
+    """What is known of a body before it is decoded."""
 
-    The body itself is not included. Covers the JSON part, copies of raw numeric tensors that lie unaligned
-    (in this buffer: the bound is not that of another with the same bytes) and the strings of raw BYTES
-    tensors. Raises nothing.
+    cost_bytes: int
+    """An upper bound for the bytes that decoding it holds at its peak, the body itself not included."""
+    large: CutRequest | None
+    """Its text, where lists of numbers are cut out of it; None where it is parsed whole."""
+
+
+def foresee(body: bytes | memoryview, *, header_length: int | None, inputs: Mapping[str, TensorSpec]) -> Foreseen:
+    """Returns what `decode_request` of `body` takes, and what it need not find out again.
+
+    Its cost covers the JSON part, copies of raw numeric tensors that lie unaligned (in this buffer: the bound is not
+    that of another with the same bytes) and the strings of raw BYTES tensors. Raises nothing.
     """
     text_length = len(body) if header_length is None else header_length
     text, raw_bytes = body if text_length == len(body) else body[:text_length], len(body) - text_length
     large = cut(text) if parses_large(text_length, inputs) else None
     cost = json_cost_bytes(bytes(text)) if large is None else _large_cost_bytes(large, inputs)
-    if not raw_bytes:
-        return cost
-    cost += len(text)  # the JSON part is cut out of the body
-    widths = _widths(inputs)
-    if len(widths) > 1 and not _has_texts(inputs):
-        return cost + raw_bytes  # a wide tensor behind a narrow one may lie anywhere
-    # Tensors of one width: where the first is aligned, so are those right behind it.
-    return cost + raw_cost_bytes(body, [(text_length, raw_bytes)], inputs, framed=header_length != 0)
+    if raw_bytes:
+        cost += len(text)  # the JSON part is cut out of the body
+        if len(_widths(inputs)) > 1 and not _has_texts(inputs):
+            cost += raw_bytes  # a wide tensor behind a narrow one may lie anywhere
+        else:
+            # Tensors of one width: where the first is aligned, so are those right behind it.
+            cost += raw_cost_bytes(body, [(text_length, raw_bytes)], inputs, framed=header_length != 0)
+    return Foreseen(cost, large)
 
 
 def raw_cost_bytes(

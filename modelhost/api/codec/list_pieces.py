@@ -8,9 +8,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from modelhost.api.codec.messages import Body
+from modelhost.memory.allocator import MMAP_THRESHOLD_BYTES
 
-#: Text that is parsed at once. The parser's buffers for it are some fifteen times as large.
-PIECE_BYTES: Final = 64 << 10
+#: Text that is parsed at once. The parser's buffers for it are some fifteen times as large. Copies of a piece come
+#: from the heap: a larger block is mapped anew each time, whose pages the kernel clears, and takes from all cores.
+PIECE_BYTES: Final = MMAP_THRESHOLD_BYTES * 7 // 8
 
 #: Text that becomes Python values at once, where the parser of pieces gives up: they take up to 200 times as much.
 _VALUES_BYTES: Final = 8 << 10

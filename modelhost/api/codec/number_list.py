@@ -50,14 +50,17 @@ class Numbers:
     it, and that there is a comma in any `PIECE_BYTES` of it.
     """
 
-    __slots__ = ("begin", "text")
+    __slots__ = ("_count", "begin", "text")
 
     def __init__(self, text: memoryview, begin: int) -> None:
         self.text, self.begin = text, begin
+        self._count: int | None = None
 
     def count(self) -> int:
         """Returns how many elements there are at the most: `decode` makes no larger array."""
-        return 1 + count_bytes(self.text, b",")
+        if self._count is None:
+            self._count = 1 + count_bytes(self.text, b",")
+        return self._count
 
     def check(self) -> None:
         """Raises InvalidRequest unless the text is one list in JSON, of whatever it may be."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from modelhost.api.codec.binary_tensors import decode_binary, decode_single_text
-from modelhost.api.codec.cost import decode_cost_bytes
+from modelhost.api.codec.cost import Foreseen, foresee
 from modelhost.api.codec.fields import (
     flag_at,
     named_entries,
@@ -18,7 +18,6 @@ from modelhost.api.codec.fields import (
     timeout_s,
 )
 from modelhost.api.codec.json_tensors import decode_json, say
-from modelhost.api.codec.large_json import cut, parses_large
 from modelhost.api.codec.messages import InferRequest, OutputRequest
 from modelhost.api.codec.number_list import Numbers
 from modelhost.errors import InvalidRequest, InvalidTensor, RequestTooLarge
@@ -52,26 +51,28 @@ def decode_request(
     header_length: int | None,
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
-    max_decoded_bytes: int | None,
+    max_decoded_bytes: int | None = None,
+    foreseen: Foreseen | None = None,
 ) -> InferRequest:
     """Returns the request in `body` (decompressed) after checking it against the model.
 
     `header_length` is what `parse_header_length` gave: None for a body that is all JSON, 0 for one
     that is a single raw tensor. Arrays may be views on `body`, which must not change afterwards.
-    Raises RequestTooLarge where `decode_cost_bytes` is over `max_decoded_bytes` (None: the caller has claimed
-    that much), InvalidTensor
-    where a tensor does not fit, and InvalidRequest for everything else that is wrong.
+    `foreseen` is what `foresee` gave for just this; without it that is asked for here.
+    Raises RequestTooLarge where its cost is over `max_decoded_bytes` (None: the caller has claimed
+    that much), InvalidTensor where a tensor does not fit, and InvalidRequest for everything else that is wrong.
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise InvalidRequest(f"{_HEADER} is {header_length}, but the body has {len(body)} bytes")
+    if foreseen is None:
+        foreseen = foresee(body, header_length=header_length, inputs=inputs)
     if max_decoded_bytes is not None:
-        _check_cost(body, header_length, inputs, max_decoded_bytes)
+        _check_cost(foreseen.cost_bytes, max_decoded_bytes, all_json=header_length in (None, len(body)))
     if header_length == 0:
         return _decode_raw(body, inputs, outputs)
-    text_length = len(body) if header_length is None else header_length
-    text = body if text_length == len(body) else body[:text_length]
-    large = cut(text) if parses_large(text_length, inputs) else None
+    text_length, large = len(body) if header_length is None else header_length, foreseen.large
     if large is None:
+        text = body if text_length == len(body) else body[:text_length]
         return _decode_document(parse_document(text), body, text_length, inputs, outputs)
     try:
         return _decode_document(large.document, body, text_length, inputs, outputs)
@@ -97,15 +98,11 @@ def _decode_document(
     )
 
 
-def _check_cost(
-    body: bytes | memoryview, header_length: int | None, inputs: Mapping[str, TensorSpec], max_decoded_bytes: int
-) -> None:
-    cost = decode_cost_bytes(body, header_length=header_length, inputs=inputs)
-    if cost > max_decoded_bytes:
-        all_json = header_length is None or header_length == len(body)
+def _check_cost(cost_bytes: int, max_decoded_bytes: int, *, all_json: bool) -> None:
+    if cost_bytes > max_decoded_bytes:
         raise RequestTooLarge(
             "decoding the request takes up to",
-            size_bytes=cost,
+            size_bytes=cost_bytes,
             limit_bytes=max_decoded_bytes,
             advice="send it as binary tensors" if all_json else "",
         )

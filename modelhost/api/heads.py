@@ -19,7 +19,7 @@ MAX_HEAD_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 128
 HEADER_BYTES: Final = 160
 
-_HEAD_END: Final = b"\r\n\r\n"
+HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_LINE: Final = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 _STATUS_LINES: Final = {
@@ -93,7 +93,7 @@ def without_upgrade(data: bytes) -> bytes:
     A server may ignore the header (RFC 9110, 7.8), and clients that offer HTTP/2 send it with
     ordinary requests. The parser cannot ignore it: it takes such a request for one without a body.
     """
-    end = data.find(_HEAD_END)
+    end = data.find(HEAD_END)
     if end < 0:
         return data
     # Not in the body behind it, which may be long.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import httptools
 
@@ -29,6 +29,7 @@ from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
     AUTHORIZATION,
     CONTENT_LENGTH,
+    HEAD_END,
     HEADER_BYTES,
     KNOWN,
     MAX_HEAD_BYTES,
@@ -42,7 +43,7 @@ from modelhost.api.heads import (
     target_of,
     without_upgrade,
 )
-from modelhost.api.infer import PLAIN_HEAD
+from modelhost.api.infer import PLAIN_HEAD, Head
 from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
 from modelhost.api.traces import trace_of
@@ -57,6 +58,11 @@ _JOINED_BYTES: Final = 64 << 10
 _TARGETS_KEPT: Final = 1024
 _TARGET_BYTES: Final = 512
 
+#: Heads of requests that are remembered with what they ask, and the longest: clients send the same ones again and
+#: again, and the parser and its callbacks are a sixth of what a tiny request takes.
+_HEADS_KEPT: Final = 128
+_HEAD_KEPT_BYTES: Final = 1 << 10
+
 #: Requests that may be queued behind one that is in progress before nothing more is read, and what one of them holds
 #: beside its body.
 _QUEUED_REQUESTS: Final = 16
@@ -66,17 +72,29 @@ _QUEUED_BYTES: Final = 4 << 10
 _UNKNOWN_BYTES: Final = 1 << 40
 
 
+class _Asked(NamedTuple):
+    """What the head of an inference request asks that the short cut is for."""
+
+    target: Target
+    head: Head
+    size_bytes: int
+    """Of the body."""
+    keeps_alive: bool
+
+
 class HttpProtocol(Connection):
     """What comes on one connection. Event-loop thread."""
 
     guard: ClassVar[Guard | None] = None
     request_log: ClassVar[AccessLog | None] = None
     _targets: ClassVar[dict[bytes, Target | None]] = {}
+    _heads: ClassVar[dict[bytes, _Asked]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes the connection."""
         self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
+        self._asked: _Asked | None = None
         self._due = False
         self._rests = False  # not read, as the body that comes is slow
         self.headers = []  # bytes may come that begin no head
@@ -102,7 +120,11 @@ class HttpProtocol(Connection):
         """Feeds the parser; a head that grows over the limit ends the connection."""
         if self._refusal is not None or self.transport.is_closing():
             return  # refused: what still comes in is not looked at
+        is_first = False  # whether a request begins with it, and nothing is in progress
         if self._in_head:
+            is_first = not self._head_bytes and self._exchange is None
+            if is_first and self._begin_alike(data):
+                return
             data = without_upgrade(data)
             self._head_bytes += len(data)
         try:
@@ -117,6 +139,8 @@ class HttpProtocol(Connection):
             if self._due:
                 # Not in the parser's callback: what is pipelined behind it has been parsed, and queued.
                 self._due = False
+                if is_first and self._asked is not None:
+                    self._remember(data, self._asked)
                 self.short_cut.begin(exchange)
                 if self.pipeline:
                     self._listen()
@@ -190,8 +214,37 @@ class HttpProtocol(Connection):
 
     # --- what becomes of a request -------------------------------------------------------------------
 
+    def _begin_alike(self, data: bytes) -> bool:
+        """Begins a request that is all of `data`, and whose head is, byte for byte, one that the parser has taken.
+
+        The parser, which is between two requests, sees nothing of it. Returns False where it has to: then nothing has
+        changed.
+        """
+        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
+        asked = self._heads.get(data[:end])
+        if asked is None or len(data) != end + asked.size_bytes:
+            return False
+        exchange = self._exchange_of(asked)
+        if exchange is None:
+            return False
+        self._exchange = self.cycle = exchange
+        exchange.receive_small(data[end:])
+        self.short_cut.begin(exchange)
+        return True
+
+    def _remember(self, data: bytes, asked: _Asked) -> None:
+        """Remembers the head of a request that `data` began with, where its body was all that came behind it: so it is
+        known where the parser has seen the head's end."""
+        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
+        if len(data) != end + asked.size_bytes or end < len(HEAD_END) or self.pipeline:
+            return
+        if len(self._heads) >= _HEADS_KEPT:
+            self._heads.clear()
+        self._heads[data[:end]] = asked
+
     def _exchange_for_head(self) -> Exchange | None:
         """Returns the exchange of an inference request that the short cut is for, else None."""
+        self._asked = None
         url, known = self.url, self._known
         target = self._targets[url] if url in self._targets else self._target()
         if target is None or self.parser.get_method() != b"POST":
@@ -203,21 +256,31 @@ class HttpProtocol(Connection):
         key = None if self.guard is None else self.guard.key_to_infer(authorization)
         if key is None and self.guard is not None:
             return None  # which the application refuses, as all else of this kind
-        size_bytes, cycle, short_cut = int(length), self.cycle, self.short_cut
+        if self.parser.get_http_version() != "1.1":
+            return None
+        head = PLAIN_HEAD if len(known) == 1 else head_of(known)
+        asked = _Asked(target, head, int(length), self.parser.should_keep_alive())
+        exchange = self._exchange_of(asked)
+        if exchange is not None and key is not None:
+            exchange.key_name = key.name
+        # No secrets, and no ids, which do not come again; nor what parsing is the least part of.
+        if authorization is None and self.guard is None and head.request_id is None:
+            self._asked = asked if asked.keeps_alive and 0 < asked.size_bytes <= SMALL_BODY_BYTES else None
+        return exchange
+
+    def _exchange_of(self, asked: _Asked) -> Exchange | None:
+        """Returns the exchange of a request, or None where it is not to be had now."""
+        target, head, size_bytes, keeps_alive = asked
+        cycle, short_cut = self.cycle, self.short_cut
         if (
             size_bytes > short_cut.max_request_bytes
             or not short_cut.host.is_accepting
             or not (cycle is None or cycle.response_complete)
             or self.flow.write_paused
-            or self.parser.get_http_version() != "1.1"
         ):
             return None
-        head = PLAIN_HEAD if len(known) == 1 else head_of(known)
-        timing = Timing(time.perf_counter_ns())
-        exchange = Exchange(self, target, head, size_bytes, timing, short_cut.inference)
-        exchange.keep_alive = self.parser.should_keep_alive()
-        if key is not None:
-            exchange.key_name = key.name
+        exchange = Exchange(self, target, head, size_bytes, Timing(time.perf_counter_ns()), short_cut.inference)
+        exchange.keep_alive = keeps_alive
         return exchange
 
     def _target(self) -> Target | None:
@@ -436,6 +499,7 @@ class TracedProtocol(HttpProtocol):
 
     def _exchange_for_head(self) -> Exchange | None:
         exchange = super()._exchange_for_head()
+        self._asked = None  # heads have more than is remembered of them
         if exchange is not None:
             exchange.timing.trace = trace_of(self.headers)
         return exchange
@@ -461,5 +525,6 @@ def protocol_class(
             "guard": guard,
             "request_log": request_log,
             "_targets": {},
+            "_heads": {},
         },
     )

@@ -22,6 +22,8 @@ CHUNKED = head("/v2/models/a/infer", "Transfer-Encoding: chunked") + b"%x\r\n%b\
 #: Each with what its answer has in common whenever it is asked, and whether it ends the connection.
 KINDS: list[tuple[bytes, bool]] = [
     (infer("a", value=1), False),
+    (infer("a", value=7), False),  # the same head
+    (post("/v2/models/a/infer", b"{".ljust(len(infer("a").partition(b"\r\n\r\n")[2]))), False),  # the same again
     (infer("a", value=2, id="two"), False),
     (infer("b", value=3, size=70_000), False),
     (infer_binary("a", np.arange(30_000, dtype="<f4")), False),

@@ -261,10 +261,12 @@ class HttpProtocol(Connection):
         head = PLAIN_HEAD if len(known) == 1 else head_of(known)
         asked = _Asked(target, head, int(length), self.parser.should_keep_alive())
         exchange = self._exchange_of(asked)
-        if exchange is not None and key is not None:
+        if exchange is None:
+            return None
+        if key is not None:
             exchange.key_name = key.name
         # No secrets, and no ids, which do not come again; nor what parsing is the least part of.
-        if authorization is None and self.guard is None and head.request_id is None:
+        elif authorization is None and head.request_id is None:
             self._asked = asked if asked.keeps_alive and 0 < asked.size_bytes <= SMALL_BODY_BYTES else None
         return exchange
 

@@ -117,12 +117,12 @@ def test_a_head_that_ends_otherwise_than_it_seems_is_not_remembered(served: Serv
     body_bytes = len(first.partition(b"\r\n\r\n")[2])
     for size in range(body_bytes, 2 * len(first)):  # one of which is what is behind the first head
         second = infer("b", value=5, size=size)
-        with wire(served) as connection:
-            connection.send(first + second[: size - body_bytes])
-            assert connection.must().data == [8]
-            connection.send(second[size - body_bytes :])
-            assert connection.must().data == [10]
-            assert asked(connection, first, served=served) == [8]
+        for _ in range(2):
+            with wire(served) as connection:
+                connection.send(first + second[: size - body_bytes])
+                assert connection.must().data == [8]
+                connection.send(second[size - body_bytes :])
+                assert connection.must().data == [10]
 
 
 def test_only_so_many_are_remembered(served: Served, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

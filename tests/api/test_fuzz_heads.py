@@ -107,10 +107,11 @@ def changed(draw: st.DrawFn) -> bytes:
 @pytest.fixture
 def by_the_application() -> Iterator[Callable[[bool], None]]:
     """Says whether requests go past the short cut."""
-    usual = HttpProtocol._exchange_for_head
+    parsed, alike = HttpProtocol._exchange_for_head, HttpProtocol._begin_alike
 
     def choose(is_on: bool) -> None:
-        HttpProtocol._exchange_for_head = (lambda self: None) if is_on else usual  # type: ignore[method-assign]
+        HttpProtocol._exchange_for_head = (lambda self: None) if is_on else parsed  # type: ignore[method-assign]
+        HttpProtocol._begin_alike = (lambda self, data: False) if is_on else alike  # type: ignore[method-assign]
 
     yield choose
     choose(False)

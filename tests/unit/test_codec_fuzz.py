@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +124,8 @@ SEEDS = [message for message in corpus.read().framed if message.method == b"POST
 INFER = [message for message in SEEDS if b"/infer" in message.target]
 PREDICT = [message for message in SEEDS if b":predict" in message.target]
 MANY = settings(max_examples=50_000 if FULL else 60)
+
+pytestmark = pytest.mark.timeout(900 if FULL else 120)
 
 
 @st.composite

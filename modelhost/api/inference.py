@@ -34,6 +34,10 @@ DECODE_INLINE_BYTES: Final = 64 << 10
 #: thread does; much longer where a thread decodes meanwhile, as each step of numpy's lets the interpreter go.
 _FORESEE_INLINE_BYTES: Final = 256 << 10
 
+#: Of bodies with more text one is decoded at a time: it takes some 5 ms and more. What takes less does not wait for
+#: it, but shares the interpreter with it.
+_ALONE_BYTES: Final = 1 << 20
+
 #: Answers up to this are encoded and sent without a claim of their own.
 ENCODE_AT_ONCE_BYTES: Final = 256 << 10
 
@@ -196,7 +200,7 @@ class Inference:
         await hold.grow(await self.on_thread(cost_bytes, hold) if is_long else cost_bytes())
         if slow_bytes <= DECODE_INLINE_BYTES:
             return work()
-        return await self.on_thread(work, hold, holds_interpreter=True)
+        return await self.on_thread(work, hold, holds_interpreter=slow_bytes > _ALONE_BYTES)
 
     async def run(
         self,

@@ -21,6 +21,7 @@ from wire import (
     wire,
 )
 
+from modelhost.api import infer as routes
 from modelhost.api.codec import cost
 from modelhost.runtime.base import CancelToken
 from modelhost.runtime.fake import FakeModel
@@ -170,3 +171,41 @@ def test_large_json_is_looked_at_once_and_on_a_thread(serve_fake, monkeypatch: p
     assert answer.json()["outputs"][0]["shape"] == [many]
     assert len(threads) == 1
     assert threads[0].startswith("modelhost-run")
+
+
+def test_large_json_is_decoded_one_at_a_time_and_other_json_meanwhile(
+    serve_fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, foreseen, may_end = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+    decode, foresee = routes.decode_request, routes.foresee
+    count = 0
+
+    def slowly(body: bytes | memoryview, **more: Any) -> Any:
+        nonlocal count
+        if len(body) > 1 << 20:
+            count += 1
+            begun.release()
+            assert may_end.wait(30)
+        return decode(body, **more)
+
+    def look(body: bytes | memoryview, **more: Any) -> Any:
+        found = foresee(body, **more)
+        foreseen.release()
+        return found
+
+    monkeypatch.setattr(routes, "decode_request", slowly)
+    monkeypatch.setattr(routes, "foresee", look)
+    served = serve_fake({"a": quick_script(), "b": quick_script()}, server=ROOMY["server"] | {"run_threads": 2})
+    warm(served, "a", "b")
+    large, less = (tensor("x", "FP32", [many], [0.5] * many) for many in (300_000, 20_000))
+    first = served.later(served.infer, "a", large)
+    assert begun.acquire(timeout=30)
+    second = served.later(served.infer, "b", large)
+    assert all(foreseen.acquire(timeout=30) for _ in range(2))
+    served.settle()
+    for name in ("a", "b"):
+        assert served.infer(name, less).status_code == 200
+    assert count == 1
+    may_end.set()
+    assert (first.result(30).status_code, second.result(30).status_code, count) == (200, 200, 2)
+    nothing_held(served)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import httptools
 
@@ -29,13 +29,14 @@ from modelhost.api.exchange import Exchange
 from modelhost.api.heads import (
     AUTHORIZATION,
     CONTENT_LENGTH,
-    HEAD_END,
     HEADER_BYTES,
     KNOWN,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     TWICE,
     UNUSUAL,
+    Asked,
+    KnownHeads,
     Target,
     answer_head,
     head_bytes,
@@ -43,7 +44,7 @@ from modelhost.api.heads import (
     target_of,
     without_upgrade,
 )
-from modelhost.api.infer import PLAIN_HEAD, Head
+from modelhost.api.infer import PLAIN_HEAD
 from modelhost.api.receiver import BodyReceiver
 from modelhost.api.shortcut import ShortCut
 from modelhost.api.traces import trace_of
@@ -58,11 +59,6 @@ _JOINED_BYTES: Final = 64 << 10
 _TARGETS_KEPT: Final = 1024
 _TARGET_BYTES: Final = 512
 
-#: Heads of requests that are remembered with what they ask, and the longest: clients send the same ones again and
-#: again, and the parser and its callbacks are a sixth of what a tiny request takes.
-_HEADS_KEPT: Final = 128
-_HEAD_KEPT_BYTES: Final = 1 << 10
-
 #: Requests that may be queued behind one that is in progress before nothing more is read, and what one of them holds
 #: beside its body.
 _QUEUED_REQUESTS: Final = 16
@@ -72,29 +68,19 @@ _QUEUED_BYTES: Final = 4 << 10
 _UNKNOWN_BYTES: Final = 1 << 40
 
 
-class _Asked(NamedTuple):
-    """What the head of an inference request asks that the short cut is for."""
-
-    target: Target
-    head: Head
-    size_bytes: int
-    """Of the body."""
-    keeps_alive: bool
-
-
 class HttpProtocol(Connection):
     """What comes on one connection. Event-loop thread."""
 
     guard: ClassVar[Guard | None] = None
     request_log: ClassVar[AccessLog | None] = None
     _targets: ClassVar[dict[bytes, Target | None]] = {}
-    _heads: ClassVar[dict[bytes, _Asked]] = {}
+    _known_heads: ClassVar[KnownHeads] = KnownHeads()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes the connection."""
         self._is_head_long = False
         self._known: dict[bytes, bytes] = {}
-        self._asked: _Asked | None = None
+        self._asked: Asked | None = None
         self._due = False
         self._rests = False  # not read, as the body that comes is slow
         self.headers = []  # bytes may come that begin no head
@@ -139,8 +125,8 @@ class HttpProtocol(Connection):
             if self._due:
                 # Not in the parser's callback: what is pipelined behind it has been parsed, and queued.
                 self._due = False
-                if is_first and self._asked is not None:
-                    self._remember(data, self._asked)
+                if is_first and self._asked is not None and not self.pipeline:
+                    self._known_heads.remember(data, self._asked)
                 self.short_cut.begin(exchange)
                 if self.pipeline:
                     self._listen()
@@ -220,27 +206,14 @@ class HttpProtocol(Connection):
         The parser, which is between two requests, sees nothing of it. Returns False where it has to: then nothing has
         changed.
         """
-        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
-        asked = self._heads.get(data[:end])
-        if asked is None or len(data) != end + asked.size_bytes:
-            return False
-        exchange = self._exchange_of(asked)
-        if exchange is None:
+        asked = self._known_heads.find(data)
+        exchange = None if asked is None else self._exchange_of(asked)
+        if asked is None or exchange is None:
             return False
         self._exchange = self.cycle = exchange
-        exchange.receive_small(data[end:])
+        exchange.receive_small(data[-asked.size_bytes :])
         self.short_cut.begin(exchange)
         return True
-
-    def _remember(self, data: bytes, asked: _Asked) -> None:
-        """Remembers the head of a request that `data` began with, where its body was all that came behind it: so it is
-        known where the parser has seen the head's end."""
-        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
-        if len(data) != end + asked.size_bytes or end < len(HEAD_END) or self.pipeline:
-            return
-        if len(self._heads) >= _HEADS_KEPT:
-            self._heads.clear()
-        self._heads[data[:end]] = asked
 
     def _exchange_for_head(self) -> Exchange | None:
         """Returns the exchange of an inference request that the short cut is for, else None."""
@@ -259,7 +232,7 @@ class HttpProtocol(Connection):
         if self.parser.get_http_version() != "1.1":
             return None
         head = PLAIN_HEAD if len(known) == 1 else head_of(known)
-        asked = _Asked(target, head, int(length), self.parser.should_keep_alive())
+        asked = Asked(target, head, int(length), self.parser.should_keep_alive())
         exchange = self._exchange_of(asked)
         if exchange is None:
             return None
@@ -270,7 +243,7 @@ class HttpProtocol(Connection):
             self._asked = asked if asked.keeps_alive and 0 < asked.size_bytes <= SMALL_BODY_BYTES else None
         return exchange
 
-    def _exchange_of(self, asked: _Asked) -> Exchange | None:
+    def _exchange_of(self, asked: Asked) -> Exchange | None:
         """Returns the exchange of a request, or None where it is not to be had now."""
         target, head, size_bytes, keeps_alive = asked
         cycle, short_cut = self.cycle, self.short_cut
@@ -527,6 +500,6 @@ def protocol_class(
             "guard": guard,
             "request_log": request_log,
             "_targets": {},
-            "_heads": {},
+            "_known_heads": KnownHeads(),
         },
     )

@@ -9,7 +9,7 @@ import pytest
 from served import Served, head
 from wire import Wire, counting, infer, infer_binary, nothing_held, numbers, quick_script, warm, wire
 
-from modelhost.api import protocol
+from modelhost.api import heads
 from modelhost.api.protocol import HttpProtocol
 
 pytestmark = pytest.mark.timeout(60)
@@ -126,7 +126,7 @@ def test_a_head_that_ends_otherwise_than_it_seems_is_not_remembered(served: Serv
 
 
 def test_only_so_many_are_remembered(served: Served, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_HEADS_KEPT", 4)
+    monkeypatch.setattr(heads, "_HEADS_KEPT", 4)
     with wire(served) as connection:
         for number in range(9):
             assert asked(connection, infer("a", f"X-Number: {number}"), served=served) == [2]

@@ -205,18 +205,18 @@ class FairQueue:
 
     def _choose(self, *, is_spare: bool = False) -> Taken | None:
         chosen: Lane | None = None
+        job: Job | None = None
         for lane in self._waiting:
             if is_spare and not lane.is_brief:
                 continue
             if (chosen is None or lane._tag_ns < chosen._tag_ns) and self._may_begin(lane):
-                if self._is_held and not self._is_ending and all(job.holds_interpreter for job in lane._jobs):
-                    continue
-                chosen = lane
-        if chosen is None:
+                first = self._first(lane)
+                if first is not None:
+                    chosen, job = lane, first
+        if chosen is None or job is None:
             return None
-        job = self._first(chosen)
-        if job.holds_interpreter:
-            self._is_held = True
+        chosen._jobs.remove(job)
+        self._is_held |= job.holds_interpreter
         if not chosen._jobs:
             del self._waiting[chosen]
         self._now_ns = max(self._now_ns, chosen._tag_ns)
@@ -233,14 +233,11 @@ class FairQueue:
             self._lasting += 1
         return Taken(job, chosen, job_ns, is_long, is_lasting)
 
-    def _first(self, lane: Lane) -> Job:
-        """Takes out the first job of a lane that may begin."""
-        jobs = lane._jobs
-        if self._is_held and not self._is_ending and jobs[0].holds_interpreter:
-            job = next(job for job in jobs if not job.holds_interpreter)
-            jobs.remove(job)
-            return job
-        return jobs.popleft()
+    def _first(self, lane: Lane) -> Job | None:
+        """Returns the first job of a lane that may have the interpreter; None where none may."""
+        if self._is_held and not self._is_ending:
+            return next((job for job in lane._jobs if not job.holds_interpreter), None)
+        return lane._jobs[0]
 
     def _may_begin(self, lane: Lane) -> bool:
         if lane.max_running is not None:

@@ -305,7 +305,6 @@ class InferRoutes:
         text_bytes = len(body) if length is None else length
         inputs, outputs = face.inputs, face.outputs
         has_text = len(body) > DECODE_INLINE_BYTES and any(spec.datatype == "BYTES" for spec in inputs.values())
-
         foreseen: Foreseen | None = None
 
         def cost_bytes() -> int:
@@ -319,7 +318,7 @@ class InferRoutes:
                 header_length=length,
                 inputs=inputs,
                 outputs=outputs,
-                max_decoded_bytes=None if foreseen else self.inference.max_decoded_bytes,
+                max_decoded_bytes=self.inference.max_decoded_bytes,
                 foreseen=foreseen,
             )
 

@@ -205,7 +205,7 @@ class ShortCut:
             header_length=length,
             inputs=model.inputs,
             outputs=model.outputs,
-            max_decoded_bytes=None if foreseen else budget.limit_bytes,
+            max_decoded_bytes=budget.limit_bytes,
             foreseen=foreseen,
         )
 

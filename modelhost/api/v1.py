@@ -15,7 +15,7 @@ from modelhost.api.codec.v1 import PredictRequest, decode_predict, predict_cost_
 from modelhost.api.codec.v1_answers import encode_predictions, predictions_cost_bytes
 from modelhost.api.errors import JsonResponse
 from modelhost.api.infer import Head, InferRoutes
-from modelhost.api.inference import Encoding, Face, Outputs
+from modelhost.api.inference import DECODE_INLINE_BYTES, Encoding, Face, Outputs
 from modelhost.api.request_ids import HEADER, current
 from modelhost.host import Host
 from modelhost.pool import ModelKey
@@ -105,9 +105,8 @@ class Predictions:
         inference, text = self._infer.inference, bytes(body)
 
         def decode() -> PredictRequest:
-            return decode_predict(
-                text, inputs=face.inputs, outputs=face.outputs, max_decoded_bytes=inference.max_decoded_bytes
-            )
+            max_bytes = None if len(text) > DECODE_INLINE_BYTES else inference.max_decoded_bytes
+            return decode_predict(text, inputs=face.inputs, outputs=face.outputs, max_decoded_bytes=max_bytes)
 
         decoded = await inference.decode(
             decode,

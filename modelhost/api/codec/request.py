@@ -51,22 +51,21 @@ def decode_request(
     header_length: int | None,
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
-    max_decoded_bytes: int | None = None,
+    max_decoded_bytes: int | None,
     foreseen: Foreseen | None = None,
 ) -> InferRequest:
     """Returns the request in `body` (decompressed) after checking it against the model.
 
     `header_length` is what `parse_header_length` gave: None for a body that is all JSON, 0 for one
     that is a single raw tensor. Arrays may be views on `body`, which must not change afterwards.
-    `foreseen` is what `foresee` gave for just this; without it that is asked for here.
-    Raises RequestTooLarge where its cost is over `max_decoded_bytes` (None: the caller has claimed
-    that much), InvalidTensor where a tensor does not fit, and InvalidRequest for everything else that is wrong.
+    `foreseen` is what `foresee` gave for just this, whose cost the caller has claimed. Without it that is asked for
+    here: raises RequestTooLarge where its cost is over `max_decoded_bytes` (None: it may be anything). Raises
+    InvalidTensor where a tensor does not fit, and InvalidRequest for everything else that is wrong.
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise InvalidRequest(f"{_HEADER} is {header_length}, but the body has {len(body)} bytes")
     if foreseen is None:
         foreseen = foresee(body, header_length=header_length, inputs=inputs)
-    if max_decoded_bytes is not None:
         _check_cost(foreseen.cost_bytes, max_decoded_bytes, all_json=header_length in (None, len(body)))
     if header_length == 0:
         return _decode_raw(body, inputs, outputs)
@@ -98,8 +97,8 @@ def _decode_document(
     )
 
 
-def _check_cost(cost_bytes: int, max_decoded_bytes: int, *, all_json: bool) -> None:
-    if cost_bytes > max_decoded_bytes:
+def _check_cost(cost_bytes: int, max_decoded_bytes: int | None, *, all_json: bool) -> None:
+    if max_decoded_bytes is not None and cost_bytes > max_decoded_bytes:
         raise RequestTooLarge(
             "decoding the request takes up to",
             size_bytes=cost_bytes,

@@ -60,15 +60,15 @@ def decode_predict(
     *,
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
-    max_decoded_bytes: int,
+    max_decoded_bytes: int | None,
 ) -> PredictRequest:
     """Returns the request in `body` (decompressed) after checking it against the model; see the module.
 
-    Raises RequestTooLarge where `predict_cost_bytes` is over `max_decoded_bytes`, InvalidTensor where a
-    value does not fit, naming the instance, and InvalidRequest for everything else that is wrong.
+    Raises RequestTooLarge where `predict_cost_bytes` is over `max_decoded_bytes` (None: the caller has claimed
+    that much), InvalidTensor where a value does not fit, naming the instance, and InvalidRequest for everything else
+    that is wrong.
     """
-    cost = predict_cost_bytes(body)
-    if cost > max_decoded_bytes:
+    if max_decoded_bytes is not None and (cost := predict_cost_bytes(body)) > max_decoded_bytes:
         raise RequestTooLarge(
             "decoding the request takes up to",
             size_bytes=cost,

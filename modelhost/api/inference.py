@@ -354,8 +354,10 @@ class Inference:
         `holds_interpreter`: it is Python that hardly ever lets the interpreter go.
         """
         cancel = CancelToken()
-        job = self._submit(work, cancel, hold, kept, holds_interpreter)
-        return await self.host.pool.runner.result(job, cancel=cancel)
+        # The future has no name here: it has the error, whose traceback has this frame.
+        return await self.host.pool.runner.result(
+            self._submit(work, cancel, hold, kept, holds_interpreter), cancel=cancel
+        )
 
     def _submit(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from wire import (
     infer,
     nothing_held,
     numbers,
+    post,
     quick_script,
     warm,
     wire,
@@ -209,3 +212,28 @@ def test_large_json_is_decoded_one_at_a_time_and_other_json_meanwhile(
     may_end.set()
     assert (first.result(30).status_code, second.result(30).status_code, count) == (200, 200, 2)
     nothing_held(served)
+
+
+def test_json_that_was_refused_on_a_thread_is_freed_with_its_answer(
+    serve_fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a collection: an error that is raised again has the frames that it passed."""
+    bodies: list[weakref.ref[memoryview]] = []
+    decode = routes.decode_request
+
+    def note(body: memoryview, **more: Any) -> Any:
+        bodies.append(weakref.ref(body))
+        return decode(body, **more)
+
+    served = serve_fake({"a": quick_script()}, **ROOMY)
+    warm(served, "a", runs=1)
+    monkeypatch.setattr(routes, "decode_request", note)
+    gc.disable()
+    try:
+        body = json.dumps(tensor("x", "FP32", [300_001], [0.5] * 300_000)).encode()
+        with wire(served, post("/v2/models/a/infer", body)) as connection:
+            assert connection.must().status == 400
+        served.settle()
+        assert [body() for body in bodies] == [None]
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, NamedTuple
 from urllib.parse import unquote
 
 from modelhost.api.answers import Answer, Header
+from modelhost.api.arrivals import SMALL_BODY_BYTES
 from modelhost.api.infer import Head, infer_path
 from modelhost.api.request_ids import RAW_HEADER
 
@@ -19,7 +20,7 @@ MAX_HEAD_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 128
 HEADER_BYTES: Final = 160
 
-HEAD_END: Final = b"\r\n\r\n"
+_HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_LINE: Final = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 _STATUS_LINES: Final = {
@@ -59,6 +60,11 @@ class Asked(NamedTuple):
     """Of the body."""
     keeps_alive: bool
 
+    @property
+    def may_come_again(self) -> bool:
+        """Whether a head like it is worth remembering: it has no id, and its body comes in one piece, if any does."""
+        return self.keeps_alive and 0 < self.size_bytes <= SMALL_BODY_BYTES and self.head.request_id is None
+
 
 class KnownHeads:
     """What heads ask that the parser has taken, by their bytes; a few hundred bytes for each."""
@@ -70,19 +76,25 @@ class KnownHeads:
 
     def find(self, data: bytes) -> Asked | None:
         """Returns what `data` asks, where it is one of these heads and just the body that it states; else None."""
-        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
+        end = _end_of_head(data)
         asked = self._asked.get(data[:end])
         return asked if asked is not None and len(data) == end + asked.size_bytes else None
 
     def remember(self, data: bytes, asked: Asked) -> None:
         """Remembers the head of a request that `data` began with, as the parser says, where its body is all that is
         behind it: so it is known where the parser has seen the head's end."""
-        end = data.find(HEAD_END, 0, _HEAD_KEPT_BYTES) + len(HEAD_END)
-        if end < len(HEAD_END) or len(data) != end + asked.size_bytes:
+        end = _end_of_head(data)
+        if not end or len(data) != end + asked.size_bytes:
             return
         if len(self._asked) >= _HEADS_KEPT:
             self._asked.clear()
         self._asked[data[:end]] = asked
+
+
+def _end_of_head(data: bytes) -> int:
+    """Returns the size of the head that `data` begins with; 0 where it is too long to remember, or not all there."""
+    found = data.find(_HEAD_END, 0, _HEAD_KEPT_BYTES)
+    return 0 if found < 0 else found + len(_HEAD_END)
 
 
 def target_of(url: bytes) -> Target | None:
@@ -133,7 +145,7 @@ def without_upgrade(data: bytes) -> bytes:
     A server may ignore the header (RFC 9110, 7.8), and clients that offer HTTP/2 send it with
     ordinary requests. The parser cannot ignore it: it takes such a request for one without a body.
     """
-    end = data.find(HEAD_END)
+    end = data.find(_HEAD_END)
     if end < 0:
         return data
     # Not in the body behind it, which may be long.

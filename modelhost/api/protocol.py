@@ -206,9 +206,7 @@ class HttpProtocol(Connection):
         The parser, which is between two requests, sees nothing of it. Returns False where it has to: then nothing has
         changed.
         """
-        asked = self._known_heads.find(data)
-        exchange = None if asked is None else self._exchange_of(asked)
-        if asked is None or exchange is None:
+        if (asked := self._known_heads.find(data)) is None or (exchange := self._exchange_of(asked)) is None:
             return False
         self._exchange = self.cycle = exchange
         exchange.receive_small(data[-asked.size_bytes :])
@@ -238,9 +236,8 @@ class HttpProtocol(Connection):
             return None
         if key is not None:
             exchange.key_name = key.name
-        # No secrets, and no ids, which do not come again; nor what parsing is the least part of.
-        elif authorization is None and head.request_id is None:
-            self._asked = asked if asked.keeps_alive and 0 < asked.size_bytes <= SMALL_BODY_BYTES else None
+        elif authorization is None and asked.may_come_again:  # no secrets are remembered
+            self._asked = asked
         return exchange
 
     def _exchange_of(self, asked: Asked) -> Exchange | None:
